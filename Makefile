@@ -1,0 +1,40 @@
+# Everything a fresh machine needs is Python 3.11 or newer and make.
+#   make demo    theory beside a real trained network, one figure
+#   make test    every test that runs in minutes on two cores
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types notebooks clean
+
+help:
+	@sed -n '2,3p' Makefile | cut -c 3-
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps neural-tangents
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/ntkcollapse compare --out runs/demo --overwrite
+
+test: .venv/installed
+	$(BIN)/python -m pytest --numprocesses=2
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/basedpyright
+
+notebooks: .venv/installed
+	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 notebooks/*.ipynb
+
+check: lint types test notebooks
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,79 @@
+"""What does each rung of the ladder cost, against training itself?
+
+    python benchmarks/compare.py              digits, m = 30, MLP 64-256-256-64; several minutes on two quiet cores
+    python benchmarks/compare.py --quick      a tiny network, one minute
+
+Every rung predicts the same stretch of training. Costs are in epochs of full-batch training of the same network: the
+best of several warm runs, compilation apart. Beside each cost stands how far the rung is from the network in R_class at
+the end, which is what the cost buys.
+"""
+
+import argparse
+import platform
+import time
+from importlib.metadata import version
+
+import jax
+import numpy as np
+import optax
+
+from ntkcollapse._table import number, percent, table
+from ntkcollapse.commands._measured import digits_run
+from ntkcollapse.comparison import RUNGS, climb, gaps
+from ntkcollapse.data import digits
+from ntkcollapse.networks import mlp
+from ntkcollapse.training import Stepper
+
+
+def epoch(per_class: int, widths: tuple[int, ...], learning_rate: float, repeats: int = 50) -> float:
+    """Seconds of one full-batch step, warm: the best of several."""
+    data = digits(per_class)
+    network = mlp(widths, data.classes.num_classes)
+    stepper = Stepper(network, optax.sgd(learning_rate))
+    state = stepper.start(network.init(jax.random.key(0), data.inputs))
+    inputs, labels = jax.device_put((data.inputs, data.labels))
+    best, record = np.inf, None
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(repeats):
+            state, record = stepper(state, inputs, labels)
+        jax.block_until_ready(record)
+        best = min(best, (time.perf_counter() - began) / repeats)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2, help="warm runs of each rung")
+    flags = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    size = {"per_class": 3, "widths": (16, 12)} if flags.quick else {"per_class": 30, "widths": (256, 256, 64)}
+    steps, start = (160, 20) if flags.quick else (2560, 80)
+    run = digits_run(**size, learning_rate=0.3, steps=steps, measurements=8, seed=0, starts=(start,), keep_all=True)
+    one = epoch(size["per_class"], size["widths"], 0.3)
+    rows = []
+    for name, rung in RUNGS.items():
+        seconds, prediction = [], None
+        for _ in range(1 + flags.repeats):
+            # A new start, so that kernels are measured anew: they are part of what the rung costs.
+            beginning = run.start(start)
+            began = time.perf_counter()
+            ladder = climb(beginning, [name])
+            seconds.append(time.perf_counter() - began)
+            prediction = ladder
+        if prediction is None or name not in prediction.rungs:
+            rows.append([f"{rung.number}  {rung.label}", "-", "-", "-", "-"])
+            continue
+        warm = min(seconds[1:])
+        off = gaps(prediction.network, prediction.rungs[name], ["residual_class"])["residual_class"].relative[-1]
+        said = f"{rung.number}  {rung.label}"
+        rows.append([said, number(seconds[0] - warm), number(warm), number(warm / one), percent(off)])
+    N, P = run.trajectory.classes.num_samples, next(iter(run.networks.values())).num_params
+    print(f"N = {N}, P = {P}, {steps - start} steps predicted; one epoch (full-batch step): {1e3 * one:.2f} ms")
+    print(table(["rung", "compilation, s", "warm, s", "in epochs", "R_class at the end"], rows))
+    print(f"jax {version('jax')}, {platform.machine()}, {jax.devices()}")
+
+
+if __name__ == "__main__":
+    main()

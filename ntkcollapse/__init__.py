@@ -1,0 +1,45 @@
+"""Block-structured NTK theory of neural collapse beside trained networks.
+
+import ntkcollapse as nc
+
+classes = nc.Classes.balanced(num_classes=10, per_class=100)
+kappa = nc.BlockKernel(diagonal=3.0, within=2.0, between=0.6)
+run = nc.simulate(nc.LastLayer(H=H, W=W, b=b), kappa, classes, times)
+"""
+
+from ntkcollapse import collapse, ntk, theory
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes, ResidualParts, class_order
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.losses import Clock, CrossEntropy, SquaredError
+from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
+from ntkcollapse.simulation import SimulationError, simulate
+from ntkcollapse.theory import models
+from ntkcollapse.theory.reduced import ReducedStart
+from ntkcollapse.trajectory import Trajectory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockKernel",
+    "Classes",
+    "Clock",
+    "CrossEntropy",
+    "DenseKernel",
+    "GroupedKernel",
+    "KernelPath",
+    "LastLayer",
+    "ReducedStart",
+    "ResidualParts",
+    "SampleKernel",
+    "SimulationError",
+    "SquaredError",
+    "Trajectory",
+    "class_order",
+    "collapse",
+    "models",
+    "ntk",
+    "simulate",
+    "theory",
+]

@@ -1,0 +1,81 @@
+"""Checks of arguments, made before any compute: what was given, what was expected, what to do about it.
+
+Values that are being traced (under `jit`, `vmap` or `grad`) pass unseen: only their shapes are known.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether any array in these pytrees has no value yet."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Every number in the pytree is finite."""
+    if is_traced(value):
+        return
+    for leaf in jax.tree.leaves(value):
+        finite = np.isfinite(np.asarray(leaf))
+        if not finite.all():
+            bad = tuple(int(i) for i in np.argwhere(~finite)[0])
+            where = f" at index {bad}" if bad else ""
+            raise ValueError(
+                f"{name}: expected finite numbers, got {np.asarray(leaf)[bad]}{where} "
+                f"({int((~finite).sum())} of {finite.size} entries are not finite); "
+                "find what produced it before going on."
+            )
+
+
+def check_shape(name: str, value: Any, expected: Sequence[int | None], meaning: str) -> None:
+    """The shape is `expected`, where None stands for any length."""
+    shape = np.shape(value)
+    fits = len(shape) == len(expected) and all(e in (None, s) for s, e in zip(shape, expected, strict=True))
+    if not fits:
+        wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
+        raise ValueError(f"{name}: expected shape {wanted}, {meaning}; got {shape}.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """The value is one of the names offered; the nearest one is suggested."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}.{hint}")
+
+
+def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
+    """Every number in the pytree is finite and above zero (or, with `zero`, not below it)."""
+    check_finite(name, value)
+    if is_traced(value):
+        return
+    for leaf in jax.tree.leaves(value):
+        array = np.asarray(leaf)
+        if not ((array >= 0) if zero else (array > 0)).all():
+            wanted = "zero or above" if zero else "above zero"
+            raise ValueError(f"{name}: expected numbers {wanted}, got {array.min()}.")
+
+
+def check_increasing(name: str, times: Any, *, at_least: int = 2) -> None:
+    """A vector of at least `at_least` finite, strictly increasing times."""
+    check_shape(name, times, (None,), "one time an entry")
+    check_finite(name, times)
+    if np.shape(times)[0] < at_least:
+        raise ValueError(f"{name}: expected at least {at_least} times, got {np.shape(times)[0]}.")
+    if is_traced(times):
+        return
+    steps = np.diff(np.asarray(times, dtype=float))
+    if not (steps > 0).all():
+        i = int(np.argmin(steps > 0))
+        raise ValueError(
+            f"{name}: expected strictly increasing times, got {np.asarray(times)[i]} "
+            f"then {np.asarray(times)[i + 1]} at index {i}; sort them and drop repetitions."
+        )

@@ -1,0 +1,36 @@
+"""Tables for a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def number(value: Any) -> str:
+    """Four significant digits in at most nine columns."""
+    x = float(value)
+    if np.isnan(x):
+        return "-"
+    if x == 0:
+        return "0"
+    return f"{x:.4g}" if 1e-3 <= abs(x) < 1e5 else f"{x:.2e}"
+
+
+def percent(value: Any) -> str:
+    """A relative difference with its sign: +12%; a factor where it is large: x13."""
+    x = float(value)
+    if np.isnan(x):
+        return "-"
+    return f"{100 * x:+.1f}%" if abs(x) < 10 else f"x{x + 1:.3g}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, all others to the right."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, rest = row[0].ljust(widths[0]), [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(cells[0]), "-" * len(line(cells[0])), *[line(row) for row in cells[1:]]])

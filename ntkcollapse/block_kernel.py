@@ -1,0 +1,191 @@
+"""The block-structured kernel: one value on the diagonal, one within classes, one between them."""
+
+import warnings
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse._types import AnyArray
+from ntkcollapse.classes import Classes
+from ntkcollapse.sample_kernel import SampleKernel
+
+
+class BlockKernel(SampleKernel):
+    r"""A kernel whose entries depend on classes only.
+
+        K_ij = diagonal (i = j),  within (same class, i ≠ j),  between (different classes)
+        K = λ_single I + Z G Zᵀ,  λ_single = diagonal − within,  G = (within − between) I + between 1 1ᵀ
+
+    The three numbers are the paper's (κ_d, κ_c, κ_n) for the feature kernel Θ^h and (γ_d, γ_c, γ_n) for the output
+    kernel Θ. In the general form `diagonal` and `within` have one value a class and `between` is a symmetric C × C
+    matrix (its own diagonal is not read): everything here holds for it too.
+
+    With m samples in each class the eigenvalues are, and the theorem wants, λ_global ≥ λ_class ≥ λ_single > 0:
+
+        λ_single = diagonal − within               (N − C times)
+        λ_class  = λ_single + m (within − between)   (C − 1 times)
+        λ_global = λ_class + N between               (once)
+
+    Args:
+        diagonal: scalar or (C,).
+        within: scalar or (C,).
+        between: scalar or (C, C).
+
+    Raises:
+        ValueError: λ_single ≤ 0, a `between` that is not symmetric, or numbers that are not finite.
+
+    Warns:
+        UserWarning: the order of the eigenvalues is violated (within < between, or between < 0).
+
+    References:
+        Seleznova et al. (2023), Section 2.3 (block structure), Section 4.1 and Table 1 (eigenvalues).
+
+    >>> kappa = BlockKernel(diagonal=3.0, within=2.0, between=0.5)
+    >>> [float(x) for x in kappa.rates(Classes.balanced(num_classes=4, per_class=5))]
+    [1.0, 8.5, 18.5]
+    """
+
+    diagonal: Float[Array, "*single"]
+    within: Float[Array, "*single"]
+    between: Float[Array, "*pair"]
+    reducible: ClassVar[bool] = True
+
+    def __init__(self, diagonal, within, between):
+        values = [jnp.asarray(x, dtype=jnp.result_type(float, x)) for x in (diagonal, within, between)]
+        self.diagonal, self.within, self.between = values
+
+    def __check_init__(self):
+        C = max((x.shape[0] for x in (self.diagonal, self.within, self.between) if x.ndim), default=None)
+        for name, value, general in (
+            ("diagonal", self.diagonal, (C,)),
+            ("within", self.within, (C,)),
+            ("between", self.between, (C, C)),
+        ):
+            if value.ndim:
+                check_shape(name, value, general, "one value for each class (between: each pair of classes)")
+            check_finite(name, value)
+        if is_traced(self.diagonal, self.within, self.between):
+            return
+        lambda_single = np.asarray(self.diagonal) - np.asarray(self.within)
+        if lambda_single.min() <= 0:
+            raise ValueError(
+                f"diagonal, within: expected λ_single = diagonal − within above zero, got {lambda_single.min():.4g}; "
+                "a sample's kernel with itself exceeds its kernel with others of its class."
+            )
+        B = np.asarray(self.between)
+        off = B if B.ndim == 0 else B[~np.eye(len(B), dtype=bool)]
+        if B.ndim and np.abs(B - B.T).max() > 1e-5 * np.abs(B).max():
+            raise ValueError("between: expected a symmetric matrix of class-pair means, got one that is not.")
+        if np.min(self.within) < np.max(off):
+            warnings.warn(
+                f"kernel: within = {np.min(self.within):.4g} < between = {np.max(off):.4g}, so λ_class ≥ λ_single "
+                "fails: the kernel is not aligned with the classes as the theorem assumes.",
+                stacklevel=3,
+            )
+        if np.min(off) < 0:
+            warnings.warn(
+                f"kernel: between = {np.min(off):.4g} < 0, so λ_global ≥ λ_class fails: "
+                "the global mean is not the fastest part as the theorem assumes.",
+                stacklevel=3,
+            )
+
+    @classmethod
+    def from_class_pairs(cls, diagonal: Float[AnyArray, " C"], class_pairs: Float[AnyArray, "C C"]) -> "BlockKernel":
+        """The general block kernel of measured means: `diagonal` a class, `class_pairs` over i ≠ j."""
+        pairs = jnp.asarray(class_pairs)
+        return cls(diagonal=diagonal, within=jnp.diagonal(pairs), between=pairs)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it is the theorem's form: three numbers."""
+        return self.diagonal.ndim == self.within.ndim == self.between.ndim == 0
+
+    @property
+    def lambda_single(self) -> Float[Array, "*single"]:
+        """λ_single = diagonal − within: one number, or one a class."""
+        return self.diagonal - self.within
+
+    def lambda_class(self, classes: Classes) -> Float[Array, ""]:
+        """λ_class = λ_single + m (within − between); three-number form and balanced classes only."""
+        self._check_uniform()
+        return self.lambda_single + classes.per_class * (self.within - self.between)
+
+    def lambda_global(self, classes: Classes) -> Float[Array, ""]:
+        """λ_global = λ_class + N between; three-number form and balanced classes only."""
+        return self.lambda_class(classes) + classes.num_samples * self.between
+
+    def rates(self, classes: Classes) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """(λ_single, λ_class, λ_global)."""
+        return self.lambda_single, self.lambda_class(classes), self.lambda_global(classes)
+
+    def pair_matrix(self, num_classes: int) -> Float[Array, "C C"]:
+        """G: entry of K for two different samples of classes c and d."""
+        eye = jnp.eye(num_classes, dtype=bool)
+        within = jnp.broadcast_to(self.within, (num_classes,))
+        between = jnp.broadcast_to(self.between, (num_classes, num_classes))
+        return jnp.where(eye, jnp.broadcast_to(within[:, None], eye.shape), between)
+
+    def mv(self, X, classes):
+        single = classes.expand(jnp.broadcast_to(self.lambda_single, (classes.num_classes,)))
+        return jnp.einsum("...i,i->...i", X, single) + classes.expand(
+            classes.sums(X) @ self.pair_matrix(classes.num_classes)
+        )
+
+    def solve(self, X, classes):
+        # X splits into deviations, where K acts as λ_single of their class, and class means, where Z Γ Zᵀ acts.
+        C = classes.num_classes
+        means, sizes = classes.means(X), classes.weights
+        single = classes.expand(1 / jnp.broadcast_to(self.lambda_single, (C,)))
+        on_classes = means @ jnp.linalg.inv(sizes[:, None] * self.class_gram(sizes))
+        return jnp.einsum("...i,i->...i", classes.deviations(X), single) + classes.expand(on_classes)
+
+    def as_matrix(self, classes):
+        return self.mv(jnp.eye(classes.num_samples, dtype=self.diagonal.dtype), classes)
+
+    def eigenvalues(self, classes):
+        C = classes.num_classes
+        sizes = np.asarray(classes.sizes, dtype=float)
+        root = jnp.sqrt(classes.weights.astype(self.diagonal.dtype))
+        on_classes = jnp.linalg.eigvalsh(root[:, None] * self.class_gram(classes.weights) * root[None, :])
+        if self.lambda_single.ndim == 0:
+            single, counts = self.lambda_single[None], [classes.num_samples - C]
+        else:
+            single, counts = self.lambda_single, list(sizes - 1)
+        if self.is_uniform and classes.is_balanced:
+            values = jnp.stack(self.rates(classes))
+            multiplicity = np.asarray([classes.num_samples - C, C - 1, 1], dtype=float)
+        else:
+            values = jnp.concatenate([single, on_classes])
+            multiplicity = np.asarray([*counts, *np.ones(C)], dtype=float)
+        if is_traced(values):
+            return values, multiplicity
+        order = np.argsort(np.asarray(values))
+        order = order[multiplicity[order] > 0]
+        return values[order], multiplicity[order]
+
+    def class_gram(self, sizes):
+        C = sizes.shape[0]
+        diagonal = jnp.broadcast_to(self.lambda_single, (C,)) / sizes.astype(self.diagonal.dtype)
+        return self.pair_matrix(C) + jnp.diag(diagonal)
+
+    def group_rates(self, num_classes):
+        # One rate for all deviations, or one a class.
+        del num_classes
+        return jnp.atleast_1d(self.lambda_single)
+
+    def split(self, deviations, classes):
+        deviations = jnp.asarray(deviations)
+        if self.lambda_single.ndim == 0:
+            return deviations[None]
+        member = classes.Y == 1
+        return jnp.where(member[:, None, :], deviations[None], jnp.zeros((), deviations.dtype))
+
+    def _check_uniform(self) -> None:
+        if not self.is_uniform:
+            raise ValueError(
+                "kernel: λ_class and λ_global are defined for the three-number form; "
+                "ask a general block kernel for eigenvalues(classes)."
+            )

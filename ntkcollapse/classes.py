@@ -1,0 +1,171 @@
+"""Classes of samples in class-major order, and the projections that the order defines."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from ntkcollapse._checks import check_shape
+from ntkcollapse._types import AnyArray
+
+
+class ResidualParts(NamedTuple):
+    """The three orthogonal parts of a residual, R = single + class_ + global_.
+
+    single: R − R_class, what differs between samples of one class;
+    class_: R_class − R_global, class means about the global mean;
+    global_: R_global, the mean over all samples. Each is (C, N).
+    """
+
+    single: Float[Array, "C N"]
+    class_: Float[Array, "C N"]
+    global_: Float[Array, "C N"]
+
+
+class Classes(eqx.Module):
+    """C classes of m_c samples each; sample columns stand class by class.
+
+    With Z (N × C) the indicator of membership and D = diag(m_c), the labels are Y = Zᵀ, class means are
+    X Z D⁻¹, and X ↦ X Z D⁻¹ Zᵀ is the projection on what is constant within classes.
+
+    Args:
+        sizes: number of samples of each class, all at least 1.
+
+    Raises:
+        ValueError: fewer than two classes, or an empty one.
+
+    >>> Classes(sizes=(2, 3)).labels.tolist()
+    [0, 0, 1, 1, 1]
+    """
+
+    sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda s: tuple(int(m) for m in s))
+
+    def __check_init__(self):
+        if len(self.sizes) < 2:
+            raise ValueError(f"sizes: expected at least two classes, got {len(self.sizes)}.")
+        if min(self.sizes) < 1:
+            empty = self.sizes.index(min(self.sizes))
+            raise ValueError(
+                f"sizes: expected at least one sample in every class, got {min(self.sizes)} in class {empty}; "
+                "drop that class from the labels."
+            )
+
+    @classmethod
+    def balanced(cls, num_classes: int, per_class: int) -> "Classes":
+        """C classes of m samples each."""
+        return cls(sizes=(per_class,) * num_classes)
+
+    @classmethod
+    def from_labels(cls, labels: Shaped[AnyArray, "..."] | Sequence[int]) -> "Classes":
+        """The classes of labels that already stand in class order 0, 0, …, 1, 1, …
+
+        Raises:
+            ValueError: labels that are not in class order (use `class_order` to sort them).
+        """
+        y = _check_labels(labels)
+        if (np.diff(y) < 0).any():
+            i = int(np.argmax(np.diff(y) < 0))
+            raise ValueError(
+                f"labels: expected class order (all of class 0, then all of class 1, ...), got label {y[i]} "
+                f"before {y[i + 1]} at index {i}; sort samples with ntkcollapse.class_order(labels)."
+            )
+        return cls(sizes=tuple(np.bincount(y)))
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.sizes)
+
+    @property
+    def num_samples(self) -> int:
+        """N = Σ_c m_c."""
+        return sum(self.sizes)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every class has the same number of samples."""
+        return len(set(self.sizes)) == 1
+
+    @property
+    def per_class(self) -> int:
+        """m, the common class size.
+
+        Raises:
+            ValueError: the classes differ in size.
+        """
+        if not self.is_balanced:
+            raise ValueError(
+                f"classes: expected classes of one size, got sizes from {min(self.sizes)} to {max(self.sizes)}; "
+                "this quantity is defined for balanced classes only."
+            )
+        return self.sizes[0]
+
+    @property
+    def labels(self) -> Int[Array, " N"]:
+        """The class of each sample, non-decreasing."""
+        return jnp.asarray(np.repeat(np.arange(self.num_classes), self.sizes), dtype=int)
+
+    @property
+    def weights(self) -> Float[Array, " C"]:
+        """d, the sizes m_c as floating-point numbers."""
+        return jnp.asarray(self.sizes, dtype=float)
+
+    @property
+    def Y(self) -> Float[Array, "C N"]:
+        """One-hot labels, one column a sample."""
+        return jnp.asarray(np.repeat(np.eye(self.num_classes), self.sizes, axis=1), dtype=float)
+
+    def sums(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... C"]:
+        """X Z: sums over the samples of each class."""
+        X = jnp.asarray(X)
+        check_shape("X", X, (*(None,) * (X.ndim - 1), self.num_samples), "one column a sample")
+        if self.is_balanced:
+            return X.reshape(*X.shape[:-1], self.num_classes, self.per_class).sum(-1)
+        ends = np.cumsum(self.sizes)[:-1]
+        return jnp.stack([part.sum(-1) for part in jnp.split(X, ends, axis=-1)], axis=-1)
+
+    def means(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... C"]:
+        """X Z D⁻¹: class means."""
+        sums = self.sums(X)
+        return sums / jnp.broadcast_to(self.weights.astype(sums.dtype), sums.shape)
+
+    def expand(self, M: Float[AnyArray, "... C"]) -> Float[Array, "... N"]:
+        """M Zᵀ: each class's column repeated over its samples."""
+        return jnp.repeat(M, np.asarray(self.sizes), axis=-1, total_repeat_length=self.num_samples)
+
+    def deviations(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... N"]:
+        """X − X Z D⁻¹ Zᵀ: what remains of each sample after its class mean."""
+        return jnp.asarray(X) - self.expand(self.means(X))
+
+    def parts(self, R: Float[AnyArray, "C N"]) -> ResidualParts:
+        """The three orthogonal parts of R: within classes, between class means, global mean."""
+        R = jnp.asarray(R)
+        means = self.means(R)
+        class_part = self.expand(means)
+        overall = (self.sums(R).sum(-1) / self.num_samples)[:, None] + jnp.zeros(jnp.shape(R), means.dtype)
+        return ResidualParts(single=R - class_part, class_=class_part - overall, global_=overall)
+
+
+def class_order(labels: Shaped[AnyArray, "..."] | Sequence[int]) -> Int[np.ndarray, " N"]:
+    """The stable permutation that puts samples in class order: `x[class_order(y)]`."""
+    return np.argsort(_check_labels(labels), kind="stable")
+
+
+def _check_labels(labels) -> np.ndarray:
+    y = np.asarray(labels)
+    check_shape("labels", y, (None,), "one integer label a sample")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"labels: expected integers 0, ..., C-1, got dtype {y.dtype}; convert with astype(int).")
+    if y.size == 0 or y.min() < 0:
+        got = "no labels" if y.size == 0 else str(y.min())
+        raise ValueError(f"labels: expected integers 0, ..., C-1, got {got}.")
+    missing = np.flatnonzero(np.bincount(y) == 0)
+    if missing.size:
+        raise ValueError(
+            f"labels: expected every class from 0 to {y.max()} to occur, class {missing[0]} has no sample; "
+            "renumber the labels with numpy.unique(labels, return_inverse=True)."
+        )
+    return y

@@ -1,0 +1,86 @@
+"""What the layers of a flax network see and give, as pure functions of a batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax.linen as nn
+from jaxtyping import Array, PyTree
+
+from ntkcollapse._checks import check_choice
+
+Activations = Callable[[Any], dict[str, Array]]
+
+
+class Tap(NamedTuple):
+    """One call of a layer with weights: what went in, what came out (before any non-linearity that follows)."""
+
+    input: Array
+    output: Array
+
+
+def record_layers(module: nn.Module, variables: PyTree, x: Any, *, every: bool = False, **call: Any):
+    """Runs a flax module and keeps the input and output of every layer that has a `kernel`, in order of their calls.
+
+    Args:
+        module: any flax.linen module, whatever it is made of; recurrent or scanned parts show what is traced.
+        variables: parameters and other collections.
+        x: a batch, (N, ...).
+        every: of every submodule that is called on an array and gives one, with weights or not (blocks,
+            normalisations), in the order in which they end.
+        call: what else the module's call needs, ``train=False`` for example.
+    Returns:
+        The module's output, and a dictionary of `Tap` by path ("trunk/linear_0"; a layer that is called again appears
+        as "trunk/linear_0#2").
+    """
+    taps: dict[str, Tap] = {}
+
+    def keep(run, args, kwargs, context):
+        output = run(*args, **kwargs)
+        layer = context.module
+        arrays = context.method_name == "__call__" and all(hasattr(v, "shape") for v in (*args[:1], output))
+        if arrays and args and (every or layer.has_variable("params", "kernel")):
+            path = name = "/".join(layer.path) or type(layer).__name__
+            count = 1
+            while name in taps:
+                count += 1
+                name = f"{path}#{count}"
+            taps[name] = Tap(args[0], output)
+        return output
+
+    with nn.intercept_methods(keep):
+        output = module.apply(variables, x, **call)
+    return output, taps
+
+
+def flax_activations(module: nn.Module, variables: PyTree, *, at: str = "inputs", **call: Any) -> Activations:
+    """The activations of every layer of a flax network, compiled, as a function of a batch.
+
+    Args:
+        module, variables, call: as in `record_layers`.
+        at: "inputs": what each layer with weights sees, so that its predecessor's normalisation and non-linearity are
+            included, and last the network's "output"; "outputs": what each layer with weights gives, before them;
+            "modules": what every submodule gives, blocks and normalisations too.
+    Returns:
+        x ↦ {name: array (N, ...)} in the order of the network.
+    Raises:
+        ValueError: an unknown `at`.
+    """
+    check_choice("at", at, ("inputs", "outputs", "modules"))
+
+    def activations(x):
+        numbered = _run(module, variables, x, at, call)
+        return {key.split(" ", 1)[1]: numbered[key] for key in sorted(numbered)}
+
+    return activations
+
+
+@eqx.filter_jit
+def _run(module, variables, x, at: str, call) -> dict[str, Any]:
+    output, taps = record_layers(module, variables, x, every=at == "modules", **call)
+    if at == "inputs":
+        found = {name: tap.input for name, tap in taps.items()} | {"output": output}
+    else:
+        found = {name: tap.output for name, tap in taps.items()}
+    # What leaves jit is sorted by name, and depth is the order of the calls: so names begin with their number.
+    return {f"{i:06d} {name}": value for i, (name, value) in enumerate(found.items())}

@@ -1,0 +1,117 @@
+"""Collapse of the features that a kernel stands for, from its Gram matrix alone."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
+
+from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse.collapse import _safe
+from ntkcollapse.collapse.nc2 import simplex_gram
+from ntkcollapse.collapse.statistics import check_labels
+
+
+class KernelStatistics(eqx.Module):
+    r"""What class means and within-class scatter of the features of K = Φ(X)ᵀΦ(X) leave in inner products.
+
+        sizes            m_c
+        mean_gram        MᵀM             (C, C): the mean of K over blocks of classes, diagonal entries included
+        within_variance  tr Σ_W          = (1/N) Σ_i ( K_ii − mean of K over i's class block )
+        mean_scatter     Mᵀ S M / N      (C, C)
+
+    Works for kernels whose features are infinitely many (NNGP, infinite-width NTK) or only implicit (an empirical NTK),
+    so that all of them can be compared on one data set.
+    """
+
+    sizes: Float[Array, " C"]
+    mean_gram: Float[Array, "C C"]
+    within_variance: Float[Array, ""]
+    mean_scatter: Float[Array, "C C"]
+
+    @classmethod
+    def from_gram(
+        cls,
+        K: Float[ArrayLike, "N N"],
+        labels: Shaped[ArrayLike, " N"] | Sequence[int],
+        num_classes: int | None = None,
+    ) -> "KernelStatistics":
+        """Of a Gram matrix and the classes of its rows, in any order. Costs C N².
+
+        Raises:
+            ValueError: K that is not square, finite and symmetric; labels as in `ClassStatistics.from_features`.
+        """
+        K = jnp.asarray(K)
+        check_shape("K", K, (None, None), "one row and one column a sample")
+        check_shape("K", K, (K.shape[0], K.shape[0]), "square: rows and columns are the same samples")
+        check_finite("K", K)
+        if not is_traced(K):
+            values = np.asarray(K)
+            asymmetry = np.abs(values - values.T).max() / max(np.abs(values).max(), np.finfo(values.dtype).tiny)
+            if asymmetry > 1e-4:
+                raise ValueError(f"K: expected a symmetric Gram matrix, got relative asymmetry {asymmetry:.2g}.")
+        y, C = check_labels(labels, K.shape[0], num_classes)
+        return _from_gram(K, y, C)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.mean_gram.shape[0]
+
+    @property
+    def centred_mean_gram(self) -> Float[Array, "C C"]:
+        """Gram matrix of the class means about their mean."""
+        P = simplex_gram(self.num_classes, self.mean_gram.dtype)
+        return P @ self.mean_gram @ P
+
+
+def kernel_nc1_kothapalli2025(statistics: KernelStatistics) -> Float[Array, ""]:
+    r"""tr Σ_W / tr Σ_B of the kernel's features; of a linear kernel, `nc1_tirer2022` (class-weighted).
+
+        tr Σ_B = (1/C) Σ_c K̄_cc − (1/C²) Σ_cd K̄_cd,   K̄ = mean_gram
+
+    +inf where all class means coincide.
+
+    References:
+        Kothapalli & Tirer (2025), Can kernel methods explain how the data affects neural collapse?
+    """
+    between = jnp.trace(statistics.centred_mean_gram) / statistics.num_classes
+    return _safe.divide(statistics.within_variance, between, jnp.inf)
+
+
+def kernel_nc1_papyan2020(statistics: KernelStatistics) -> Float[Array, ""]:
+    r"""tr(Σ_W Σ_B⁺) / C of the kernel's features, truncated to rank C − 1 by construction.
+
+    With A the centred means and G = AᵀA, it is tr(G⁺ (AᵀΣ_W A) G⁺). Digits: those of the *squared* condition number of
+    the class means, twice what `nc1_papyan2020` loses.
+    """
+    P = simplex_gram(statistics.num_classes, statistics.mean_gram.dtype)
+    inverse = jnp.linalg.pinv(statistics.centred_mean_gram, hermitian=True)
+    value = jnp.sum(inverse * (inverse @ (P @ statistics.mean_scatter @ P)))
+    return jnp.where(jnp.trace(statistics.centred_mean_gram) > 0, value, jnp.inf)
+
+
+def kernel_nc2_seleznova2023(statistics: KernelStatistics) -> Float[Array, ""]:
+    """`nc2_seleznova2023` of the class means of the kernel's features."""
+    P = simplex_gram(statistics.num_classes, statistics.mean_gram.dtype)
+    return _safe.norm(_safe.unit(statistics.centred_mean_gram) - _safe.unit(P))
+
+
+@eqx.filter_jit
+def _from_gram(K, labels, num_classes: int) -> KernelStatistics:
+    K = K.astype(jnp.result_type(float, K))
+    member = (labels[:, None] == jnp.arange(num_classes)[None, :]).astype(K.dtype)
+    sizes = member.sum(0)
+    average = member / sizes[None, :]
+    inner = jnp.matmul(average.T, K, precision="highest")  # Mᵀ H
+    gram = jnp.matmul(inner, average, precision="highest")
+    deviations = inner - gram[:, labels]
+    within = jnp.mean(jnp.diagonal(K) - jnp.diagonal(gram)[labels])
+    return KernelStatistics(
+        sizes=sizes,
+        mean_gram=gram,
+        within_variance=within,
+        mean_scatter=jnp.matmul(deviations, deviations.T, precision="highest") / K.shape[0],
+    )

@@ -1,0 +1,233 @@
+"""Collapse along depth: every metric in every layer, on training and test data."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_finite, check_positive
+from ntkcollapse.collapse.nearest_centre import ncc_depth
+from ntkcollapse.collapse.statistics import check_label_range, check_no_empty_class
+from ntkcollapse.collapse.streaming import RunningStatistics
+from ntkcollapse.collapse.summary import measure
+
+
+class LayerProfile(NamedTuple):
+    """Metrics of every layer, in the order of the network.
+
+    layers: names; widths: features of each, (L,);
+    train, test: values (L,) by name of the metric, as `layer_profile` lists them; test is empty without test data.
+    """
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+
+    def ncc_depth(self, tolerance: float = 0.0) -> int | None:
+        """The first layer (from 1) whose nearest-class-centre error on training data is at most `tolerance`."""
+        return ncc_depth(self.train["ncc_accuracy"], tolerance)
+
+
+def layer_profile(
+    activations: Callable[[Any], Mapping[str, Array]],
+    inputs: Float[ArrayLike, "N *shape"],
+    labels: Any,
+    test: tuple[Any, Any] | None = None,
+    *,
+    batch_size: int = 500,
+) -> LayerProfile:
+    r"""The collapse profile of a network: one pass for means, one for what needs them, in flat memory.
+
+    Activations are flattened to n numbers a sample. No n × n matrix is formed, however wide a layer is: metrics that
+    ask for the within-class covariance in the directions of the class means get it in those C − 1 directions alone, and
+    the values are the same. Sums are in float64 on the host. Memory: 3 n C numbers for the widest layer, and the
+    activations of one batch.
+
+    | metric | train | test |
+    |---|---|---|
+    | nc1_papyan2020, nc1_tirer2022, nc1_seleznova2023, nc2_seleznova2023, mean_cdnv_galanti2022 | yes | |
+    | ncc_accuracy | yes | yes, by the means of training |
+    | weak_nc1_tirer2022, strong_nc1_tirer2022 | | as `weak_test_collapse`, `strong_test_collapse` |
+    | nc1_tirer2022 | | about the means of the test set itself |
+
+    Args:
+        activations: of a batch, by name of the layer, each (batch, ...): `flax_activations`, or any pure function. The
+            order of the dictionary is that of the profile; `jax.jit` sorts dictionaries by name, so jit inside.
+        inputs, labels: training data, as `activations` takes it.
+        test: test data and labels.
+        batch_size: samples that go through the network at once.
+    Raises:
+        ValueError: a layer whose output is not one row a sample, or not finite; labels out of range, a class without
+            samples. The layer is named.
+    """
+    check_positive("batch_size", batch_size)
+    y, C = check_label_range(labels, np.shape(inputs)[0], None)
+    check_no_empty_class(np.bincount(y, minlength=C))
+    first = _sums(_batches(activations, inputs, y, batch_size), C)
+    frames = {name: _Frame.of(sums) for name, sums in first.items()}
+    train = {name: _Projected.empty(frame, C) for name, frame in frames.items()}
+    for name, features, batch in _batches(activations, inputs, y, batch_size):
+        train[name] = train[name].update(frames[name], features, batch)
+    rows = [_train_values(first[name], train[name]) for name in first]
+    tested = []
+    if test is not None:
+        z, _ = check_label_range(test[1], np.shape(test[0])[0], C)
+        check_no_empty_class(np.bincount(z, minlength=C))
+        own = _sums(_batches(activations, test[0], z, batch_size), C)
+        seen = {name: _Projected.empty(frame, C) for name, frame in frames.items()}
+        for name, features, batch in _batches(activations, test[0], z, batch_size):
+            seen[name] = seen[name].update(frames[name], features, batch)
+        tested = [_test_values(first[name], own[name], seen[name]) for name in first]
+    return LayerProfile(
+        layers=tuple(first),
+        widths=tuple(sums.means.shape[0] for sums in first.values()),
+        train={key: np.array([row[key] for row in rows]) for key in rows[0]},
+        test={key: np.array([row[key] for row in tested]) for key in tested[0]} if tested else {},
+    )
+
+
+def singular_split(
+    kernel: Float[ArrayLike, "*fan out"],
+    x: Float[ArrayLike, "N *shape"],
+    linear: Callable[[Array, Array], Array] = lambda x, kernel: x @ kernel,
+) -> dict[str, Array]:
+    r"""A layer's input, and the same after each factor of its weight W = U S Vᵀ.
+
+    With W of shape (out, fan) = kernelᵀ, S Vᵀ is where a linear layer can lose within-class variance; U only rotates
+    what is left, and NC1 does not see rotations, so that what NC1 changes by after U is the non-linearity's doing. Give
+    the result, with the non-linearity of "after U" as one more entry, to `layer_profile` as the activations of a batch.
+
+    Args:
+        kernel: as flax stores it: (in, out), or (height, width, in, out) of a convolution.
+        x: input of the layer, rows.
+        linear: (x, kernel) ↦ the layer's linear map without bias, for any number of outputs; a matrix product unless
+            given, a convolution for example.
+    Returns:
+        {"input", "after SVᵀ", "after U"}, the last one W x.
+    References:
+        Beaglehole, Súkeník, Mondelli & Belkin (2024), on the average gradient outer product and collapse.
+    """
+    x, K = jnp.asarray(x), jnp.asarray(kernel)
+    flat = K.reshape(-1, K.shape[-1])
+    V, S, Ut = jnp.linalg.svd(flat, full_matrices=False)
+    right = linear(x, (V * S[None, :]).reshape(*K.shape[:-1], S.shape[0]))
+    return {"input": x, "after SVᵀ": right, "after U": right @ Ut}
+
+
+def _batches(activations, inputs, labels, batch_size: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(layer, float64 features in rows, labels) batch by batch."""
+    N = np.shape(inputs)[0]
+    for start in range(0, N, batch_size):
+        batch = inputs[start : start + batch_size]
+        size = np.shape(batch)[0]
+        found = activations(batch)
+        if not found:
+            raise ValueError("activations: expected at least one layer, got none; a network without kernels has none.")
+        for name, value in found.items():
+            value = np.asarray(value)
+            if np.ndim(value) < 2 or np.shape(value)[0] != size:
+                raise ValueError(
+                    f"activations[{name!r}]: expected one row for each of the {size} samples of the batch, got shape "
+                    f"{np.shape(value)}; leave out layers whose output is not per sample."
+                )
+            features = value.reshape(size, -1).astype(np.float64)
+            check_finite(f"activations[{name!r}]", features)
+            yield name, features, labels[start : start + batch_size]
+
+
+def _sums(batches, num_classes: int) -> dict[str, RunningStatistics]:
+    sums: dict[str, RunningStatistics] = {}
+    for name, features, labels in batches:
+        if name not in sums:
+            sums[name] = RunningStatistics.empty(features.shape[1], num_classes, scatter=False)
+        sums[name] = sums[name].update(features, labels)
+    return sums
+
+
+class _Frame(NamedTuple):
+    """An orthonormal basis (n, r) of the directions in which class means differ, and the point it is taken about."""
+
+    basis: np.ndarray
+    centre: np.ndarray
+    means: np.ndarray
+
+    @classmethod
+    def of(cls, sums: RunningStatistics) -> "_Frame":
+        centre = sums.means.mean(1)
+        centred = sums.means - centre[:, None]
+        U, _, _ = np.linalg.svd(centred, full_matrices=False)
+        U = U[:, : min(centred.shape[0], centred.shape[1] - 1)]
+        return cls(U, centre, U.T @ centred)
+
+
+class _Projected(NamedTuple):
+    """Sums in the frame of the training means, and squared distances from training means in the full space."""
+
+    inside: RunningStatistics
+    hits: float
+    nearest: float
+    own: float
+
+    @classmethod
+    def empty(cls, frame: _Frame, num_classes: int) -> "_Projected":
+        return cls(RunningStatistics.empty(frame.basis.shape[1], num_classes), 0.0, 0.0, 0.0)
+
+    def update(self, frame: _Frame, features: np.ndarray, labels: np.ndarray) -> "_Projected":
+        centred = features - frame.centre
+        inside = centred @ frame.basis
+        # Outside the frame every class mean is the centre, so that this part is common to all distances.
+        outside = np.square(centred - inside @ frame.basis.T).sum(1)
+        squares = np.square(inside[:, :, None] - frame.means[None]).sum(1)
+        nearest = squares.argmin(1)
+        rows = np.arange(labels.size)
+        return _Projected(
+            self.inside.update(inside, labels),
+            self.hits + float((nearest == labels).sum()),
+            self.nearest + float((squares[rows, nearest] + outside).sum()),
+            self.own + float((squares[rows, labels] + outside).sum()),
+        )
+
+
+def _train_values(sums: RunningStatistics, seen: _Projected) -> dict[str, float]:
+    # One more feature stands for all that is orthogonal to the class means: there only variances count.
+    rest = np.maximum(sums.square_deviations.sum(0) - seen.inside.square_deviations.sum(0), 0)[None, :]
+    r, C = seen.inside.means.shape
+    assert seen.inside.scatter is not None
+    scatter = np.zeros((r + 1, r + 1))
+    scatter[:r, :r], scatter[r, r] = seen.inside.scatter, rest.sum()
+    compressed = RunningStatistics(
+        sums.sizes,
+        np.concatenate([seen.inside.means, np.zeros((1, C))]),
+        scatter,
+        np.concatenate([seen.inside.square_deviations, rest]),
+    )
+    with warnings.catch_warnings():
+        # That a narrow layer cannot hold a simplex ETF is no news here; its width stands in the profile.
+        warnings.simplefilter("ignore", UserWarning)
+        values = measure(compressed)
+    names = ("nc1_papyan2020", "nc1_tirer2022", "nc2_seleznova2023", "mean_cdnv_galanti2022")
+    return {name: values[name] for name in names} | {
+        "nc1_seleznova2023": float(np.sqrt(sums.square_deviations / sums.sizes).mean()),
+        "ncc_accuracy": seen.hits / sums.num_samples,
+    }
+
+
+def _test_values(train: RunningStatistics, own: RunningStatistics, seen: _Projected) -> dict[str, float]:
+    def between(sums):
+        return float(np.square(sums.means - sums.means.mean(1, keepdims=True)).sum() / sums.sizes.size)
+
+    def ratio(within, variance):
+        return within / variance if variance > 0 else float("inf")
+
+    N = own.num_samples
+    return {
+        "nc1_tirer2022": ratio(float(own.square_deviations.sum()) / N, between(own)),
+        "weak_nc1_tirer2022": ratio(seen.nearest / N, between(train)),
+        "strong_nc1_tirer2022": ratio(seen.own / N, between(train)),
+        "ncc_accuracy": seen.hits / N,
+    }

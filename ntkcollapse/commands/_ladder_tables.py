@@ -1,0 +1,96 @@
+"""The ladder on one screen: how far each rung is from the network, until when it is close, and who owns the gap."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ntkcollapse._table import number, percent, table
+from ntkcollapse.comparison import FROZEN_CHAIN, PATH_CHAIN, RUNGS, Attribution, Ladder, attribute, gaps
+
+# Observable → column head.
+SHOWN = {
+    "loss": "loss",
+    "residual_single": "R_single",
+    "residual_class": "R_class",
+    "residual_global": "R_global",
+    "nc1_seleznova2023": "NC1",
+    "nc2_seleznova2023": "NC2",
+    "nc3_seleznova2023": "NC3",
+}
+# Shown along the run, but no part of the horizons and prices: the first moves in steps of one sample, the others are
+# what a rung assumes rather than what it predicts.
+COURSE_ONLY = ("nc4_mismatch", "invariant_relative", "kappa_diagonal", "kappa_within", "kappa_between")
+
+
+def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
+    """Everything below, for one start."""
+    parts = [course_table(ladder, times=times), horizon_table(ladder)]
+    for chain in (FROZEN_CHAIN, PATH_CHAIN):
+        if sum(name in ladder.rungs for name in chain) > 1:
+            parts.append(share_table(attributions(ladder, chain)))
+    for name, why in ladder.failures.items():
+        parts.append(f"rung {RUNGS[name].number} ({name}) is missing or ends early: {why}")
+    return "\n\n".join(parts)
+
+
+def course_table(ladder: Ladder, *, times: int = 5) -> str:
+    """The network at a few steps, and how far each rung is from it, in percent or as a factor."""
+    T = len(ladder.network.times)
+    indices = sorted(set(np.linspace(0, T - 1, times + 1).round().astype(int).tolist()[1:]))
+    steps = ladder.network.observables.get("step")
+    said = ["" if steps is None else str(int(steps[i])) for i in indices]
+    rows = [["flow time t", "", *(number(ladder.network.times[i]) for i in indices)]]
+    for name in (*_present(ladder), *(name for name in COURSE_ONLY if name in ladder.network.observables)):
+        rows.append([name, "network", *(number(ladder.network.observables[name][i]) for i in indices)])
+        for rung, run in ladder.rungs.items():
+            if name not in run.observables:
+                continue
+            gap = gaps(ladder.network, run, [name])[name].relative
+            values = [percent(gap[i]) if i < len(gap) else "-" for i in indices]
+            rows.append(["", f"{RUNGS[rung].number}  {RUNGS[rung].label}", *values])
+    return table(["", "step", *said], rows)
+
+
+def horizon_table(ladder: Ladder) -> str:
+    """The last step until which a rung is within 10% of the network."""
+    names = _present(ladder)
+    steps = ladder.network.observables.get("step")
+    times = np.asarray(ladder.network.times)
+    rows = []
+    for rung, run in ladder.rungs.items():
+        row = [f"{RUNGS[rung].number}  {RUNGS[rung].label}"]
+        for name in names:
+            horizon = gaps(ladder.network, run, [name])[name].horizon
+            if steps is None or np.isnan(horizon):
+                row.append(number(horizon))
+            else:
+                row.append(str(int(steps[int(np.searchsorted(times, horizon))])))
+        rows.append(row)
+    unit = "flow time" if steps is None else "step"
+    return table([f"within 10% until {unit}", *(SHOWN[name] for name in names)], rows)
+
+
+def share_table(found: dict[str, Attribution]) -> str:
+    """What each assumption owns of the gap at the last time: factors whose product is network / first rung."""
+    first = next(iter(found.values()))
+    rows = [
+        [share.assumption, *(f"x{np.exp(a.shares[i].change[-1]):.3g}" for a in found.values())]
+        for i, share in enumerate(first.shares)
+    ]
+    rows.append(
+        [
+            f"network / rung {RUNGS[first.shares[0].from_].number}",
+            *(f"x{np.exp(a.gap[-1]):.3g}" for a in found.values()),
+        ]
+    )
+    return table(["price of each assumption, at the end", *(SHOWN[name] for name in found)], rows)
+
+
+def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[str, Attribution]:
+    """Of every observable that the tables show."""
+    return {name: attribute(ladder, name, chain) for name in _present(ladder)}
+
+
+def _present(ladder: Ladder) -> list[str]:
+    runs = [ladder.network, *ladder.rungs.values()]
+    return [name for name in SHOWN if all(name in run.observables for run in runs)]

@@ -1,0 +1,188 @@
+"""Measured runs with their networks: trained here, or made again from the settings of a run directory."""
+
+import dataclasses
+import sys
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ntkcollapse.comparison import MeasuredStart, NetworkAt
+from ntkcollapse.data import Dataset, digits
+from ntkcollapse.networks import Network, Variables, mlp
+from ntkcollapse.training import Moment, TrainConfig, log_spaced, measured_descent, train
+from ntkcollapse.training.run_files import saved_config
+from ntkcollapse.trajectory import Trajectory
+
+
+class MeasuredRun(NamedTuple):
+    """A run measured on everything it is trained on, and its network at some of its records.
+
+    weight_decay: in units of 1/flow time; title: for figures.
+    """
+
+    trajectory: Trajectory
+    networks: dict[int, NetworkAt]
+    weight_decay: float
+    title: str
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimiser step of each record."""
+        return [int(s) for s in np.asarray(self.trajectory.observables["step"])]
+
+    def start(self, step: int, *, homogeneity: float = 0.0) -> MeasuredStart:
+        """From the record at this step on."""
+        at = self.steps.index(step)
+        return MeasuredStart(
+            self.trajectory, at, self.networks, weight_decay=self.weight_decay, homogeneity=homogeneity
+        )
+
+
+def digits_run(
+    *,
+    per_class: int,
+    widths: tuple[int, ...],
+    learning_rate: float,
+    steps: int,
+    measurements: int,
+    seed: int,
+    starts: Sequence[int],
+    keep_all: bool = False,
+) -> MeasuredRun:
+    """A multilayer perceptron on digits by full-batch gradient descent, its networks kept at the starts (or always)."""
+    _check_starts(starts, steps)
+    data = digits(per_class)
+    network = mlp(widths, data.classes.num_classes)
+    at = sorted({*log_spaced(steps, measurements), *starts})
+    networks = {}
+    with tqdm(total=steps, desc="training and measuring", unit="step", disable=not sys.stderr.isatty()) as bar:
+
+        def seen(snapshot):
+            bar.update(snapshot.step - bar.n)
+            if keep_all or snapshot.step in starts:
+                networks[at.index(snapshot.step)] = NetworkAt.of(network, snapshot.variables, data)
+
+        run = measured_descent(
+            network,
+            network.init(jax.random.key(seed), data.inputs),
+            data,
+            learning_rate=learning_rate,
+            at=at,
+            settings={"network": f"mlp {'-'.join(map(str, widths))}", "seed": seed, "per_class": per_class},
+            on_snapshot=seen,
+        )
+    said = f"{data.name}, m={per_class}: MLP {'-'.join(map(str, widths))}, full-batch gradient descent"
+    return MeasuredRun(run, networks, 0.0, said)
+
+
+def measured_again(
+    path: Path, starts: Sequence[int], *, records: int, keep_all: bool = False
+) -> tuple[MeasuredRun, list[int]]:
+    """The run of a directory made again from its settings, measured on its whole training set; and its starts.
+
+    A run is a function of its settings, so its networks need not have been kept. It is measured at `records` of its
+    recorded steps, evenly spaced in the logarithm, at the starts, and at the last one.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: a run without kernels or of another loss than the squared one, an optimiser without a clock, a
+            start outside the run, or a network that does not come out as it was recorded.
+    """
+    recorded = Trajectory.load(path)
+    if recorded.settings.get("producer") != "network":
+        raise ValueError(f"{path}: expected the run of a trained network, got one of the theory.")
+    if recorded.kernel is None:
+        raise ValueError(f"{path}: expected a run measured with kernels, got one without; train with --measure kappa.")
+    steps = [int(s) for s in np.asarray(recorded.observables["step"])]
+    if not starts:
+        starts = [steps[int(np.argmin(np.abs(np.log1p(steps) - np.log1p(steps[-1] / 100))))]]
+    _check_starts(starts, steps[-1])
+    settings = tomllib.loads((path / "config.toml").read_text())
+    if "epochs" not in settings:
+        again = _digits_again(settings, starts, keep_all)
+    else:
+        again = _trained_again(path, steps, starts, records, keep_all)
+    _check_same(recorded, again.trajectory)
+    return again, list(starts)
+
+
+def _digits_again(settings: dict, starts: Sequence[int], keep_all: bool) -> MeasuredRun:
+    names = ("per_class", "learning_rate", "steps", "measurements", "seed")
+    values = {name: settings[name] for name in names}
+    return digits_run(widths=tuple(settings["widths"]), starts=starts, keep_all=keep_all, **values)
+
+
+def _trained_again(path: Path, steps: list[int], starts: Sequence[int], records: int, keep_all: bool) -> MeasuredRun:
+    config = saved_config(path)
+    if config.loss != "squared":
+        raise ValueError(f"{path}: expected a run of the squared loss, which the theory is of, got {config.loss}.")
+    if config.optimizer != "sgd":
+        raise ValueError(f"{path}: expected a run of sgd, whose steps are flow time, got {config.optimizer}.")
+    wanted = np.unique(np.rint(np.geomspace(1, max(steps), records)).astype(int))
+    near = {min(steps, key=lambda s: abs(np.log1p(s) - np.log1p(w))) for w in wanted}
+    return trained_run(config, tuple({0, steps[-1], *near, *starts}), starts, keep_all=keep_all)
+
+
+def trained_run(
+    config: TrainConfig, at: Sequence[int], starts: Sequence[int], *, keep_all: bool = False
+) -> MeasuredRun:
+    """A run from training settings, measured at these steps on its whole training set, its networks kept at the starts.
+
+    Batch normalisation is evaluated with the statistics of the whole set, as full-batch training sees them.
+    """
+    config = dataclasses.replace(
+        config,
+        probe_per_class=0,
+        measure=("kappa", "gamma", "last-layer"),
+        measure_every=0,
+        measure_log=0,
+        measure_steps=tuple(sorted(at)),
+        measure_on="probe",
+        keep_states=True,
+        recompute_statistics=True,
+    )
+    networks: dict[int, tuple[Network, Variables, Dataset]] = {}
+
+    def keep(moment: Moment) -> dict:
+        if keep_all or moment.step in starts:
+            networks[moment.step] = (moment.network, moment.variables, moment.probe)
+        return {}
+
+    run = train(config, measurements={"network": keep}, progress=sys.stderr.isatty())
+    index = {int(s): i for i, s in enumerate(np.asarray(run.observables["step"]))}
+    N, C = run.classes.num_samples, run.classes.num_classes
+    return MeasuredRun(
+        run,
+        {index[step]: NetworkAt.of(*parts) for step, parts in networks.items()},
+        config.weight_decay * N * C,
+        f"{run.settings['data']}, N={N}: {config.network}, sgd",
+    )
+
+
+def _check_starts(starts: Iterable[int], last: int) -> None:
+    for start in starts:
+        if not 0 <= start < last:
+            raise ValueError(f"start: expected a step from 0 to below steps = {last}, got {start}.")
+
+
+def _check_same(recorded: Trajectory, again: Trajectory) -> None:
+    """W does not depend on what a run is measured on; where it differs, so does the network."""
+    if "W" not in recorded.states:
+        return
+    old = {int(s): i for i, s in enumerate(np.asarray(recorded.observables["step"]))}
+    for i, step in enumerate(np.asarray(again.observables["step"])):
+        if int(step) not in old:
+            continue
+        W, V = (np.asarray(run.states["W"][k]) for run, k in ((recorded, old[int(step)]), (again, i)))
+        apart = np.linalg.norm(W - V) / np.linalg.norm(W)
+        # The same bits on the same machine; elsewhere rounding grows along training.
+        if not apart < 1e-2:
+            raise ValueError(
+                f"run: made again from its settings, W differs by {apart:.2g} of its norm at step {int(step)}; the "
+                "data or the versions are not those it was made with."
+            )

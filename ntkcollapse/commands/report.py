@@ -1,0 +1,148 @@
+"""`ntkcollapse report`: everything known of a run on one page that opens anywhere, without a network."""
+
+import importlib.metadata
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ntkcollapse import plots
+from ntkcollapse._config import setting
+from ntkcollapse._table import number
+from ntkcollapse.commands import _html
+from ntkcollapse.commands._ladder_tables import attributions, course_table, horizon_table, share_table
+from ntkcollapse.commands.rates import rates_table
+from ntkcollapse.comparison import PATH_CHAIN, Ladder, load_ladders, measured_rates
+from ntkcollapse.trajectory import Trajectory
+
+SHOWN = (
+    "train_loss train_accuracy test_accuracy loss residual_single residual_class residual_global nc1_papyan2020 "
+    "nc1_seleznova2023 nc2_seleznova2023 nc3_seleznova2023 nc4_mismatch invariant_relative invariant_alignment "
+    "necessary_condition kappa_diagonal kappa_within kappa_between gamma_diagonal gamma_within gamma_between"
+).split()
+
+THEORY = (
+    "M. Seleznova, D. Weitzner, R. Giryes, G. Kutyniok, H.-H. Chou: Neural (Tangent Kernel) Collapse. "
+    "Advances in Neural Information Processing Systems 36 (NeurIPS 2023)."
+)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Settings of `ntkcollapse report`."""
+
+    run: str | None = setting(None, "run directory", positional=True)
+    out: str | None = setting(None, "file to write (default: report.html in the run directory)")
+    overwrite: bool = setting(False, "replace a report that is there")
+
+
+def report_command(config: ReportConfig) -> None:
+    """One self-contained HTML page of a run: figures, tables, settings, versions, how to cite."""
+    if config.run is None:
+        raise ValueError("run: expected a run directory, as `simulate`, `train` and `compare` leave one.")
+    path = Path(config.run)
+    file = path / "report.html" if config.out is None else Path(config.out)
+    if file.exists() and not config.overwrite:
+        raise FileExistsError(f"{file} exists: name another file with --out, or pass --overwrite.")
+    run = Trajectory.load(path)
+    ladders = load_ladders(path) if (path / "comparison.nc").exists() else {}
+    text = report(run, ladders, title=path.resolve().name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".report-", delete=False, encoding="utf-8") as part:
+        part.write(text)
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, file)
+    print(f"report  {file}  ({file.stat().st_size / 1e6:.1f} MB, one file, opens offline)")
+
+
+def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:
+    """The page."""
+    body = [_html.heading(title, 1), _html.paragraph(_headline(run))]
+    body += list(_course(run))
+    body += list(_rates(run))
+    for step, ladder in ladders.items():
+        body += list(_ladder(step, ladder))
+    body += [_html.heading("Settings"), _html.mapping(run.settings)]
+    body += [_html.heading("Versions"), _html.mapping(_versions())]
+    body += [
+        _html.heading("How to cite"),
+        _html.paragraph(f"The theory: {THEORY}"),
+        _html.paragraph(f"The software: ntkcollapse {importlib.metadata.version('ntkcollapse')}."),
+    ]
+    return _html.page(f"{title}: ntkcollapse report", body)
+
+
+def _headline(run: Trajectory) -> str:
+    classes, settings = run.classes, run.settings
+    sizes = (
+        f"m = {classes.per_class}" if classes.is_balanced else f"m from {min(classes.sizes)} to {max(classes.sizes)}"
+    )
+    kind = "A trained network" if settings.get("producer") == "network" else "The theory"
+    said = f"{kind}, C = {classes.num_classes} classes, {sizes}, {len(run.times)} records"
+    if "step" in run.observables:
+        said += f" up to optimiser step {int(run['step'][-1])}"
+    clock = "flow time of the loss ½‖R‖²" if settings.get("clock", "flow") == "flow" else "optimiser steps"
+    return f"{said}. Times are {clock}."
+
+
+def _course(run: Trajectory) -> Iterator[str]:
+    yield _html.heading("Course of the run")
+    if float(run.times[-1]) > 0:
+        label = "network" if run.settings.get("producer") == "network" else "theory"
+        yield _html.figure(
+            plots.comparison_figure({label: run}),
+            "Loss, residual parts, collapse, invariant and feature kernel in time.",
+        )
+    indices = sorted(set(np.linspace(0, len(run.times) - 1, 6).round().astype(int).tolist()))
+    rows = [
+        [name, *(number(run.observables[name][i]) for i in indices)]
+        for name in SHOWN
+        if name in run.observables and run.observables[name].ndim == 1
+    ]
+    steps = run.observables.get("step")
+    if steps is not None:
+        rows.insert(0, ["optimiser step", *(str(int(steps[i])) for i in indices)])
+    yield _html.grid(["time t", *(number(run.times[i]) for i in indices)], rows)
+
+
+def _rates(run: Trajectory) -> Iterator[str]:
+    yield _html.heading("The three rates")
+    try:
+        found = measured_rates(run)
+    except ValueError as error:
+        yield _html.paragraph(f"Not measured: {error}")
+        return
+    yield _html.figure(
+        plots.rates_figure(run, found), "The residual parts, their fitted exponentials, and the predictions."
+    )
+    yield _html.preformatted(rates_table(run, found))
+
+
+def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
+    yield _html.heading(f"The ladder, from step {step}")
+    yield _html.figure(
+        plots.ladder_figure(ladder),
+        "The network (dots) and predictions under assumptions from strong to weak, from the measured state.",
+    )
+    if len(ladder.rungs) > 1:
+        found = attributions(ladder)
+        yield _html.figure(
+            plots.attribution_figure(found),
+            "What each assumption owns of the gap between the first rung and the network at the last time.",
+        )
+        yield _html.preformatted(share_table(found))
+    if "block-path" in ladder.rungs and "sample-path" in ladder.rungs:
+        yield _html.preformatted(share_table(attributions(ladder, PATH_CHAIN)))
+    yield _html.preformatted(horizon_table(ladder))
+    yield _html.preformatted(course_table(ladder))
+    for name, why in ladder.failures.items():
+        yield _html.paragraph(f"Rung {name} is missing or ends early: {why}")
+
+
+def _versions() -> dict[str, str]:
+    names = ("ntkcollapse", "jax", "diffrax", "equinox", "flax", "optax", "numpy", "scipy", "matplotlib")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}

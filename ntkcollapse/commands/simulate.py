@@ -1,0 +1,164 @@
+"""`ntkcollapse simulate`: the theory from named parameters."""
+
+import dataclasses
+import inspect
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntkcollapse import plots
+from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._config import run_directory, setting, write_config
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes
+from ntkcollapse.commands._summaries import files_line, rates_table, simulation_table
+from ntkcollapse.simulation import SimulationError, simulate
+from ntkcollapse.theory.flow import Flow
+from ntkcollapse.theory.initial import INITIAL_CONDITIONS
+from ntkcollapse.theory.integrate import named_solver
+from ntkcollapse.theory.models import MODELS
+
+# Models that start from any state; the others (see docs/models.md) are built in Python.
+MODELS_HERE = (
+    "ntk_collapse",
+    "unconstrained_features",
+    "regularised_features",
+    "cross_entropy_features",
+    "max_margin",
+    "central_path",
+    "layer_peeled",
+    "batch_norm_head",
+    "homogeneous",
+    "spherical_features",
+)
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """Settings of `ntkcollapse simulate`."""
+
+    classes: int = setting(4, "number of classes C")
+    per_class: tuple[int, ...] = setting((20,), "samples in each class m: one number, or one for each class")
+    features: int = setting(16, "number of features n")
+    model: str = setting(
+        "ntk_collapse", "which model; all but the first bring their own kernel, loss, decay", choices=MODELS_HERE
+    )
+    parameters: tuple[str, ...] = setting((), "of the model, as name=value: decay_W=0.01 decay_H=0.02")
+    kappa: tuple[float, ...] = setting((1.0, 0.5, 0.1), "feature kernel: diagonal, within, between classes")
+    initial: str = setting("gaussian", "initial condition", choices=tuple(INITIAL_CONDITIONS))
+    scale: float = setting(0.3, "size of the initial condition")
+    weight_decay: tuple[float, ...] = setting((0.0,), "decay rate of H, W and b, or three rates; per unit flow time")
+    bias: str = setting("free", "whether the bias moves", choices=("free", "frozen", "absent"))
+    until: float | None = setting(None, "flow time to stop at (default: 10 of the slowest predicted decay times)")
+    times: int = setting(200, "number of times to save, log-spaced")
+    solver: str | None = setting(None, "tsit5, dopri5, dopri8, kvaerno3, kvaerno5 (default: stabilised explicit)")
+    rtol: float = setting(1e-6, "relative tolerance of the solver")
+    atol: float = setting(1e-9, "absolute tolerance of the solver")
+    seed: int = setting(0, "of the initial condition")
+    out: str = setting("runs/simulate", "run directory")
+    overwrite: bool = setting(False, "replace what is in the run directory")
+
+
+def simulate_command(config: SimulateConfig) -> None:
+    """Integrates the theory from named parameters; writes the run and its figures; prints rates, drift and NC."""
+    if config.classes < 2:
+        raise ValueError(f"classes: expected at least 2, got {config.classes}.")
+    per_class = config.per_class * (config.classes if len(config.per_class) == 1 else 1)
+    if len(per_class) != config.classes:
+        raise ValueError(f"per_class: expected one number or {config.classes}, got {len(per_class)}.")
+    if len(config.kappa) != 3:
+        raise ValueError(f"kappa: expected three numbers (diagonal, within, between), got {len(config.kappa)}.")
+    if len(config.weight_decay) not in (1, 3):
+        raise ValueError(f"weight_decay: expected one rate or three (H, W, b), got {len(config.weight_decay)}.")
+    if config.times < 10:
+        raise ValueError(f"times: expected at least 10 times to save, got {config.times}.")
+    check_positive("rtol, atol", (config.rtol, config.atol))
+    check_positive("weight_decay", config.weight_decay, zero=True)
+    if config.solver is not None:
+        named_solver(config.solver)
+    classes = Classes(sizes=per_class)
+    kappa = BlockKernel(*config.kappa)
+    kappa.check(classes)
+    decay = dict(zip("HWb", config.weight_decay * (3 // len(config.weight_decay)), strict=True))
+    start = INITIAL_CONDITIONS[config.initial](
+        classes, config.features, kappa, scale=config.scale, key=jax.random.key(config.seed)
+    )
+    model = _model(config, classes)
+    if (config.bias if model is None else model.bias) == "absent":
+        start = dataclasses.replace(start, b=0 * start.b)
+    if model is not None:
+        start = model.retract(start)
+    until = _slowest_time(kappa, classes) * 10 if config.until is None else config.until
+    if not until > 0:
+        raise ValueError(f"until: expected a flow time above 0, got {until}.")
+    times = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, config.times - 1) * until])
+    out = run_directory(config.out, overwrite=config.overwrite)
+    write_config(dataclasses.replace(config, until=until), out)
+
+    options: dict[str, Any] = {"solver": config.solver, "rtol": config.rtol}
+    if model is None:
+        options |= {"weight_decay": decay, "bias": config.bias}
+    began = time.perf_counter()
+    failure = None
+    try:
+        run = simulate(start, model or kappa, classes, times, atol=config.atol, progress=sys.stderr.isatty(), **options)
+    except SimulationError as error:
+        if error.trajectory is None:
+            raise
+        run, failure = error.trajectory, error
+    seconds = time.perf_counter() - began
+    run.save(out, overwrite=config.overwrite)
+    title = f"C={classes.num_classes}, m={per_class[0] if classes.is_balanced else per_class}, n={config.features}, "
+    title += f"{config.model} {' '.join(config.parameters)}, " if model is not None else f"κ={config.kappa}, "
+    title += f"start: {config.initial} ({config.scale:g})"
+    figures = plots.save(plots.simulation_figure(run, title=title), out / "figures" / "simulation")
+    print(simulation_table(run, seconds))
+    if model is None:
+        print()
+        print(rates_table(run))
+    if "largest_correction" in run.statistics:
+        print(
+            f"largest correction back to the constraint: {float(run.statistics['largest_correction']):.2g} (relative)"
+        )
+    print(files_line(out, figures))
+    if failure is not None:
+        raise failure
+
+
+def _model(config: SimulateConfig, classes: Classes) -> Flow | None:
+    """The flow of a named model with its parameters; None for the theory's own, which the other flags describe."""
+    if config.model == "ntk_collapse":
+        if config.parameters:
+            raise ValueError("parameters: ntk_collapse takes --kappa, --weight-decay and --bias instead.")
+        return None
+    if any(config.weight_decay) or config.bias != "free":
+        raise ValueError(
+            f"weight_decay, bias: expected none beside model {config.model!r}, which brings its own; "
+            "use --parameters (for instance decay_W=0.01 decay_H=0.01)."
+        )
+    build = MODELS[config.model].build
+    named = list(inspect.signature(build).parameters)[1:]
+    given: dict[str, Any] = {}
+    for pair in config.parameters:
+        name, _, value = pair.partition("=")
+        check_choice(f"parameters of {config.model}", name, named)
+        try:
+            given[name] = int(value) if value.lstrip("-").isdigit() and name == "layers" else float(value)
+        except ValueError:
+            given[name] = value
+    try:
+        return build(classes, **given)
+    except TypeError as error:
+        raise ValueError(f"parameters: {config.model} takes {', '.join(named) or 'none'}; {error}.") from None
+
+
+def _slowest_time(kappa: BlockKernel, classes: Classes) -> float:
+    """1 / (λ_single √(m/λ_class)): the decay time of deviations near collapse, with the mean m where classes differ."""
+    m = classes.num_samples / classes.num_classes
+    lambda_single = float(kappa.lambda_single)
+    lambda_class = lambda_single + m * float(kappa.within - kappa.between)
+    return 1 / (lambda_single * np.sqrt(m / lambda_class))

@@ -1,0 +1,76 @@
+"""`ntkcollapse sweep`: a table of training runs."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from ntkcollapse._config import setting
+from ntkcollapse._table import number, table
+from ntkcollapse.training import TrainConfig, parse_options, sweep
+
+# What can take several values; all other settings are shared by all runs.
+GRID = (
+    "network", "dataset", "init", "init_scale", "last_layer_scale", "loss", "learning_rate", "weight_decay",
+    "label_noise", "imbalance", "seed",
+)  # fmt: skip
+
+
+def _fields() -> list[tuple[str, Any, Any]]:
+    fields = []
+    for field in dataclasses.fields(TrainConfig):
+        kind, default = field.type, field.default
+        if field.name in GRID:
+            kind, default = tuple[field.type, ...], (default,)  # pyright: ignore[reportGeneralTypeIssues]
+        fields.append((field.name, kind, dataclasses.field(default=default, metadata=field.metadata)))
+    return [
+        *fields,
+        ("out", str, setting("runs/sweep", "directory of all runs")),
+        ("executor", str, setting("local", "where runs go", choices=("local", "submitit"))),
+        ("executor_options", tuple[str, ...], setting((), "of submitit's executor, as name=value")),
+    ]
+
+
+SweepConfig = dataclasses.make_dataclass("SweepConfig", _fields(), frozen=True)
+SweepConfig.__doc__ = "Settings of `ntkcollapse sweep`: those of `train`, some of them with several values."
+SweepConfig.__module__ = __name__
+
+
+def sweep_command(config: Any) -> None:
+    """Trains every combination of the settings that are given several values; started again, it goes on.
+
+    Runs that diverge are recorded as such and do not stop the others. Each run has its own directory below --out.
+    """
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    grid = {name: values[name] for name in GRID if len(values[name]) > 1}
+    if not grid:
+        raise ValueError(f"sweep: expected several values for at least one of {', '.join(GRID)}; got one for each.")
+    base = TrainConfig(**{name: value[0] if name in GRID else value for name, value in values.items()})
+    rows = sweep(
+        base,
+        grid,
+        config.out,
+        executor=config.executor,
+        executor_options=dict(parse_options("executor_options", config.executor_options)),
+        progress=sys.stderr.isatty(),
+        on_run=lambda name, outcome: print(f"{name}: {outcome}", file=sys.stderr),
+    )
+    print(sweep_table(rows, list(grid)))
+    print(f"\nruns    {config.out}/  (summary.csv, one directory a run)")
+    if any(row["outcome"] == "failed" for row in rows):
+        raise RuntimeError(f"some runs failed: their error.txt in {Path(config.out)} says why.")
+
+
+def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> str:
+    """One line a run: what varies, how it ended, and the last measurement."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    shown = [c for c in columns if c in (*varied, "outcome", "step")] + [
+        c for c in columns if c not in (*varied, "outcome", "step", "train_loss", "invariant_norm")
+    ]
+    header = [c.replace("_seleznova2023", "") for c in shown]
+
+    def cell(row: dict[str, Any], column: str) -> str:
+        value = row.get(column, float("nan"))
+        return number(value) if isinstance(value, float) else str(value)
+
+    return table(header, [[cell(row, column) for column in shown] for row in rows])

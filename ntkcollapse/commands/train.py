@@ -1,0 +1,101 @@
+"""`ntkcollapse train`: one network trained as the settings say, measured on the way."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+
+from ntkcollapse import plots
+from ntkcollapse._config import setting
+from ntkcollapse._table import number, table
+from ntkcollapse.commands._summaries import files_line
+from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, saved_config, train
+from ntkcollapse.trajectory import Trajectory
+
+SHOWN = (
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "nc1_seleznova2023",
+    "nc2_seleznova2023",
+    "nc3_seleznova2023",
+    "nc4_mismatch",
+    "kappa_alignment",
+    "gamma_alignment",
+    "invariant_norm",
+    "invariant_alignment",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class TrainCommandConfig(TrainConfig):
+    """Settings of `ntkcollapse train`."""
+
+    out: str = setting("runs/train", "run directory")
+    resume: bool = setting(False, "go on with the run in --out, with its own settings where no others are given")
+    overwrite: bool = setting(False, "replace what is in the run directory")
+
+
+def train_command(config: TrainCommandConfig) -> None:
+    """Trains a network on images, measures collapse and kernels on the way; can be stopped and resumed at any time.
+
+    Ctrl-C or SIGTERM writes a checkpoint and stops. With --resume, settings that are left at their defaults are those
+    of the run in --out.
+    """
+    settings = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
+    if config.resume:
+        settings = _merged(settings, config.out)
+    try:
+        run = train(
+            settings, config.out, resume=config.resume, overwrite=config.overwrite, progress=sys.stderr.isatty()
+        )
+    except NonFiniteLoss as error:
+        # A run that diverged has a trajectory up to there, which is shown as any other.
+        _report(error.last, config.out)
+        raise
+    except Interrupted as error:
+        print(f"{error}\ngo on with: ntkcollapse train --resume --out {config.out}", file=sys.stderr)
+        sys.exit(128 + error.signum)
+    _report(run, config.out)
+
+
+def training_table(run: Trajectory) -> str:
+    """Observables at the start, in between and at the end, and where the time went."""
+    T = len(run.times)
+    indices = sorted({round(i * (T - 1) / 5) for i in range(6)})
+    header = ["epoch", *(number(run.observables["epoch"][i]) for i in indices)]
+    rows = [["flow time t" if run.settings["clock"] == "flow" else "step", *(number(run.times[i]) for i in indices)]]
+    rows += [[name, *(number(run.observables[name][i]) for i in indices)] for name in SHOWN if name in run.observables]
+    seconds = {name.removeprefix("seconds_"): float(value) for name, value in run.statistics.items()}
+    costs = ", ".join(
+        f"{name.removeprefix('measuring_')} {value:.3g}"
+        for name, value in sorted(seconds.items(), key=lambda item: -item[1])
+        if name.startswith("measuring_") and value >= 0.01 * seconds["measuring"]
+    )
+    foot = (
+        f"{run.settings['parameters']:,} parameters, {run.settings['features']} features; "
+        f"{seconds['training']:.3g} s training, {seconds['measuring']:.3g} s measuring ({costs}), with compilation"
+    )
+    return f"{table(header, rows)}\n\n{foot}"
+
+
+def _merged(given: TrainConfig, out: str) -> TrainConfig:
+    """The settings of the run there, with those that are not at their defaults here."""
+    changed = {
+        f.name: getattr(given, f.name) for f in dataclasses.fields(TrainConfig) if getattr(given, f.name) != f.default
+    }
+    return dataclasses.replace(saved_config(out), **changed)
+
+
+def _report(run: Trajectory, out: str) -> None:
+    from pathlib import Path
+
+    settings = run.settings
+    title = (
+        f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
+    )
+    figures = plots.save(plots.comparison_figure({"network": run}, title=title), Path(out) / "figures" / "training")
+    print(training_table(run))
+    print(files_line(Path(out), figures))

@@ -1,0 +1,53 @@
+"""Theory beside networks: predictions from a measured state, and where, when and why the two part."""
+
+from ntkcollapse.comparison.attribution import FROZEN_CHAIN, PATH_CHAIN, Attribution, Share, attribute
+from ntkcollapse.comparison.files import load_ladders, save_ladders
+from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
+from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb
+from ntkcollapse.comparison.network_at import NetworkAt
+from ntkcollapse.comparison.parametric import (
+    FeaturesLinearised,
+    FullNetwork,
+    NetworkLinearised,
+    Parameters,
+    ParametricFlow,
+    ParametricModel,
+)
+from ntkcollapse.comparison.predict import COMPARED, Gap, gaps
+from ntkcollapse.comparison.rates import MeasuredRate, measured_rates, within_class_spectrum
+from ntkcollapse.comparison.rungs import RUNGS, Course, Rung
+from ntkcollapse.comparison.start import MeasuredStart
+
+__all__ = [
+    "COMPARED",
+    "FROZEN_CHAIN",
+    "PATH_CHAIN",
+    "RUNGS",
+    "Attribution",
+    "CollapsePoint",
+    "Course",
+    "FeaturesLinearised",
+    "FullNetwork",
+    "Gap",
+    "InvariantCourse",
+    "Ladder",
+    "MeasuredRate",
+    "MeasuredStart",
+    "NetworkAt",
+    "NetworkLinearised",
+    "Parameters",
+    "ParametricFlow",
+    "ParametricModel",
+    "Rung",
+    "Share",
+    "attribute",
+    "available_rungs",
+    "climb",
+    "collapse_points",
+    "gaps",
+    "invariant_course",
+    "load_ladders",
+    "measured_rates",
+    "save_ladders",
+    "within_class_spectrum",
+]

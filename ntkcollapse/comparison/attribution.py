@@ -1,0 +1,137 @@
+"""Which assumption owns the gap: differences of neighbouring rungs, which sum to it."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from ntkcollapse._checks import check_choice
+from ntkcollapse.comparison.ladder import Ladder
+from ntkcollapse.comparison.predict import gaps
+from ntkcollapse.comparison.rungs import RUNGS
+
+Scale = Literal["log", "linear"]
+
+# From the strongest assumption to the network. The second name of each pair drops what the first one assumes.
+FROZEN_CHAIN = (
+    "block-frozen",
+    "class-pairs",
+    "within-spectrum",
+    "sample-frozen",
+    "features-linearised",
+    "network-flow",
+    "network",
+)
+PATH_CHAIN = ("block-path", "sample-path", "network-flow", "network")
+
+# What is given up between two rungs. Pairs that no chain names are called by their rungs.
+ASSUMPTIONS = {
+    ("block-frozen", "block-path"): "block kernel drift",
+    ("block-frozen", "class-pairs"): "classes alike",
+    ("class-pairs", "within-spectrum"): "one rate within classes",
+    ("within-spectrum", "sample-frozen"): "no cross terms of means and deviations",
+    ("class-pairs", "sample-frozen"): "class blocks",
+    ("block-frozen", "sample-frozen"): "block structure",
+    ("block-path", "sample-path"): "block structure",
+    ("sample-frozen", "sample-path"): "sample kernel drift",
+    ("sample-frozen", "features-linearised"): "average over features",
+    ("sample-path", "network-flow"): "average over features, along the path",
+    ("features-linearised", "network-flow"): "lazy features",
+    ("network-linearised", "features-linearised"): "lazy last layer",
+    ("network-linearised", "network-flow"): "lazy network",
+    ("sample-frozen", "network-flow"): "average over features, and lazy features",
+    ("sample-frozen", "network"): "all that the sample kernel leaves out",
+    ("sample-path", "network"): "average over features, and the optimiser's steps",
+    ("features-linearised", "network"): "lazy features, and the optimiser's steps",
+    ("block-frozen", "network"): "all of it",
+    ("block-path", "network"): "all but the drift of the block kernel",
+    ("network-flow", "network"): "flow instead of the optimiser's steps",
+}
+
+
+class Share(NamedTuple):
+    """What one assumption owns of the gap.
+
+    assumption: what the first rung assumes and the second does not; from_, to: their names;
+    change: second − first at each time, on the scale asked for (natural logarithm, or as it is).
+    """
+
+    assumption: str
+    from_: str
+    to: str
+    change: Float[np.ndarray, " T"]
+
+
+class Attribution(NamedTuple):
+    """The gap in one observable, network − first rung, split among assumptions: gap = Σ changes, at every time.
+
+    horizons: rung → last time until which it stays within the tolerance of the network; NaN if not even the next one.
+    """
+
+    observable: str
+    scale: str
+    times: Float[np.ndarray, " T"]
+    gap: Float[np.ndarray, " T"]
+    shares: tuple[Share, ...]
+    horizons: dict[str, float]
+
+
+def attribute(
+    ladder: Ladder,
+    observable: str,
+    chain: Sequence[str] = FROZEN_CHAIN,
+    *,
+    scale: Scale = "log",
+    tolerance: float = 0.1,
+) -> Attribution:
+    """Splits the gap between the first rung of a chain and the network.
+
+    On the logarithmic scale a change is the logarithm of a factor, and factors multiply to network / first rung; that
+    is the natural scale of what decays. Along other chains the same assumption may own another share: effects are not
+    independent, and the chain is part of the statement. Rungs that the ladder lacks are stepped over.
+
+    Args:
+        ladder: rungs and network.
+        observable: that all of them have.
+        chain: names of rungs from strong to weak, "network" the last.
+        scale: "log" or "linear".
+        tolerance: of the horizons, relative to the network.
+    Raises:
+        ValueError: a chain that does not end in "network", fewer than one rung left in it, an unknown name, or an
+            observable that some rung or the network lacks.
+    """
+    check_choice("scale", scale, get_args(Scale))
+    if not chain or chain[-1] != "network":
+        raise ValueError(f"chain: expected names of rungs with 'network' as the last one, got {tuple(chain)}.")
+    for name in chain[:-1]:
+        check_choice("chain", name, RUNGS)
+    runs = {name: ladder.rungs[name] for name in chain[:-1] if name in ladder.rungs} | {"network": ladder.network}
+    if len(runs) < 2:
+        raise ValueError(f"chain: expected at least one of {tuple(chain[:-1])} in the ladder, got none.")
+    T = min(len(run.times) for run in runs.values())
+    values = {}
+    for name, run in runs.items():
+        check_choice(f"observable (of {name})", observable, run.observables)
+        y = np.asarray(run.observables[observable], dtype=float)[:T]
+        if scale == "log":
+            y = np.log(np.where(y > 0, y, np.nan))
+        values[name] = y
+    names = list(runs)
+    shares = tuple(
+        Share(ASSUMPTIONS.get((a, b), f"{a} → {b}"), a, b, values[b] - values[a]) for a, b in itertools.pairwise(names)
+    )
+    horizons = {
+        name: gaps(ladder.network, run, [observable], tolerance=tolerance)[observable].horizon
+        for name, run in ladder.rungs.items()
+        if observable in run.observables
+    }
+    return Attribution(
+        observable=observable,
+        scale=scale,
+        times=np.asarray(ladder.network.times)[:T],
+        gap=values["network"] - values[names[0]],
+        shares=shares,
+        horizons=horizons,
+    )

@@ -1,0 +1,96 @@
+"""Ladders in a run directory: `comparison.nc`, one group for each start, opened by xarray without this package."""
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5netcdf
+import numpy as np
+import xarray as xr
+
+from ntkcollapse.classes import Classes
+from ntkcollapse.comparison.ladder import Ladder
+from ntkcollapse.trajectory import Trajectory
+
+
+def save_ladders(path: str | os.PathLike, ladders: Mapping[int, Ladder]) -> Path:
+    """Writes `comparison.nc` into the run directory `path`, all or nothing; keys are the steps started from.
+
+    Group "start_<step>": every observable as (rung, time), the network among the rungs, NaN where a rung lacks it.
+    """
+    file = Path(path) / "comparison.nc"
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".comparison-", suffix=".nc")
+    os.close(handle)
+    Path(temporary).unlink()
+    try:
+        for step, ladder in ladders.items():
+            mode = "a" if Path(temporary).exists() else "w"
+            _dataset(step, ladder).to_netcdf(temporary, mode=mode, group=f"start_{step}", engine="h5netcdf")
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return file
+
+
+def load_ladders(path: str | os.PathLike) -> dict[int, Ladder]:
+    """The ladders saved in a run directory, by the step started from.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    file = Path(path) / "comparison.nc"
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no comparison here; `ntkcollapse compare` writes one.")
+    with h5netcdf.File(file, "r") as groups:
+        names = sorted(groups.groups, key=lambda name: int(name.removeprefix("start_")))
+    ladders = {}
+    for name in names:
+        with xr.open_dataset(file, group=name, engine="h5netcdf") as data:
+            data.load()
+        ladders[int(name.removeprefix("start_"))] = _ladder(data)
+    return ladders
+
+
+def _dataset(step: int, ladder: Ladder) -> xr.Dataset:
+    runs = {"network": ladder.network, **ladder.rungs}
+    T = len(ladder.network.times)
+    scalar = [name for name, value in ladder.network.observables.items() if value.ndim == 1]
+    data = {}
+    for name in scalar:
+        values = np.full((len(runs), T), np.nan)
+        for row, run in zip(values, runs.values(), strict=True):
+            if name in run.observables:
+                row[: len(run.times)] = np.asarray(run.observables[name])
+        data[name] = (("rung", "time"), values)
+    attributes = {
+        "step": step,
+        "settings": ladder.network.settings_json,
+        "rungs": json.dumps({name: run.settings for name, run in ladder.rungs.items()}),
+        "failures": json.dumps(ladder.failures),
+        "class_sizes": json.dumps(ladder.network.classes.sizes),
+        "ntkcollapse": importlib.metadata.version("ntkcollapse"),
+        "conventions": "t is gradient-flow time of the loss 0.5*||R||_F^2 summed over samples",
+    }
+    return xr.Dataset(data, coords={"rung": list(runs), "time": np.asarray(ladder.network.times)}, attrs=attributes)
+
+
+def _ladder(data: xr.Dataset) -> Ladder:
+    classes = Classes(sizes=tuple(json.loads(data.attrs["class_sizes"])))
+    settings = {"network": json.loads(data.attrs["settings"])} | json.loads(data.attrs["rungs"])
+    runs = {}
+    for name in map(str, data["rung"].values):
+        rows = {str(k): v.sel(rung=name).values for k, v in data.data_vars.items()}
+        rows = {k: v for k, v in rows.items() if not np.isnan(v).all()}
+        # A rung that stopped early has no numbers after that in any observable.
+        reached = int((~np.isnan(rows["loss"])).sum())
+        runs[name] = Trajectory(
+            data["time"].values[:reached],
+            {k: v[:reached] for k, v in rows.items()},
+            classes,
+            settings=settings[name],
+        )
+    network = runs.pop("network")
+    return Ladder(network=network, rungs=runs, failures=json.loads(data.attrs["failures"]))

@@ -1,0 +1,126 @@
+"""The invariant along training, and what it has to do with collapse over many runs."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ntkcollapse._checks import check_positive
+from ntkcollapse.theory.rate_fit import RateFit, fit_rate
+from ntkcollapse.trajectory import Trajectory
+
+
+class InvariantCourse(NamedTuple):
+    r"""E ∝ WᵀW − H K⁻¹ Hᵀ of one run in time.
+
+    norm, relative: ‖WᵀW − H K⁻¹Hᵀ‖, and the same over ‖WᵀW‖ + ‖H K⁻¹Hᵀ‖;
+    alignment: of the two matrices, 1 where E ∝ WᵀW;
+    condition: distance from the form that collapse needs, over the same sizes;
+    predicted_rate: 2λ, the rate of ‖E‖ where H and W decay alike at λ under a constant kernel; 0 without decay;
+    fit: of an exponential to ‖E‖, None where it does not decay.
+    """
+
+    times: Float[np.ndarray, " T"]
+    norm: Float[np.ndarray, " T"]
+    relative: Float[np.ndarray, " T"]
+    alignment: Float[np.ndarray, " T"]
+    condition: Float[np.ndarray, " T"]
+    predicted_rate: float
+    fit: RateFit | None
+
+
+class CollapsePoint(NamedTuple):
+    """One run of a sweep as one point: the invariant at the start and at the end, and the collapse it led to.
+
+    block_strength: (κ_c − κ_n) / κ_d at the end; NaN for runs without κ.
+    """
+
+    name: str
+    invariant_start: float
+    invariant_end: float
+    alignment_end: float
+    condition_end: float
+    nc1: float
+    nc2: float
+    nc3: float
+    accuracy: float
+    block_strength: float
+
+
+def invariant_course(run: Trajectory, *, decay: float = 0.0) -> InvariantCourse:
+    r"""The invariant along a run, beside its exponential decay E(t) = E(0) e^{−2λt} where H and W decay alike.
+
+    In the theory that is exact for a constant kernel. In a network the kernel moves, features have no decay of their
+    own, and steps are finite: the fitted rate says how far that carries.
+
+    Args:
+        run: with the invariant among its observables.
+        decay: λ, per flow time (`Clock.decay_rate`).
+    Raises:
+        ValueError: a run that was measured without a kernel, or a negative decay.
+    References:
+        Seleznova et al. (2023), Section 5.2 and equation (26); the decay is derived here.
+    """
+    check_positive("decay", decay, zero=True)
+    _check(run)
+    norm = np.asarray(run.observables["invariant_norm"], dtype=float)
+    times = np.asarray(run.times)
+    fit = None
+    if decay:
+        try:
+            fit = fit_rate(times, norm)
+        except ValueError:
+            fit = None
+    return InvariantCourse(
+        times=times,
+        norm=norm,
+        relative=np.asarray(run.observables["invariant_relative"]),
+        alignment=np.asarray(run.observables["invariant_alignment"]),
+        condition=np.asarray(run.observables["necessary_condition"]),
+        predicted_rate=2 * decay,
+        fit=fit,
+    )
+
+
+def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoint]:
+    """The runs of a sweep, one point each: the paper's claim is that collapse goes with E → 0 or E ∝ WᵀW.
+
+    Invariants are relative to ‖WᵀW‖ + ‖H K⁻¹Hᵀ‖, so that runs of different size can stand on one axis.
+
+    Raises:
+        ValueError: a run that was measured without a kernel.
+    References:
+        Seleznova et al. (2023), Section 5.3 and Figure 2.
+    """
+    points = []
+    for name, run in runs:
+        _check(run)
+        seen = run.observables
+        κ = [
+            float(seen[f"kappa_{k}"][-1]) if f"kappa_{k}" in seen else math.nan
+            for k in ("diagonal", "within", "between")
+        ]
+        points.append(
+            CollapsePoint(
+                name=name,
+                invariant_start=float(seen["invariant_relative"][0]),
+                invariant_end=float(seen["invariant_relative"][-1]),
+                alignment_end=float(seen["invariant_alignment"][-1]),
+                condition_end=float(seen["necessary_condition"][-1]),
+                nc1=float(seen["nc1_seleznova2023"][-1]),
+                nc2=float(seen["nc2_seleznova2023"][-1]),
+                nc3=float(seen["nc3_seleznova2023"][-1]),
+                accuracy=float(seen["accuracy"][-1]),
+                block_strength=(κ[1] - κ[2]) / κ[0],
+            )
+        )
+    return points
+
+
+def _check(run: Trajectory) -> None:
+    if "invariant_norm" not in run.observables:
+        raise ValueError(
+            "run: expected one measured with kernels, got one without the invariant; measure κ on the way."
+        )

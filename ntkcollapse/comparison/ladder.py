@@ -1,0 +1,141 @@
+"""The ladder: one measured run beside predictions under assumptions from strong to weak."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkcollapse._checks import check_choice
+from ntkcollapse.classes import Classes
+from ntkcollapse.comparison.rungs import RUNGS, Course
+from ntkcollapse.comparison.start import MeasuredStart
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.observables import Observables, observe
+from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.trajectory import Trajectory
+
+
+class Ladder(NamedTuple):
+    """A measured run from its start on, and what each rung says of it, all observed alike at the same times.
+
+    network: the run from the start on; rungs: name → prediction; failures: name → why a rung is missing.
+    """
+
+    network: Trajectory
+    rungs: dict[str, Trajectory]
+    failures: dict[str, str]
+
+
+def climb(
+    start: MeasuredStart,
+    rungs: Sequence[str] | None = None,
+    *,
+    options: dict[str, dict[str, Any]] | None = None,
+    throw: bool = False,
+    keep_states: bool = False,
+    on_rung: Callable[[str], None] | None = None,
+) -> Ladder:
+    """Predictions of the rungs named, observed as the network was.
+
+    Every rung is observed with the run's own measured block kernel κ(t) at the same time, so that the invariant means
+    the same for all of them: rung 1 conserves it under its frozen kernel, which is not this one.
+
+    Args:
+        start: of the prediction.
+        rungs: names of `RUNGS`; by default all that the start has what they need for.
+        options: rung → options of its own (tolerances, number of groups, method).
+        throw: whether a rung that fails or does not fit into memory raises; it is named in `failures` otherwise.
+        keep_states: whether trajectories keep H, W and b (T n N numbers a rung).
+        on_rung: called with the name before each rung.
+    Raises:
+        ValueError: an unknown rung, or what `MeasuredStart` says is missing.
+    """
+    if rungs is None:
+        rungs = available_rungs(start)
+    found, failures = {}, {}
+    for name in rungs:
+        check_choice("rungs", name, RUNGS)
+        if on_rung is not None:
+            on_rung(name)
+        try:
+            course = RUNGS[name].predict(start, start.times, **(options or {}).get(name, {}))
+        except (MemoryError, RuntimeError) as error:
+            if throw:
+                raise
+            failures[name] = str(error)
+            continue
+        found[name] = observed(course, start, name, keep_states=keep_states)
+        if len(course.times) < len(start.times):
+            failures[name] = f"stopped at t = {float(course.times[-1]):.6g}"
+    return Ladder(network=_from_start(start), rungs=found, failures=failures)
+
+
+def available_rungs(start: MeasuredStart) -> tuple[str, ...]:
+    """The rungs that a start has what they need for: without a network the first two, without its path not 3'."""
+    last = start.run.times.shape[0]
+    whole = all(i in start.networks for i in range(start.index, last))
+    return tuple(
+        name
+        for name, rung in RUNGS.items()
+        if not rung.needs_network or (start.index in start.networks and (whole or name != "sample-path"))
+    )
+
+
+def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bool = False) -> Trajectory:
+    """A rung's states as a trajectory of the same observables as the network's."""
+    run = start.run
+    assert run.kernel is not None
+    logits = course.logits
+    if logits is None:
+        logits = jnp.einsum("tcn,tni->tci", course.W, course.H) + course.b[:, :, None]
+    kernel = jax.vmap(run.kernel.at)(course.times)
+    observables = _observe((course.H, course.W, course.b), logits, kernel, start.classes)
+    # They are the network's, not the rung's: its own kernel is named in the settings.
+    observables = {k: v for k, v in observables.items() if not k.startswith("kappa_")}
+    return Trajectory(
+        course.times,
+        observables,
+        start.classes,
+        states={"H": course.H, "W": course.W, "b": course.b} if keep_states else {},
+        statistics=course.statistics,
+        settings={
+            "producer": "theory",
+            "rung": name,
+            "number": RUNGS[name].number,
+            "label": RUNGS[name].label,
+            "start": start.index,
+            "of": run.settings,
+        },
+    )
+
+
+def _from_start(start: MeasuredStart) -> Trajectory:
+    run, i = start.run, start.index
+    return Trajectory(
+        run.times[i:],
+        {name: value[i:] for name, value in run.observables.items()},
+        run.classes,
+        settings=run.settings | {"start": i},
+    )
+
+
+@eqx.filter_jit
+def _observe(states, logits, kernels: SampleKernel, classes: Classes) -> Observables:
+    def at(inputs):
+        (H, W, b), f, kernel = inputs
+        seen = observe(LastLayer(H=H, W=W, b=b), classes, kernel)
+        R = f - classes.Y
+        norms = [jnp.linalg.norm(part) for part in classes.parts(R)]
+        seen |= dict(zip(("residual_single", "residual_class", "residual_global"), norms, strict=True))
+        hits = jnp.argmax(f, axis=0) == classes.labels
+        return seen | {"loss": jnp.sum(jnp.square(R)) / 2, "accuracy": jnp.mean(hits.astype(f.dtype))}
+
+    return jax.lax.map(at, (states, logits, kernels))
+
+
+def step_of(run: Trajectory, index: int) -> int | None:
+    """The optimiser step of a record, where the run says so."""
+    return int(np.asarray(run.observables["step"])[index]) if "step" in run.observables else None

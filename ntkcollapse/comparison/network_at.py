@@ -1,0 +1,130 @@
+"""A network at one moment of training, as the rungs that need more than its last layer see it."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ntkcollapse._checks import check_shape
+from ntkcollapse.classes import Classes
+from ntkcollapse.data import Dataset
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.networks import Network, Variables
+
+
+class NetworkAt(eqx.Module):
+    """Features h_θ on N samples and the last layer on them, f = W h_θ(x) + b, at one moment.
+
+    Any pure function will do for the features (flax, Equinox, plain JAX): parameters that they do not depend on have
+    gradient 0 and change nothing. `NetworkAt.of` makes one from a `Network`.
+
+    Args:
+        features: (θ, x) ↦ (N, n), one row a sample; in evaluation mode, where one sample's features do not depend on
+            another sample, for everything that asks for a kernel between samples.
+        params: θ at this moment.
+        inputs: x in class order, (N, ...).
+        W: classifier, (C, n).
+        b: bias, (C,).
+        classes: behind the rows of x.
+
+    Raises:
+        ValueError: inputs that are not one row a sample, or features that do not fit W.
+    """
+
+    features: Callable
+    params: PyTree
+    inputs: Float[Array, "N ..."]
+    W: Float[Array, "C n"]
+    b: Float[Array, " C"]
+    classes: Classes
+
+    def __init__(self, features, params, inputs, W, b, classes):
+        # Rungs are integrated in the precision of the theory, whatever the network was trained in.
+        self.features = _double(features)
+        self.params = _double(params)
+        self.inputs, self.W, self.b = (jnp.asarray(x, dtype=jnp.result_type(float)) for x in (inputs, W, b))
+        self.classes = classes
+
+    def __check_init__(self):
+        N, (C, n) = self.classes.num_samples, self.W.shape
+        check_shape("inputs", self.inputs, (N, *(None,) * (self.inputs.ndim - 1)), "one row a sample of classes")
+        check_shape("W", self.W, (self.classes.num_classes, None), "(C classes, n features)")
+        check_shape("b", self.b, (C,), "one bias a class")
+        made = jax.eval_shape(self.features, self.params, self.inputs)
+        check_shape("features", made, (N, n), "(N samples, n features) with the n of W")
+
+    @classmethod
+    def of(cls, network: Network, variables: Variables, data: Dataset, *, training: bool = False) -> "NetworkAt":
+        """A `Network` with these variables on all of `data`.
+
+        Args:
+            network, variables, data: the network, its numbers, and what it is trained on.
+            training: features as training sees them, with the batch statistics of all of `data` at once, which couple
+                samples; in evaluation mode, with running averages, otherwise. The same without batch normalisation.
+        """
+        features = network.evaluation(variables.batch_stats)[0]
+        if training and variables.batch_stats:
+            features = jax.tree_util.Partial(_training_features, _Trunk(network), _double(variables.batch_stats))
+        layer = variables.params["last_layer"]
+        W = jnp.asarray(layer["kernel"]).T
+        b = layer.get("bias", np.zeros(W.shape[0], W.dtype))
+        return cls(features, variables.params, data.inputs, W, b, data.classes)
+
+    @property
+    def num_params(self) -> int:
+        """P, parameters of the features and of the last layer as `params` counts them."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def outputs(self) -> Callable:
+        """f as a pure function ((θ, W, b), x) ↦ (N, C), for what differentiates in all parameters."""
+        return _Outputs(self.features)
+
+    @property
+    def last_layer(self) -> LastLayer:
+        """(H, W, b) at this moment."""
+        return LastLayer(H=_evaluate(self.features, self.params, self.inputs).T, W=self.W, b=self.b)
+
+
+class _Outputs(eqx.Module):
+    """f(x) = W h_θ(x) + b; carries the features' own arrays, so that compiled code is found again."""
+
+    features: Callable
+
+    def __call__(self, params, x):
+        θ, W, b = params
+        return self.features(θ, x) @ W.T + b[None, :]
+
+
+@jax.tree_util.register_static
+class _Trunk:
+    """A network as part of a pytree's structure."""
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def __eq__(self, other):
+        return isinstance(other, _Trunk) and self.network == other.network
+
+    def __hash__(self):
+        return hash(jax.tree.structure(self.network))
+
+
+def _training_features(trunk: _Trunk, batch_stats, params, x):
+    """h(x) normalised by the statistics of all of x."""
+    variables = {"params": params["trunk"], "batch_stats": batch_stats.get("trunk", {})}
+    return trunk.network.trunk.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+
+@eqx.filter_jit
+def _evaluate(features, params, x):
+    return features(params, x)
+
+
+def _double(tree):
+    """Floating-point arrays in jax's default precision: float64 where it is switched on."""
+    floating = lambda leaf: eqx.is_array_like(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(float)) if floating(leaf) else leaf, tree)

@@ -1,0 +1,140 @@
+"""The three rates of a measured run: fitted with an uncertainty, beside what its kernels predict where a fit begins."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkcollapse import ntk
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.comparison._memory import require_memory
+from ntkcollapse.comparison.network_at import NetworkAt
+from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
+from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
+from ntkcollapse.theory.rates import SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
+from ntkcollapse.trajectory import Trajectory
+
+PARTS = ("single", "class", "global")
+
+
+class MeasuredRate(NamedTuple):
+    """One part of the residual: its decay rate, and what is predicted for it from the record where the window begins.
+
+    fit: None where no stretch of the run decays exponentially, and `reason` says why;
+    eigenvalue: λ of the output kernel γ there, the rate of the lazy regime; NaN without γ, or for unequal classes;
+    implied: −d ln‖part‖/dt of Θ = WWᵀ ⊗ K + I ⊗ (HᵀH + 11ᵀ) there, the instantaneous rate in feature learning; NaN
+    without states;
+    verdicts: of either prediction, by name, where both it and the fit are numbers.
+    """
+
+    part: str
+    fit: RateFit | None
+    reason: str
+    record: int
+    eigenvalue: float
+    implied: float
+    verdicts: dict[str, RateVerdict]
+
+
+def measured_rates(
+    run: Trajectory,
+    windows: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    standard_errors: float = 2.0,
+    relative: float = 0.1,
+    **options,
+) -> dict[str, MeasuredRate]:
+    """Fitted and predicted decay rates of R − R_class, R_class − R_global and R_global.
+
+    Args:
+        run: measured, simulated or linearised, in flow time.
+        windows: part → first and last time; chosen from the data for parts that are not named.
+        standard_errors, relative: what counts as agreement, see `compare_rates`.
+        options: of `fit_rate`.
+    Returns:
+        For each of "single", "class", "global".
+    Raises:
+        ValueError: a run that is not in flow time, one without its residual parts, or a named window too short to fit.
+    References:
+        Seleznova et al. (2023), Section 4.1 and Table 1 (lazy rates); the implied ones are derived here.
+    """
+    if run.settings.get("clock", "flow") != "flow":
+        raise ValueError("run: expected times of gradient flow, got optimiser steps, for which no rates are predicted.")
+    missing = [part for part in PARTS if f"residual_{part}" not in run.observables]
+    if missing:
+        raise ValueError(f"run: expected the residual parts among its observables, got none for {missing}.")
+    times = np.asarray(run.times)
+    norms = {part: np.asarray(run.observables[f"residual_{part}"], dtype=float) for part in PARTS}
+    # Parts are orthogonal: none is known better than rounding of the whole residual.
+    size = np.sqrt(sum(np.square(y) for y in norms.values())).max()
+    precision = np.asarray(run.observables["residual_single"]).dtype
+    floor = 100 * float(np.finfo(precision if precision.kind == "f" else float).eps) * float(size)
+    found = {}
+    for i, part in enumerate(PARTS):
+        fit, reason = None, ""
+        try:
+            fit = fit_rate(times, norms[part], (windows or {}).get(part), floor=floor, **options)
+        except ValueError as error:
+            if part in (windows or {}):
+                raise
+            reason = str(error)
+        record = 0 if fit is None else int(np.argmin(np.abs(times - fit.window[0])))
+        predicted = {"eigenvalue": _eigenvalue(run, record, i), "implied": _implied(run, record, i)}
+        verdicts = {}
+        if fit is not None:
+            for name, rate in predicted.items():
+                if math.isfinite(rate):
+                    options_ = {"standard_errors": standard_errors, "relative": relative}
+                    verdicts[name] = compare_rates({part: rate}, {part: fit}, **options_)[part]
+        found[part] = MeasuredRate(part, fit, reason, record, **predicted, verdicts=verdicts)
+    return found
+
+
+def within_class_spectrum(
+    network: NetworkAt, times: Float[Array, " T"] | Float[np.ndarray, " T"], *, groups: int = 32
+) -> SpectrumDecay:
+    """The decay of R_single that the measured output kernel predicts from this moment on: a sum of exponentials.
+
+    The output kernel, averaged over outputs, is diagonalised within classes; where its eigenvalues spread, the rate of
+    R_single falls in time from their residual-weighted mean to the smallest.
+
+    Args:
+        network: at the moment; times are flow time since then.
+        groups: of eigenvalues, each with one rate.
+    Raises:
+        MemoryError: N² numbers do not fit.
+        ValueError: a number of groups that the classes do not allow.
+    """
+    classes = network.classes
+    N = classes.num_samples
+    require_memory("within-class spectrum", 8 * N * N * 6, fits="block-frozen")
+    parameters = (network.params, network.W, network.b)
+    theta = ntk.empirical_ntk(network.outputs, parameters, network.inputs, outputs="mean")
+    kernel = DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
+    groups = min(groups, N - classes.num_classes)
+    grouped = GroupedKernel.from_matrix(kernel.matrix, classes, groups=groups)
+    return within_class_decay(jnp.asarray(times), network.last_layer.residual(classes), grouped, classes)
+
+
+def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
+    names = [f"gamma_{name}" for name in ("diagonal", "within", "between")]
+    if not run.classes.is_balanced or any(name not in run.observables for name in names):
+        return math.nan
+    diagonal, within, between = (float(run.observables[name][record]) for name in names)
+    if not diagonal > within:
+        return math.nan
+    with warnings.catch_warnings():
+        # A measured kernel may be ordered otherwise than the theorem assumes; its eigenvalues are what they are.
+        warnings.simplefilter("ignore", UserWarning)
+        gamma = BlockKernel(diagonal, within, between)
+        return float(lazy_rates(gamma, run.classes)[part])
+
+
+def _implied(run: Trajectory, record: int, part: int) -> float:
+    if run.kernel is None or "W" not in run.states or ("H" not in run.states and run.deviations is None):
+        return math.nan
+    return float(instantaneous_rates(run.last_layer(record), run.kernel_at(record), run.classes)[part])

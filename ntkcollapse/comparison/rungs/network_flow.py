@@ -1,0 +1,34 @@
+"""Rung 6: the gradient flow of the network itself, which the optimiser follows in finite steps."""
+
+from typing import Any
+
+from ntkcollapse.comparison.parametric import FullNetwork
+from ntkcollapse.comparison.rungs._course import Course, integrate_parameters
+from ntkcollapse.comparison.start import MeasuredStart
+
+
+def network_flow(
+    start: MeasuredStart,
+    times: Any,
+    *,
+    rtol: float = 1e-4,
+    atol: float = 1e-7,
+    max_steps: int = 100_000,
+    progress: bool = False,
+) -> Course:
+    """dp/dt = −∂(½‖R‖²)/∂p of all parameters, as an ODE. What separates it from the run is the optimiser alone.
+
+    Step size, momentum, mini-batches, weight decay and what batch normalisation does in training mode (unless the
+    network at the start was given with it).
+    """
+    model = FullNetwork(start.network)
+    return integrate_parameters(
+        model,
+        times,
+        rung="network-flow",
+        weight_decay=start.weight_decay,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        progress=progress,
+    )

@@ -1,0 +1,183 @@
+"""A measured run from one of its records on: what every rung of the ladder starts from."""
+
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkcollapse import ntk
+from ntkcollapse._checks import check_positive
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes
+from ntkcollapse.comparison._memory import require_memory
+from ntkcollapse.comparison.network_at import NetworkAt
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
+from ntkcollapse.trajectory import Trajectory
+
+
+class MeasuredStart:
+    """The state and the kernels of a measured run at one record, and the times that follow.
+
+    What costs something (kernels beyond the run's own) is computed once, when the first rung asks for it.
+
+    Args:
+        run: measured on everything that the network is trained on, with states H, W, b and a block kernel, in flow
+            time.
+        index: of the record to start from; negative from the end.
+        networks: index of a record → the network at that moment. The one at `index` serves the rungs from 2a on; those
+            at later records the sample kernel's path.
+        weight_decay: λ of the penalty λ/2 Σ ‖p‖² over weights (tensors with more than one axis), beside the loss ½‖R‖²
+            summed over samples: λ of the mean loss times N C.
+        homogeneity: degree p of the features in the weights that decay. The penalty then makes features decay at p λ:
+            exact for the direction of the pull where features are positively homogeneous (ReLU layers without biases:
+            p is their number), an approximation for the kernel, which is taken as given. 0, no decay of features, where
+            batch normalisation makes them blind to the scale of their weights. Rungs that have parameters decay those
+            and need no p.
+
+    Raises:
+        ValueError: a run without states or kernels, one that is not in flow time, a start that leaves nothing to
+            predict, or a network that is not the one measured at its record.
+    """
+
+    def __init__(
+        self,
+        run: Trajectory,
+        index: int = 0,
+        networks: Mapping[int, NetworkAt] | None = None,
+        *,
+        weight_decay: float = 0.0,
+        homogeneity: float = 0.0,
+    ):
+        check_positive("weight_decay", weight_decay, zero=True)
+        check_positive("homogeneity", homogeneity, zero=True)
+        T = run.times.shape[0]
+        at = index + T if index < 0 else index
+        if not 0 <= at < T - 1:
+            raise ValueError(
+                f"start: expected a record from 0 to {T - 2} of {T} (one at least must follow), got {index}."
+            )
+        if run.kernel is None:
+            raise ValueError("run: expected a run measured with kernels, got one without; measure κ on the way.")
+        if "H" not in run.states:
+            raise ValueError(
+                "run: expected a measured run with its states H, W, b, got one that keeps observables only."
+            )
+        if run.settings.get("clock", "flow") != "flow":
+            raise ValueError(
+                f"run: expected times of gradient flow, got steps of {run.settings.get('optimizer', 'the optimiser')}, "
+                "for which no clock is known; compare runs of sgd, or give the run a clock of your own."
+            )
+        self.run, self.index, self.networks = run, at, dict(networks or {})
+        self.weight_decay, self.homogeneity = float(weight_decay), float(homogeneity)
+        if at in self.networks:
+            _check_same(self.networks[at], self.state)
+
+    @property
+    def classes(self) -> Classes:
+        """Behind the columns."""
+        return self.run.classes
+
+    @property
+    def times(self) -> Float[Array, " T"]:
+        """The run's own times from the start on."""
+        return self.run.times[self.index :]
+
+    @cached_property
+    def state(self) -> LastLayer:
+        """(H, W, b) as measured at the start."""
+        return self.run.last_layer(self.index)
+
+    @property
+    def last_layer_decay(self) -> dict[str, float]:
+        """Decay rates of H, W and b for the rungs that know the last layer alone."""
+        return {"H": self.homogeneity * self.weight_decay, "W": self.weight_decay}
+
+    @property
+    def network(self) -> NetworkAt:
+        """The network at the start.
+
+        Raises:
+            ValueError: the run came without.
+        """
+        if self.index not in self.networks:
+            raise ValueError(
+                f"networks: expected the network at record {self.index}, where the prediction starts; this rung needs "
+                "more of it than its last layer. Keep its parameters there, or stay on rungs 'block-frozen' and "
+                "'block-path'."
+            )
+        return self.networks[self.index]
+
+    @property
+    def block_kernel(self) -> SampleKernel:
+        """The run's own kernel at the start: three numbers."""
+        return self.run.kernel_at(self.index)
+
+    @property
+    def block_path(self) -> KernelPath | SampleKernel:
+        """The run's own kernel along the times from the start on."""
+        assert self.run.kernel is not None
+        return KernelPath.of(self.times, [self.run.kernel.at(t) for t in self.times])
+
+    @cached_property
+    def class_pair_kernel(self) -> BlockKernel:
+        """The general block kernel at the start: a mean for each pair of classes, a diagonal for each class."""
+        network = self.network
+        labels = np.asarray(self.classes.labels)
+        found = ntk.block_statistics(network.features, network.params, network.inputs, labels)
+        with warnings.catch_warnings():
+            # Measured class pairs need not be ordered as the theorem assumes; that is what the rung is for.
+            warnings.simplefilter("ignore", UserWarning)
+            return BlockKernel.from_class_pairs(found.class_diagonal, found.class_pairs)
+
+    @cached_property
+    def sample_kernel(self) -> DenseKernel:
+        """Θ^h averaged over features at the start: N × N.
+
+        Raises:
+            MemoryError: N² numbers do not fit.
+        """
+        return self._sample_kernel_of(self.network)
+
+    @cached_property
+    def sample_path(self) -> KernelPath:
+        """The same at every record from the start on: needs the network at all of them.
+
+        Raises:
+            ValueError: a record without its network.
+            MemoryError: T N² numbers do not fit.
+        """
+        records = range(self.index, self.run.times.shape[0])
+        missing = [i for i in records if i not in self.networks]
+        if missing:
+            raise ValueError(
+                f"networks: expected the network at every record from {self.index} on, got none for {missing[:6]}; "
+                "the frozen sample kernel needs the one at the start only."
+            )
+        N = self.classes.num_samples
+        require_memory("sample-path", 8 * N * N * 2 * len(records), fits="sample-frozen")
+        kernels = [self.sample_kernel, *(self._sample_kernel_of(self.networks[i]) for i in records[1:])]
+        return KernelPath.of(self.times, kernels)
+
+    def _sample_kernel_of(self, network: NetworkAt) -> DenseKernel:
+        N = self.classes.num_samples
+        require_memory("sample-frozen", 8 * N * N * 6, fits="class-pairs")
+        theta = ntk.empirical_ntk(network.features, network.params, network.inputs, outputs="mean")
+        return DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
+
+
+def _check_same(network: NetworkAt, state: LastLayer) -> None:
+    """The network must be the one that was measured; single precision leaves about 1e-6 of the features."""
+    measured = network.last_layer
+    if measured.H.shape != state.H.shape:
+        raise ValueError(f"networks: expected features {state.H.shape} as measured, got {measured.H.shape}.")
+    apart = float(jnp.linalg.norm(measured.logits - state.logits) / (1 + jnp.linalg.norm(state.logits)))
+    if not apart < 1e-3:
+        raise ValueError(
+            f"networks: expected the network that was measured at the start, got one whose logits differ by "
+            f"{apart:.2g} of their norm; is it of the same step, seed and samples?"
+        )

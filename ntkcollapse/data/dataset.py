@@ -1,0 +1,111 @@
+"""A labelled set of samples in class order, which every loader and every synthetic set returns."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float, Int, Integer, Num
+
+from ntkcollapse._checks import check_finite
+from ntkcollapse.classes import Classes, class_order
+
+
+class Dataset(eqx.Module):
+    """N samples, class by class, as rows.
+
+    Built by `Dataset.of` from samples in any order. Arrays are numpy's: they go to a device when they are used.
+
+    Args:
+        inputs: float32, one sample a row, (N, ...); images are (N, height, width, channels).
+        classes: the classes of the rows.
+        name: of the set and of the part of it.
+        class_names: one a class; "0", "1", ... where nothing better is known.
+
+    Raises:
+        ValueError: rows and classes that disagree, or numbers that are not finite.
+    """
+
+    inputs: Float[np.ndarray, "N *shape"]
+    classes: Classes
+    name: str = eqx.field(static=True)
+    class_names: tuple[str, ...] = eqx.field(static=True, default=())
+
+    def __check_init__(self):
+        if len(self.inputs) != self.classes.num_samples:
+            raise ValueError(
+                f"inputs: expected one row for each of the {self.classes.num_samples} samples of classes, "
+                f"got {len(self.inputs)} rows."
+            )
+        if self.class_names and len(self.class_names) != self.classes.num_classes:
+            raise ValueError(
+                f"class_names: expected {self.classes.num_classes} names, one a class; got {len(self.class_names)}."
+            )
+        check_finite("inputs", self.inputs)
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Num[np.ndarray, "N *shape"],
+        labels: Integer[np.ndarray, " N"],
+        *,
+        name: str,
+        class_names: tuple[str, ...] = (),
+    ) -> "Dataset":
+        """Samples in any order, sorted by class (samples of a class keep their order)."""
+        labels = np.asarray(labels)
+        order = class_order(labels)
+        if len(inputs) != len(labels):
+            raise ValueError(f"inputs: expected one row a label, got {len(inputs)} rows and {len(labels)} labels.")
+        return cls(
+            inputs=np.asarray(inputs, dtype=np.float32)[order],
+            classes=Classes.from_labels(labels[order]),
+            name=name,
+            class_names=tuple(class_names),
+        )
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """The class of each row, non-decreasing."""
+        return np.repeat(np.arange(self.classes.num_classes, dtype=np.int32), self.classes.sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.inputs.shape[1:]
+
+    def balanced(self, per_class: int, *, seed: int | None = None) -> "Dataset":
+        """`per_class` samples of each class: the first ones, or drawn without replacement where a seed is given.
+
+        Raises:
+            ValueError: a class has fewer samples.
+        """
+        sizes = self.classes.sizes
+        if not 1 <= per_class <= min(sizes):
+            small = int(np.argmin(sizes))
+            raise ValueError(
+                f"per_class: expected 1 to {min(sizes)} samples a class, got {per_class}; {self.name} has only "
+                f"{sizes[small]} samples of class {small}."
+            )
+        starts = np.cumsum((0, *sizes[:-1]))
+        if seed is None:
+            rows = [start + np.arange(per_class) for start in starts]
+        else:
+            generator = np.random.default_rng(seed)
+            rows = [s + np.sort(generator.permutation(m)[:per_class]) for s, m in zip(starts, sizes, strict=True)]
+        return Dataset(
+            inputs=self.inputs[np.concatenate(rows)],
+            classes=Classes.balanced(self.classes.num_classes, per_class),
+            name=self.name,
+            class_names=self.class_names,
+        )
+
+    def replace(self, inputs: Float[np.ndarray, "N *shape"]) -> "Dataset":
+        """The same samples with other inputs."""
+        return Dataset(inputs=inputs, classes=self.classes, name=self.name, class_names=self.class_names)
+
+
+class Splits(NamedTuple):
+    """What networks are trained on and what they are tested on."""
+
+    train: Dataset
+    test: Dataset

@@ -1,0 +1,80 @@
+"""A kernel that changes in time, interpolated from the times at which it was measured."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from ntkcollapse._checks import check_finite, check_increasing, check_shape, is_traced
+from ntkcollapse._types import AnyArray
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.sample_kernel import GroupedKernel, SampleKernel
+
+
+class KernelPath(eqx.Module):
+    """K(t), linear between measurements and constant before the first and after the last.
+
+    Args:
+        times: flow times of the measurements, increasing, (T,).
+        diagonal, within, between: block values with a leading time axis: (T,) each, or in the general form
+            (T, C), (T, C) and (T, C, C).
+
+    `KernelPath.of(times, kernels)` takes any list of kernels of one kind and shape instead.
+
+    Raises:
+        ValueError: times that do not increase, or values that do not come one a time.
+    """
+
+    times: Float[Array, " T"]
+    kernels: SampleKernel
+
+    def __init__(self, times, *, diagonal, within, between):
+        times = jnp.asarray(times, dtype=float)
+        check_increasing("times", times)
+        values = [jnp.asarray(x, dtype=float) for x in (diagonal, within, between)]
+        for name, value in zip(("diagonal", "within", "between"), values, strict=True):
+            check_shape(name, value, (times.shape[0], *(None,) * (value.ndim - 1)), "one kernel value a time")
+            check_finite(name, value)
+        for d, w, b in zip(*values, strict=True):
+            BlockKernel(d, w, b)
+        self.times = times
+        self.kernels = jax.vmap(BlockKernel)(*values)
+
+    @classmethod
+    def of(cls, times: Float[AnyArray, " T"] | Sequence[float], kernels: Sequence[SampleKernel]) -> "KernelPath":
+        """The path through kernels of one kind and shape, one at each time."""
+        times = jnp.asarray(times, dtype=float)
+        check_increasing("times", times)
+        if len(kernels) != times.shape[0] or len({jax.tree.structure(k) for k in kernels}) != 1:
+            raise ValueError(
+                f"kernels: expected {times.shape[0]} kernels of one kind and shape, one a time; got {len(kernels)} "
+                f"of kinds {sorted({type(k).__name__ for k in kernels})}."
+            )
+        if len({tuple(jnp.shape(x) for x in jax.tree.leaves(k)) for k in kernels}) != 1:
+            raise ValueError("kernels: expected kernels of one shape, got several; measure all on the same samples.")
+        if isinstance(kernels[0], GroupedKernel) and not is_traced(kernels):
+            bases = [np.asarray(k.basis) for k in kernels if isinstance(k, GroupedKernel)]
+            if not all(np.array_equal(bases[0], basis) for basis in bases):
+                raise ValueError(
+                    "kernels: expected grouped kernels in one common basis, got several: between measurements their "
+                    "eigenvectors cannot be interpolated. Keep the basis of the first, or use a path of DenseKernel."
+                )
+        path = object.__new__(cls)
+        object.__setattr__(path, "times", times)
+        object.__setattr__(path, "kernels", jax.tree.map(lambda *k: jnp.stack(k), *kernels))
+        return path
+
+    @property
+    def reducible(self) -> bool:
+        """As the kernels along the path."""
+        return self.kernels.reducible
+
+    def at(self, t: float | Num[AnyArray, ""]) -> SampleKernel:
+        """The kernel at flow time t."""
+        last = self.times.shape[0] - 2
+        i = jnp.clip(jnp.searchsorted(self.times, t, side="right") - 1, 0, last)
+        weight = jnp.clip((t - self.times[i]) / (self.times[i + 1] - self.times[i]), 0, 1)
+        return jax.tree.map(lambda k: k[i] + weight.astype(k.dtype) * (k[i + 1] - k[i]), self.kernels)

@@ -1,0 +1,87 @@
+"""The last layer of a network: the one place where rows of samples become the theory's columns."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_finite, check_shape
+from ntkcollapse.classes import Classes, class_order
+
+
+class LastLayer(eqx.Module):
+    """Features, classifier and bias (H, W, b) of a last layer with logits f = W H + b 1ᵀ.
+
+    Args:
+        H: features, (n, N), one column a sample in class order.
+        W: classifier, (C, n).
+        b: bias, (C,).
+
+    Raises:
+        ValueError: shapes that disagree, or numbers that are not finite.
+    """
+
+    H: Float[Array, "n N"]
+    W: Float[Array, "C n"]
+    b: Float[Array, " C"]
+
+    def __init__(self, H, W, b):
+        arrays = [jnp.asarray(x) for x in (H, W, b)]
+        # One floating-point precision for all three: the widest given.
+        given = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+        dtype = max(given, key=lambda d: d.itemsize) if given else jnp.result_type(float)
+        self.H, self.W, self.b = (x.astype(dtype) for x in arrays)
+
+    def __check_init__(self):
+        check_shape("H", self.H, (None, None), "(n features, N samples)")
+        check_shape("W", self.W, (None, self.H.shape[0]), f"(C classes, n = {self.H.shape[0]} features, as H has)")
+        check_shape("b", self.b, (self.W.shape[0],), f"one bias for each of the C = {self.W.shape[0]} rows of W")
+        for name, value in (("H", self.H), ("W", self.W), ("b", self.b)):
+            check_finite(name, value)
+
+    @classmethod
+    def from_rows(cls, features, labels, kernel, bias=None) -> tuple["LastLayer", Classes]:
+        """The last layer of a network, with its samples put in class order.
+
+        Args:
+            features: input of the last linear layer, (N, n), one row a sample in any order.
+            labels: integer class of each row.
+            kernel: weight of that layer as flax stores it, (n, C).
+            bias: its bias (C,), or None for a layer without one.
+        Returns:
+            The last layer, and the classes behind its columns.
+        """
+        order = class_order(labels)
+        check_shape("features", features, (order.size, None), "(N samples, n features) with one label a row")
+        classes = Classes.from_labels(np.asarray(labels)[order])
+        check_shape("kernel", kernel, (np.shape(features)[1], classes.num_classes), "(n features, C classes)")
+        b = jnp.zeros(classes.num_classes, jnp.asarray(kernel).dtype) if bias is None else bias
+        return cls(H=jnp.asarray(features)[order].T, W=jnp.asarray(kernel).T, b=b), classes
+
+    def check(self, classes: Classes) -> None:
+        """Raises ValueError where N or C disagree with `classes`."""
+        check_shape(
+            "H",
+            self.H,
+            (None, classes.num_samples),
+            f"(n, N) for the {classes.num_samples} samples of classes",
+        )
+        check_shape(
+            "W",
+            self.W,
+            (classes.num_classes, None),
+            f"(C, n) for the {classes.num_classes} classes of classes",
+        )
+
+    @property
+    def logits(self) -> Float[Array, "C N"]:
+        """f = W H + b 1ᵀ."""
+        return self.W @ self.H + self.b[:, None]
+
+    def residual(self, classes: Classes) -> Float[Array, "C N"]:
+        """R = W H + b 1ᵀ − Y."""
+        return self.logits - classes.Y.astype(self.H.dtype)
+
+    def class_means(self, classes: Classes) -> Float[Array, "n C"]:
+        """M, one column a class; the paper's H1."""
+        return classes.means(self.H)

@@ -1,0 +1,30 @@
+"""Flax networks split into features and last layer; the paper's architectures and initialisations."""
+
+from ntkcollapse.networks.catalogue import NETWORKS, network
+from ntkcollapse.networks.densenet import DenseNetTrunk, densenet40
+from ntkcollapse.networks.initialisers import Initialiser
+from ntkcollapse.networks.mlp import MLPTrunk, mlp
+from ntkcollapse.networks.network import Network, Variables, num_params
+from ntkcollapse.networks.resnet import ResNetTrunk, resnet20
+from ntkcollapse.networks.vgg import VGGTrunk, vgg11, vgg16
+from ntkcollapse.networks.vision_transformer import VisionTransformerTrunk, vision_transformer
+
+__all__ = [
+    "NETWORKS",
+    "DenseNetTrunk",
+    "Initialiser",
+    "MLPTrunk",
+    "Network",
+    "ResNetTrunk",
+    "VGGTrunk",
+    "Variables",
+    "VisionTransformerTrunk",
+    "densenet40",
+    "mlp",
+    "network",
+    "num_params",
+    "resnet20",
+    "vgg11",
+    "vgg16",
+    "vision_transformer",
+]

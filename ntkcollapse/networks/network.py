@@ -1,0 +1,173 @@
+"""A network in two parts: features, and the last linear layer that reads them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ntkcollapse.classes import Classes
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.networks.initialisers import LAST_LAYER, LECUN_NORMAL, Initialiser
+
+
+class Variables(NamedTuple):
+    """All numbers of a network: what is trained, and the running averages of its batch normalisations (or {})."""
+
+    params: PyTree
+    batch_stats: PyTree
+
+
+class _Split(nn.Module):
+    """Trunk, then the last layer under the name that `Network` reads it by."""
+
+    trunk: nn.Module
+    num_classes: int
+    use_bias: bool
+    param_dtype: Any
+
+    def setup(self):
+        self.last_layer = nn.Dense(self.num_classes, use_bias=self.use_bias, param_dtype=self.param_dtype)
+
+    def features(self, x, train: bool):
+        return self.trunk(x, train=train)
+
+    def __call__(self, x, train: bool):
+        return self.last_layer(self.features(x, train))
+
+
+class Network(eqx.Module):
+    """A trunk x ↦ h(x) of any kind and the linear layer f(x) = W h(x) + b on it, as pure functions.
+
+    Rows everywhere: inputs (N, ...), features (N, n), outputs (N, C). Parameters are flax's dictionaries; those of the
+    last layer stand under "last_layer". `features` and `outputs` are in evaluation mode: running averages in place of
+    batch statistics, so that one sample's output does not depend on another's input, as the NTK of a sample needs.
+    Inputs are cast to the parameters' precision.
+
+    Args:
+        trunk: a flax module with ``__call__(x, train: bool) -> (N, n)``.
+        num_classes: C.
+        initialiser: of all weights; what the modules bring where None.
+        use_bias: of the last layer.
+        param_dtype: of the last layer; the trunk has its own.
+    """
+
+    trunk: nn.Module = eqx.field(static=True)
+    num_classes: int = eqx.field(static=True)
+    initialiser: Initialiser | None = eqx.field(static=True, default=LECUN_NORMAL)
+    use_bias: bool = eqx.field(static=True, default=True)
+    param_dtype: Any = eqx.field(static=True, default=jnp.float32)
+
+    @property
+    def module(self) -> nn.Module:
+        """Trunk and last layer as one flax module, called as module(x, train)."""
+        return _Split(self.trunk, self.num_classes, self.use_bias, self.param_dtype)
+
+    def init(self, key: PRNGKeyArray, x: Float[Array, "N *shape"] | Any) -> Variables:
+        """Parameters and batch statistics for inputs of the shape of `x` (its values are not used).
+
+        Raises:
+            ValueError: the trunk's features are not (N, n).
+        """
+        shape = (2, *jnp.shape(x)[1:])
+        variables = jax.eval_shape(lambda k: _init(self, k, shape), key)
+        like = jax.ShapeDtypeStruct(shape, self.param_dtype)
+        features = jax.eval_shape(self.features, variables.params, like, variables.batch_stats)
+        if features.ndim != 2 or features.shape[0] != 2:
+            raise ValueError(
+                f"trunk: expected features of shape (N, n), one row a sample; got {features.shape} for N = 2; "
+                "flatten or pool them at the end of the trunk."
+            )
+        return _jitted_init(self, key, shape)
+
+    def features(self, params: PyTree, x: Float[Array, "N *shape"] | Any, batch_stats: PyTree = None) -> Array:
+        """h(x), (N, n): the input of the last layer, in evaluation mode."""
+        variables = {"params": params, "batch_stats": batch_stats or {}}
+        return self._apply(variables, self._cast(params, x), method="features")
+
+    def outputs(self, params: PyTree, x: Float[Array, "N *shape"] | Any, batch_stats: PyTree = None) -> Array:
+        """f(x), (N, C): logits in evaluation mode."""
+        variables = {"params": params, "batch_stats": batch_stats or {}}
+        return self._apply(variables, self._cast(params, x))
+
+    def training_outputs(self, variables: Variables, x: Float[Array, "N *shape"]) -> tuple[Array, PyTree]:
+        """Logits with the statistics of this batch, and the running averages moved towards them."""
+        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
+        x = self._cast(variables.params, x)
+        outputs, moved = self.module.apply(collections, x, train=True, mutable=["batch_stats"])  # pyright: ignore
+        return outputs, moved.get("batch_stats", {})
+
+    def evaluation(self, batch_stats: PyTree = None) -> tuple[Callable, Callable]:
+        """(features, outputs) as functions of (params, x) alone, for what differentiates in all of its first argument.
+
+        They are pytrees that carry the batch statistics: passed through `jax.jit` they do not compile anew.
+        """
+        return (
+            Partial(_features, _Static(self), batch_stats or {}),
+            Partial(_outputs, _Static(self), batch_stats or {}),
+        )
+
+    def last_layer(
+        self, variables: Variables, x: Any, labels: Int[Array, " N"] | Any, *, features: Any = None
+    ) -> tuple[LastLayer, Classes]:
+        """(H, W, b) on labelled samples, in class order; `features` where they are known already."""
+        if features is None:
+            features = _jitted_features(self, variables.params, x, variables.batch_stats)
+        layer = variables.params[LAST_LAYER]
+        return LastLayer.from_rows(features, labels, layer["kernel"], layer.get("bias"))
+
+    def _apply(self, variables: PyTree, x: Array, method: str | None = None) -> Array:
+        return self.module.apply(variables, x, train=False, method=method)  # pyright: ignore[reportReturnType]
+
+    def _cast(self, params: PyTree, x):
+        return jnp.asarray(x, dtype=params[LAST_LAYER]["kernel"].dtype)
+
+
+def _init(network: Network, key: PRNGKeyArray, shape: tuple[int, ...]) -> Variables:
+    modules, weights = jax.random.split(key)
+    made = network.module.init(modules, jnp.zeros(shape, network.param_dtype), train=False)
+    params = made["params"]
+    if network.initialiser is not None:
+        params = network.initialiser(weights, params)
+    return Variables(params, made.get("batch_stats", {}))
+
+
+# One compilation: drawn one by one, the weights of a deep network take minutes to compile.
+_jitted_init = partial(jax.jit, static_argnums=2)(_init)
+
+
+@eqx.filter_jit
+def _jitted_features(network: Network, params, x, batch_stats):
+    return network.features(params, x, batch_stats)
+
+
+@jax.tree_util.register_static
+class _Static:
+    """A network as part of a pytree's structure: equal networks make equal structures."""
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and self.network == other.network
+
+    def __hash__(self):
+        return hash(jax.tree.structure(self.network))
+
+
+def _features(static: _Static, batch_stats, params, x):
+    return static.network.features(params, x, batch_stats)
+
+
+def _outputs(static: _Static, batch_stats, params, x):
+    return static.network.outputs(params, x, batch_stats)
+
+
+def num_params(params: PyTree) -> int:
+    """How many numbers are trained."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

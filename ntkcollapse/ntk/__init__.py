@@ -1,0 +1,30 @@
+"""The empirical NTK of any pure f(params, x): which kernel, apart from how it is computed."""
+
+from ntkcollapse.ntk.alignment import Alignment, label_alignment, matrix_alignment
+from ntkcollapse.ntk.empirical import empirical_ntk
+from ntkcollapse.ntk.heads import output_ntk_from_features
+from ntkcollapse.ntk.infinite_width import infinite_width_kernel, predict_lazily, stax
+from ntkcollapse.ntk.products import NTKOperator, ntk_vector_product
+from ntkcollapse.ntk.spectrum import Levels, count_levels, spectral_density, top_eigenvalues, within_class_eigenvalues
+from ntkcollapse.ntk.statistics import BlockStatistics, OutputBlocks, block_statistics
+
+__all__ = [
+    "Alignment",
+    "BlockStatistics",
+    "Levels",
+    "NTKOperator",
+    "OutputBlocks",
+    "block_statistics",
+    "count_levels",
+    "empirical_ntk",
+    "infinite_width_kernel",
+    "label_alignment",
+    "matrix_alignment",
+    "ntk_vector_product",
+    "output_ntk_from_features",
+    "predict_lazily",
+    "spectral_density",
+    "stax",
+    "top_eigenvalues",
+    "within_class_eigenvalues",
+]

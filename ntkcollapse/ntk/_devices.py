@@ -1,0 +1,47 @@
+"""Samples spread over all devices, everything else on each of them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+class Devices:
+    """All of `jax.devices()`: those of one process, or of every process after `jax.distributed.initialize`.
+
+    Every process is given the same samples and gets the same numbers back.
+    """
+
+    def __init__(self):
+        devices = jax.devices()
+        self.count = len(devices)
+        mesh = Mesh(np.asarray(devices), ("samples",))
+        self._split = NamedSharding(mesh, PartitionSpec("samples"))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def split(self, x: Any):
+        """Samples over the devices; those too many or too few to share evenly must be padded first."""
+        if self.count == 1:
+            return jnp.asarray(x)
+        return jax.device_put(np.asarray(x), self._split)
+
+    def everywhere(self, tree: Any):
+        """The arrays of a pytree on every device."""
+        if self.count == 1:
+            return tree
+        arrays, rest = eqx.partition(tree, eqx.is_array_like)
+        return eqx.combine(jax.device_put(arrays, self._everywhere), rest)
+
+    def fetch(self, tree: Any):
+        """The pytree's arrays on the host of every process."""
+        if self.count > 1:
+            tree = jax.jit(lambda t: t, out_shardings=self._everywhere)(tree)
+        return jax.tree.map(np.asarray, tree)
+
+    def padded(self, x: Any) -> Any:
+        """With the last sample repeated until the devices share evenly."""
+        missing = -len(x) % self.count
+        return x if not missing else np.concatenate([np.asarray(x), np.repeat(np.asarray(x[-1:]), missing, axis=0)])

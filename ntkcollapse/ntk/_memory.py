@@ -1,0 +1,32 @@
+"""How much memory a computation may take, and how many samples at a time that allows."""
+
+import os
+
+import jax
+
+from ntkcollapse._checks import check_positive
+
+# Larger chunks than this are not faster on a CPU, they only take more.
+_ENOUGH_ON_CPU = 512 * 2**20
+_FRACTION = 0.25
+
+
+def budget(memory: int | float | None) -> int:
+    """Bytes for intermediate arrays: `memory`, or a quarter of what the first device reports (CPU: at most 512 MiB)."""
+    if memory is not None:
+        check_positive("memory", memory)
+        return int(memory)
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(_FRACTION * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        free = 4 * _ENOUGH_ON_CPU
+    return min(int(_FRACTION * free), _ENOUGH_ON_CPU)
+
+
+def fit(available: int, each: int, most: int) -> int:
+    """How many things of `each` bytes fit into `available`: at least 1, at most `most`."""
+    return max(1, min(most, available // max(each, 1)))

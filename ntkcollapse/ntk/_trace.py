@@ -1,0 +1,259 @@
+"""A pure function split at the places where its parameters meet data.
+
+f is traced once for a single sample. What depends on parameters only (a transpose, a cast, a normalised weight) is
+kept apart as *entries*, the arrays that then meet data; everything else depends on the sample. At each such meeting,
+a *use*, a zero array called *tap* is added:
+
+- to the result of an operation whose derivative is a product of its input and the result's cotangent (a matrix
+  product, a convolution, rows of a table), so that this input and the tap's cotangent are all that is needed;
+- to the entry itself anywhere else, so that the tap's cotangent *is* the gradient of one sample, by JAX's own rules.
+
+One backward pass to the taps then serves all parameters, and nothing is ever guessed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal, Var
+from jaxtyping import Array, PyTree
+
+from ntkcollapse.ntk._uses import Use, recognise
+
+
+class Equation(NamedTuple):
+    """One operation; operands are numbers of values, or literals."""
+
+    primitive: Any
+    params: dict[str, Any]
+    operands: tuple[int | Literal, ...]
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+    results: tuple[int, ...]
+    result_shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+
+class Tap(NamedTuple):
+    """Where a zero of shape `like` is added: at an operand of an equation, or at its result where there is a `use`.
+
+    Both are −1 where an entry is the function's own output. `beside` is the shape of the data that it meets in a use.
+    """
+
+    equation: int
+    operand: int
+    entry: int
+    use: Use | None
+    like: jax.ShapeDtypeStruct
+    beside: jax.ShapeDtypeStruct | None
+
+
+class Component(NamedTuple):
+    """Parameters whose gradients come from the same taps.
+
+    direct: the single tap of a parameter that meets data once, and reaches it unchanged but for its shape and type,
+    so that inner products of gradients are the same for the parameter and for its entry.
+    """
+
+    leaves: tuple[int, ...]
+    taps: tuple[int, ...]
+    direct: bool
+
+
+# Operations that move numbers about and change none.
+_REARRANGE = {"reshape", "transpose", "squeeze", "expand_dims", "copy", "rev"}
+
+
+class Traced:
+    """f for one sample, by entries and taps."""
+
+    def __init__(self, f: Callable, params: PyTree, x: jax.ShapeDtypeStruct):
+        closed = jax.make_jaxpr(f)(params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+        leaves, self.treedef = jax.tree.flatten(params)
+        self._equations: list[Equation] = []
+        self._constants: dict[int, Any] = {}
+        self._count = 0
+        inputs = [self._new() for _ in closed.jaxpr.invars]
+        (self._output,) = self._flatten(closed, inputs)
+        self._params, self._x = inputs[: len(leaves)], inputs[-1]
+        self._split(leaves, closed.jaxpr.outvars[0].aval)
+
+    def entries(self, leaves: Sequence[Array]) -> dict[int, Array]:
+        """What depends on parameters only and meets data, by number."""
+        values = dict(self._constants) | dict(zip(self._params, leaves, strict=True))
+        for i in self._before:
+            e = self._equations[i]
+            results = _bind(e, [self._read(o, values) for o in e.operands])
+            values.update(zip(e.results, results, strict=True))
+        return {number: values[number] for number in self._meeting}
+
+    def outputs(self, entries: dict[int, Array], x: Array, taps: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """(K,) outputs of the one sample x, and the input beside the parameter at each tap with a `Use`."""
+        values = dict(self._constants) | entries | {self._x: x[None]}
+        inputs: dict[int, Array] = {}
+        for i in self._after:
+            equation = self._equations[i]
+            operands = [self._read(o, values) for o in equation.operands]
+            for n in self._taps_at.get(i, ()):
+                tap = self.taps[n]
+                if tap.use is None:
+                    operands[tap.operand] = operands[tap.operand] + taps[n]
+                else:
+                    inputs[n] = operands[1 - tap.operand]
+            results = _bind(equation, operands)
+            for n in self._taps_at.get(i, ()):
+                if self.taps[n].use is not None:
+                    results[0] = results[0] + taps[n]
+            values.update(zip(equation.results, results, strict=True))
+        y = self._read(self._output, values)
+        for n in self._taps_at.get(-1, ()):
+            y = y + taps[n]
+        return y[0], [inputs[n] for n in sorted(inputs)]
+
+    def pull(self, component: Component, leaves: Sequence[Array], cotangents: Sequence[Array]) -> list[Array]:
+        """Gradients in the component's parameters, from those in the entries of its taps."""
+
+        def entries_of(part):
+            full = list(leaves)
+            for i, leaf in zip(component.leaves, part, strict=True):
+                full[i] = leaf
+            entries = self.entries(full)
+            return [entries[self.taps[t].entry] for t in component.taps]
+
+        _, pullback = jax.vjp(entries_of, [leaves[i] for i in component.leaves])
+        return pullback(list(cotangents))[0]
+
+    # ---- reading the trace
+
+    def _new(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def _flatten(self, closed: ClosedJaxpr, inputs: Sequence[int | Literal]) -> list[int | Literal]:
+        """Appends the equations, those of called functions in their place; returns the results."""
+        jaxpr = closed.jaxpr
+        number: dict[Var, int | Literal] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
+            number[var] = self._new()
+            self._constants[number[var]] = value  # pyright: ignore
+
+        def read(v):
+            return v if isinstance(v, Literal) else number[v]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(v) for v in eqn.invars]
+            inner = _called(eqn)
+            if inner is not None:
+                results = self._flatten(inner, operands)
+            else:
+                results = [self._new() for _ in eqn.outvars]
+                self._equations.append(
+                    Equation(
+                        eqn.primitive,
+                        eqn.params,
+                        tuple(operands),
+                        tuple(_like(v.aval) for v in eqn.invars),
+                        tuple(results),
+                        tuple(_like(v.aval) for v in eqn.outvars),
+                    )
+                )
+            number.update(zip(eqn.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _split(self, leaves: Sequence[Array], output) -> None:
+        """Equations before data is met and after; entries, taps and components."""
+        data = {self._x}
+        depends = {n: frozenset([i]) for i, n in enumerate(self._params)}
+        shape_of = {n: _like(jax.typeof(leaf)) for n, leaf in zip(self._params, leaves, strict=True)}
+        rearranged = {n for n, leaf in zip(self._params, leaves, strict=True)}
+        self._before, self._after = [], []
+        for i, e in enumerate(self._equations):
+            shape_of.update(zip(e.results, e.result_shapes, strict=True))
+            names = [o for o in e.operands if isinstance(o, int)]
+            if any(o in data for o in names):
+                self._after.append(i)
+                data.update(e.results)
+                continue
+            self._before.append(i)
+            on = frozenset().union(*(depends.get(o, frozenset()) for o in names))
+            depends.update(dict.fromkeys(e.results, on) if on else {})
+            if names and names[0] in rearranged and _only_rearranges(e):
+                rearranged.update(e.results)
+
+        def meets(number) -> bool:
+            entry = isinstance(number, int) and number not in data and bool(depends.get(number))
+            return entry and jnp.issubdtype(shape_of[number].dtype, jnp.floating)
+
+        self.taps: list[Tap] = []
+        self._meeting = set()
+        for i in self._after:
+            e = self._equations[i]
+            # Values beside the data that no parameter reaches are entries too, without a tap.
+            self._meeting |= {o for o in e.operands if isinstance(o, int) and o not in data}
+            tapped = [j for j, o in enumerate(e.operands) if meets(o)]
+            for j in tapped:
+                use = recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, j) if len(tapped) == 1 else None
+                like = e.shapes[j] if use is None else e.result_shapes[0]
+                beside = None if use is None else e.shapes[1 - j]
+                self.taps.append(Tap(i, j, e.operands[j], use, like, beside))  # pyright: ignore
+        if not isinstance(self._output, Literal) and self._output not in data:
+            self._meeting.add(self._output)
+            if meets(self._output):
+                self.taps.append(Tap(-1, -1, self._output, None, _like(output), None))
+        self._taps_at: dict[int, list[int]] = {}
+        for n, tap in enumerate(self.taps):
+            self._taps_at.setdefault(tap.equation, []).append(n)
+        self.components = self._components(depends, rearranged, len(leaves))
+
+    def _components(self, depends, rearranged, num_leaves: int) -> list[Component]:
+        group = list(range(num_leaves))
+        for tap in self.taps:
+            on = sorted(depends[tap.entry])
+            merged = {group[i] for i in on}
+            group = [min(merged) if g in merged else g for g in group]
+        components = []
+        for g in sorted(set(group)):
+            leaves = tuple(i for i in range(num_leaves) if group[i] == g)
+            taps = tuple(n for n, tap in enumerate(self.taps) if group[min(depends[tap.entry])] == g)
+            if taps:
+                direct = len(taps) == 1 and self.taps[taps[0]].entry in rearranged
+                components.append(Component(leaves, taps, direct))
+        return components
+
+    # ---- running it
+
+    @staticmethod
+    def _read(operand, values):
+        return operand.val if isinstance(operand, Literal) else values[operand]
+
+
+def _bind(equation: Equation, operands) -> list[Array]:
+    # JAX before 0.10 hands functions and other parameters back apart.
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    results = equation.primitive.bind(*functions, *operands, **params)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def _like(aval) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(getattr(aval, "shape", ()), getattr(aval, "dtype", np.dtype(bool)))
+
+
+def _called(eqn) -> ClosedJaxpr | None:
+    """The function behind a call that may be written out in its place; a custom derivative rule may not."""
+    if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"):
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, [])
+    return None
+
+
+def _only_rearranges(e: Equation) -> bool:
+    """Whether every number of the first operand stands exactly once in the result."""
+    if e.primitive.name in _REARRANGE:
+        return True
+    same_size = e.shapes and e.shapes[0].size == e.result_shapes[0].size
+    if e.primitive.name == "broadcast_in_dim":
+        return bool(same_size)
+    if e.primitive.name == "convert_element_type":
+        return jnp.issubdtype(e.result_shapes[0].dtype, jnp.floating)
+    return False

@@ -1,0 +1,184 @@
+"""Operations in which the gradient of a parameter is a product of input and cotangent.
+
+In all of them, for one sample and after a rearrangement,
+
+    ∂L/∂q[g, o, i] = Σ_t δ[g, t, o] a[g, t, i]
+
+with a the input beside the parameter q, δ the cotangent of the result, t the positions at which q is used, and g
+groups that do not mix (of a grouped convolution, or the batch dimensions of a product).
+"""
+
+import abc
+import itertools
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# From here on, one gather of all patches instead of a slice for each position in the window.
+_MANY_OFFSETS = 64
+
+
+class Use(eqx.Module):
+    """How input and cotangent of one sample are brought to (G, T, I) and (G, T, O)."""
+
+    groups: int = eqx.field(static=True)
+    positions: int = eqx.field(static=True)
+    inputs: int = eqx.field(static=True)
+    outputs: int = eqx.field(static=True)
+
+    @abc.abstractmethod
+    def input(self, a: Array) -> Array:
+        """a as (G, T, I)."""
+
+    @abc.abstractmethod
+    def cotangent(self, d: Array) -> Float[Array, "G T O"]:
+        """δ as (G, T, O)."""
+
+    @abc.abstractmethod
+    def gradient(self, g: Float[Array, "G O I"]) -> Array:
+        """A product (G, O, I) in the shape of the parameter."""
+
+
+class MatrixProduct(Use):
+    """`dot_general` of data and a parameter, on either side."""
+
+    input_order: tuple[int, ...] = eqx.field(static=True)
+    cotangent_order: tuple[int, ...] = eqx.field(static=True)
+    gradient_shape: tuple[int, ...] = eqx.field(static=True)
+    gradient_order: tuple[int, ...] = eqx.field(static=True)
+
+    def input(self, a):
+        return a.transpose(self.input_order).reshape(self.groups, self.positions, self.inputs)
+
+    def cotangent(self, d):
+        return d.transpose(self.cotangent_order).reshape(self.groups, self.positions, self.outputs)
+
+    def gradient(self, g):
+        return g.reshape(self.gradient_shape).transpose(self.gradient_order)
+
+
+def _matrix_product(params, shapes, results, operand) -> Use:
+    del results
+    contract, batch = params["dimension_numbers"]
+    a, q = shapes[1 - operand].shape, shapes[operand].shape
+    ac, qc = contract[1 - operand], contract[operand]
+    ab, qb = batch[1 - operand], batch[operand]
+    a_free = [i for i in range(len(a)) if i not in (*ac, *ab)]
+    q_free = [i for i in range(len(q)) if i not in (*qc, *qb)]
+    # The result's dimensions: batch, free ones of the left, free ones of the right.
+    nb, na, nq = len(ab), len(a_free), len(q_free)
+    first_a = nb if operand == 1 else nb + nq
+    first_q = nb + na if operand == 1 else nb
+    order = (*range(nb), *range(first_a, first_a + na), *range(first_q, first_q + nq))
+    own = (*qb, *q_free, *qc)
+    return MatrixProduct(
+        groups=prod(a[i] for i in ab),
+        positions=prod(a[i] for i in a_free),
+        inputs=prod(a[i] for i in ac),
+        outputs=prod(q[i] for i in q_free),
+        input_order=(*ab, *a_free, *ac),
+        cotangent_order=order,
+        gradient_shape=tuple(q[i] for i in own),
+        gradient_order=tuple(int(i) for i in np.argsort(own)),
+    )
+
+
+class Convolution(Use):
+    """`conv_general_dilated` of data with a kernel: any stride, padding, dilation and feature groups."""
+
+    numbers: Any = eqx.field(static=True)
+    window: tuple[int, ...] = eqx.field(static=True)
+    places: tuple[int, ...] = eqx.field(static=True)
+    strides: tuple[int, ...] = eqx.field(static=True)
+    padding: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    input_dilation: tuple[int, ...] = eqx.field(static=True)
+    window_dilation: tuple[int, ...] = eqx.field(static=True)
+
+    def input(self, a):
+        batch, channels, *space = self.numbers.lhs_spec
+        a = a.transpose((batch, *space, channels))
+        edges = [(lo, hi, d - 1) for (lo, hi), d in zip(self.padding, self.input_dilation, strict=True)]
+        a = jax.lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        patches = self._patches(a)
+        # (N, places, window, channels) to (G, T, window · channels of a group)
+        c = a.shape[-1] // self.groups
+        patches = patches.reshape(self.positions, prod(self.window), self.groups, c)
+        return patches.transpose((2, 0, 1, 3)).reshape(self.groups, self.positions, self.inputs)
+
+    def _patches(self, a):
+        n, *_, c = a.shape
+        steps = list(zip(self.places, self.strides, self.window_dilation, strict=True))
+        if prod(self.window) <= _MANY_OFFSETS:
+            parts = []
+            for offset in itertools.product(*(range(k) for k in self.window)):
+                first = [o * d for o, (_, _, d) in zip(offset, steps, strict=True)]
+                last = [f + (p - 1) * s + 1 for f, (p, s, _) in zip(first, steps, strict=True)]
+                parts.append(jax.lax.slice(a, (0, *first, 0), (n, *last, c), (1, *self.strides, 1)))
+            return jnp.stack(parts, axis=-2)
+        index = [
+            np.arange(p)[:, None] * s + np.arange(k)[None, :] * d
+            for k, (p, s, d) in zip(self.window, steps, strict=True)
+        ]
+        # One index array (places, window) over all spatial dimensions.
+        flat = np.zeros((1,) * 2 * len(index), dtype=int)
+        for axis, (part, size) in enumerate(zip(index, a.shape[1:-1], strict=True)):
+            shape = [1] * 2 * len(index)
+            shape[axis], shape[len(index) + axis] = part.shape
+            flat = flat * size + part.reshape(shape)
+        return a.reshape(n, -1, c)[:, flat.reshape(-1)]
+
+    def cotangent(self, d):
+        batch, channels, *space = self.numbers.out_spec
+        d = d.transpose((batch, *space, channels))
+        return d.reshape(self.positions, self.groups, self.outputs).transpose((1, 0, 2))
+
+    def gradient(self, g):
+        c = self.inputs // prod(self.window)
+        g = g.reshape(self.groups * self.outputs, *self.window, c)
+        g = jnp.moveaxis(g, -1, 1)
+        return g.transpose(tuple(int(i) for i in np.argsort(self.numbers.rhs_spec)))
+
+
+def _convolution(params, shapes, results, operand) -> Use | None:
+    if operand != 1 or params["batch_group_count"] != 1:
+        return None
+    numbers, G = params["dimension_numbers"], params["feature_group_count"]
+    x, w, y = shapes[0].shape, shapes[1].shape, results[0].shape
+    window = tuple(w[i] for i in numbers.rhs_spec[2:])
+    places = tuple(y[i] for i in numbers.out_spec[2:])
+    return Convolution(
+        groups=G,
+        positions=x[numbers.lhs_spec[0]] * prod(places),
+        inputs=prod(window) * w[numbers.rhs_spec[1]],
+        outputs=w[numbers.rhs_spec[0]] // G,
+        numbers=numbers,
+        window=window,
+        places=places,
+        strides=tuple(params["window_strides"]),
+        padding=tuple((int(lo), int(hi)) for lo, hi in params["padding"]),
+        input_dilation=tuple(params["lhs_dilation"]),
+        window_dilation=tuple(params["rhs_dilation"]),
+    )
+
+
+def recognise(
+    name: str,
+    params: dict[str, Any],
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    results: Sequence[jax.ShapeDtypeStruct],
+    operand: int,
+) -> Use | None:
+    """The product form of an operation with a parameter as `operand`; None where there is none."""
+    if any(0 in s.shape for s in (*shapes, *results)):
+        return None
+    if name == "dot_general":
+        return _matrix_product(params, shapes, results, operand)
+    if name == "conv_general_dilated":
+        return _convolution(params, shapes, results, operand)
+    return None

@@ -1,0 +1,103 @@
+"""The empirical NTK between samples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+from tqdm import tqdm
+
+from ntkcollapse._checks import check_choice, check_finite, is_traced
+from ntkcollapse.ntk._devices import Devices
+from ntkcollapse.ntk._memory import budget
+from ntkcollapse.ntk._problem import one_like, prepare
+from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, get_engine, kernel_shape
+
+
+def empirical_ntk(
+    f: Callable,
+    params: PyTree,
+    x1: Any,
+    x2: Any = None,
+    *,
+    outputs: Outputs = "full",
+    engine: str | Engine = "layerwise",
+    parameters: Any = None,
+    memory: int | float | None = None,
+) -> Float[Array, "A B ..."]:
+    r"""Empirical neural tangent kernel of a pure function, exact.
+
+    $$\Theta_{ks}(x_i, x_j) = \langle \nabla_\theta f_k(x_i), \nabla_\theta f_s(x_j) \rangle$$
+
+    With f a network's outputs this is Θ (the paper's γ), with f its last-layer features Θ^h (κ).
+
+    Args:
+        f: (params, x) ↦ (N, K), one row a sample, in evaluation mode.
+        params: any pytree; its floating-point arrays are what the kernel is a sum over.
+        x1: samples, (A, ...).
+        x2: samples, (B, ...); x1 with itself where None.
+        outputs: "full" (A, B, K, K), "diagonal" (A, B, K) for k = s, "mean" (A, B) for its mean over k.
+        engine: how it is computed; the numbers are the same.
+        parameters: part of the parameters: a path such as "trunk/Dense_0", several paths, or a pytree of True and
+            False shaped like `params` or like its upper levels.
+        memory: bytes for intermediate arrays, on each device; what peaks is one chunk of samples in the engine.
+            Default: a quarter of what is free, on a CPU at most 512 MiB. The kernel itself comes on top.
+    Returns:
+        Θ, in squared units of f over squared units of the parameters.
+    Raises:
+        ValueError: an f that is not (N, K) or couples samples, numbers that are not finite, unknown names.
+    References:
+        Jacot et al. (2018), "Neural tangent kernel"; Novak et al. (2022), "Fast finite width neural tangent kernel".
+    """
+    check_choice("outputs", outputs, OUTPUTS)
+    engine = get_engine(engine)
+    samples = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
+    problem = prepare(f, params, samples, parameters)
+    K = problem.num_outputs
+    like = one_like(x1)
+    A, B = np.shape(x1)[0], np.shape(x1 if x2 is None else x2)[0]
+    devices = Devices()
+    each = -(-max(A, B) // devices.count)
+    chunks = engine.chunks(problem, like, each, outputs, budget(memory) // (1 if x2 is None else 2))
+    size = chunks.samples * devices.count
+    rows, columns = _bounds(A, size), _bounds(B, size)
+    tiles = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
+    traced = is_traced(problem, x1, x2)
+    # Filled on the host: the kernel of many samples need not fit beside the chunk on an accelerator.
+    kernel = (jnp if traced else np).zeros(kernel_shape(outputs, A, B, K), problem.dtype)
+    placed = problem if traced else devices.everywhere(problem)
+
+    def chunk(x, i, ii):
+        return jnp.asarray(x[i:ii]) if traced else devices.split(devices.padded(x[i:ii]))
+
+    for (i, ii), (j, jj) in tqdm(tiles, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False):
+        right = None if x2 is None and i == j else chunk(x1 if x2 is None else x2, j, jj)
+        tile = engine.kernel(placed, chunk(x1, i, ii), right, outputs, chunks)
+        if not traced:
+            tile = devices.fetch(tile)[: ii - i, : jj - j]
+            check_finite("gradients of f", tile)
+        kernel = _write(kernel, slice(i, ii), slice(j, jj), tile)
+        if x2 is None and i != j:
+            kernel = _write(kernel, slice(j, jj), slice(i, ii), _mirror(tile))
+    theta = jnp.asarray(kernel)
+    return theta / K if outputs == "mean" else theta
+
+
+def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:
+    """(first, end) of chunks of one size, at most `chunk`: the last one may overlap, so that one shape is compiled."""
+    count = -(-n // chunk)
+    size = -(-n // count)
+    return [(min(i * size, n - size), min((i + 1) * size, n)) for i in range(count)]
+
+
+def _write(kernel, rows: slice, columns: slice, tile):
+    if isinstance(kernel, np.ndarray):
+        kernel[rows, columns] = tile
+        return kernel
+    return kernel.at[rows, columns].set(tile)
+
+
+def _mirror(tile):
+    """Θ(x_j, x_i) from Θ(x_i, x_j): samples and outputs change places."""
+    return tile.swapaxes(0, 1).swapaxes(-1, -2) if tile.ndim == 4 else tile.swapaxes(0, 1)

@@ -1,0 +1,43 @@
+"""Ways to compute the empirical NTK: one signature, the same numbers."""
+
+from ntkcollapse._checks import check_choice
+from ntkcollapse.ntk.engines._contract import OUTPUTS, Outputs, kernel_shape
+from ntkcollapse.ntk.engines._engine import Chunks, Engine
+from ntkcollapse.ntk.engines.jacobian import Jacobian
+from ntkcollapse.ntk.engines.layerwise import Layerwise
+from ntkcollapse.ntk.engines.neural_tangents import NeuralTangents
+from ntkcollapse.ntk.engines.ntvp import NTVP
+
+_ENGINES: dict[str, type[Engine]] = {
+    "layerwise": Layerwise,
+    "jacobian": Jacobian,
+    "ntvp": NTVP,
+    "neural-tangents": NeuralTangents,
+}
+
+
+def get_engine(engine: str | Engine) -> Engine:
+    """The engine of that name, or the engine itself.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: neural-tangents where that package is missing.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    check_choice("engine", engine, _ENGINES)
+    return _ENGINES[engine]()
+
+
+__all__ = [
+    "NTVP",
+    "OUTPUTS",
+    "Chunks",
+    "Engine",
+    "Jacobian",
+    "Layerwise",
+    "NeuralTangents",
+    "Outputs",
+    "get_engine",
+    "kernel_shape",
+]

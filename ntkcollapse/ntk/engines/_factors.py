@@ -1,0 +1,124 @@
+"""Gradients that are products of inputs and cotangents: formed, or only compared, whichever costs less.
+
+The gradient of one sample is g[o, i] = Σ_t δ[t, o] a[t, i] (group by group), so that
+
+    ⟨g, g'⟩ = Σ_{t,t'} (a_t · a'_{t'}) (δ_t · δ'_{t'})
+
+costs |o|·|i|·|t| by forming g first and |t|²(|o| + |i|) from the two Grams on the right.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkcollapse.ntk._uses import Use
+from ntkcollapse.ntk.engines._contract import EXACT, Outputs, contract, own, weighted
+
+# Work is counted in multiplications of a matrix product; writing and reading again a number of an array too large for
+# the cache costs about as much as this many (measured on a CPU; it decides only near a tie).
+_TRAFFIC = 50
+
+# Bytes of gradients formed at a time where only their inner products are wanted.
+_PIECE = 16 * 2**20
+_MOST_PIECES = 16
+
+
+class Factors(NamedTuple):
+    """Inputs and cotangents of one parameter for all samples of a chunk: (B, G, T, I) and (k, B, G, T, O)."""
+
+    a: Float[Array, "B G T I"]
+    d: Float[Array, "k B G T O"]
+
+    def formed(self) -> Float[Array, "B k P"]:
+        """The gradients themselves, P = G·O·I."""
+        return self.products().reshape(self.a.shape[0], self.d.shape[0], -1)
+
+    def products(self) -> Float[Array, "B k G O I"]:
+        """The gradients, as products."""
+        if self.a.shape[1] == 1:
+            g = jnp.einsum("kbto,bti->bkoi", self.d[:, :, 0], self.a[:, 0], precision=EXACT)
+            return g[:, :, None]
+        return jnp.einsum("kbgto,bgti->bkgoi", self.d, self.a, precision=EXACT)
+
+
+def contract_factors(x: Factors, y: Factors | None, outputs: Outputs) -> Float[Array, "A B ..."]:
+    """`contract` of the gradients of two chunks; of one chunk with itself where y is None."""
+    if _pairs_from_grams(x, x if y is None else y, outputs):
+        return _from_grams(x, x if y is None else y, outputs)
+    total = 0
+    for part in _pieces(x):
+        g = part(x).formed()
+        total += contract(g, g if y is None else part(y).formed(), outputs)
+    return total
+
+
+def _pieces(x: Factors) -> list[Callable[[Factors], Factors]]:
+    """Parts of the inputs whose gradients, formed in turn, stay in the cache and need little memory."""
+    (B, G, _, I), (k, *_, O) = x.a.shape, x.d.shape
+    count = min(_MOST_PIECES, I, -(-B * k * G * I * O * x.a.dtype.itemsize // _PIECE))
+    edges = np.linspace(0, I, count + 1).round().astype(int)
+    return [lambda f, i=i, j=j: Factors(f.a[..., i:j], f.d) for i, j in itertools.pairwise(edges)]
+
+
+def _pairs_from_grams(x: Factors, y: Factors, outputs: Outputs) -> bool:
+    (A, G, T, I), (B, _, U, _), (k, *_, O) = x.a.shape, y.a.shape, x.d.shape
+    both = k * k if outputs == "full" else k
+    kept = 1 if outputs == "mean" else both
+    formed = G * I * O * (k * (A * T + B * U) + both * A * B + _TRAFFIC * k * (A + B))
+    grams = A * B * G * T * U * (I + both * O + _TRAFFIC * (1 + kept))
+    memory = A * B * G * T * U * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
+    return memory and grams < formed
+
+
+def _from_grams(x: Factors, y: Factors, outputs: Outputs):
+    inputs = jnp.einsum("agti,bgui->abgtu", x.a, y.a, precision=EXACT)
+    if outputs == "mean":
+        cotangents = jnp.einsum("kagto,kbguo->abgtu", x.d, y.d, precision=EXACT)
+        return jnp.einsum("abgtu,abgtu->ab", inputs, cotangents, precision=EXACT)
+    if outputs == "diagonal":
+        cotangents = jnp.einsum("kagto,kbguo->abkgtu", x.d, y.d, precision=EXACT)
+        return jnp.einsum("abgtu,abkgtu->abk", inputs, cotangents, precision=EXACT)
+    cotangents = jnp.einsum("kagto,sbguo->abksgtu", x.d, y.d, precision=EXACT)
+    return jnp.einsum("abgtu,abksgtu->abks", inputs, cotangents, precision=EXACT)
+
+
+def is_formed(use: Use) -> bool:
+    """Whether `sum_factors` forms gradients here, for a single output."""
+    G, T, I, O = use.groups, use.positions, use.inputs, use.outputs
+    return _sums_from_gradients(G, T, I, O, k=1, q=0, pairs=False)
+
+
+def _sums_from_gradients(G: int, T: int, I: int, O: int, k: int, q: int, pairs: bool) -> bool:
+    # Either way the sums cost T·G·I·O·k a sample; the rest differs.
+    formed = G * k * I * O * (_TRAFFIC + q + (k if pairs else 0))
+    direct = G * T * (T * (I + k * O) + (k * k * O if pairs else 0) + q * I * O * k)
+    return formed <= direct
+
+
+def sum_factors(x: Factors, groups: int, signs: Float[Array, "B q"], *, pairs: bool):
+    """`weighted` sums of the gradients, and each sample's `own` inner products."""
+    (B, G, T, I), (k, *_, O) = x.a.shape, x.d.shape
+    q = signs.shape[1]
+    if _sums_from_gradients(G, T, I, O, k, q, pairs):
+        g = x.formed()
+        return weighted(g, groups, signs), own(g, pairs=pairs)
+
+    a = x.a.reshape(groups, -1, G, T, I)
+    d = x.d.reshape(k, groups, -1, G, T, O)
+    grouped = jnp.einsum("kqmgto,qmgti->qkgoi", d, a, precision=EXACT).reshape(groups, k, -1)
+    signed = None
+    if q:
+        signed = jnp.stack([_signed_sum(x, signs[:, j]) for j in range(q)])
+    inputs = jnp.einsum("bgti,bgui->bgtu", x.a, x.a, precision=EXACT)
+    spread = jnp.einsum("bgtu,kbguo->kbgto", inputs, x.d, precision=EXACT)
+    squares = jnp.einsum("kbgto,sbgto->bks" if pairs else "kbgto,kbgto->bk", x.d, spread, precision=EXACT)
+    return (grouped, signed), squares
+
+
+def _signed_sum(x: Factors, signs):
+    a = x.a * signs.astype(x.a.dtype)[:, None, None, None]
+    return jnp.einsum("kbgto,bgti->kgoi", x.d, a, precision=EXACT).reshape(x.d.shape[0], -1)

@@ -1,0 +1,67 @@
+"""Per-sample Jacobians in chunks: the plain reference."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ntkcollapse.ntk._memory import fit
+from ntkcollapse.ntk._problem import Problem
+from ntkcollapse.ntk.engines._contract import Outputs, contract, own, weighted
+from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, unit_cotangents
+
+
+class Jacobian(Engine):
+    """Gradients of every output, sample by sample under `jax.vmap`, as one (N, K, P) array a chunk.
+
+    Memory: two chunks of samples times K·P numbers, and what the backward passes keep.
+    """
+
+    def chunks(self, problem, x, num_samples, outputs, available):
+        # Each Jacobian stands twice: as a pytree and flattened.
+        each = 2 * problem.num_outputs * problem.num_params * problem.dtype.itemsize
+        return Chunks(samples=fit(available, 2 * each, num_samples), outputs=problem.num_outputs)
+
+    def kernel(self, problem, x1, x2, outputs, chunks):
+        return _kernel(problem, x1, x2, outputs)
+
+    def sum_chunks(self, problem, x, num_sums, available):
+        # An output's sums, and its gradients in one batch.
+        size = problem.num_params * problem.dtype.itemsize
+        outputs = fit(available // 2, num_sums * size, problem.num_outputs)
+        return Chunks(samples=fit(available // 2, 2 * outputs * size, 4096), outputs=outputs)
+
+    def add(self, problem, sums, batch, first_output):
+        return _add((problem, batch, first_output), sums)
+
+
+@eqx.filter_jit
+def _kernel(problem: Problem, x1: Array, x2: Array | None, outputs: Outputs):
+    g = _flat(_jacobians(problem, x1, 0, problem.num_outputs))
+    h = g if x2 is None else _flat(_jacobians(problem, x2, 0, problem.num_outputs))
+    return contract(g, h, outputs)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _add(given: tuple[Problem, Batch, Int[Array, ""]], sums: Sums) -> Sums:
+    problem, batch, first_output = given
+    gradients = _jacobians(problem, batch.x, first_output, sums.squares.shape[1])
+    gradients = [g * batch.mask.astype(g.dtype)[:, None, None] for g in gradients]
+    groups = batch.group_class.shape[0]
+    parts = {i: weighted(g, groups, batch.signs) for i, g in enumerate(gradients)}
+    return sums.plus(batch, parts, own(_flat(gradients), pairs=sums.output_squares is not None))
+
+
+def _jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: int) -> list[Float[Array, "N k size"]]:
+    """Gradients of `count` outputs from `first` on, for each parameter."""
+
+    def one(sample):
+        y, pullback = jax.vjp(lambda params: problem.f(params, sample[None])[0], problem.params)
+        (tree,) = jax.vmap(pullback)(unit_cotangents(problem.num_outputs, first, count, y.dtype))
+        return [leaf.reshape(count, -1) for leaf in jax.tree.leaves(tree)]
+
+    return jax.vmap(one)(x)
+
+
+def _flat(gradients: list[Float[Array, "N k _"]]) -> Float[Array, "N k P"]:
+    return jnp.concatenate(gradients, axis=2)

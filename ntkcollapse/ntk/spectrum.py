@@ -1,0 +1,147 @@
+"""Eigenvalues of the empirical NTK, and which level of the block structure they belong to."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes
+from ntkcollapse.ntk.products import NTKOperator
+from ntkcollapse.sample_kernel import DenseKernel
+
+
+class Levels(NamedTuple):
+    """How many eigenvalues lie near λ_global, λ_class and λ_single; a block kernel has 1, C − 1 and N − C."""
+
+    near_global: int
+    near_class: int
+    near_single: int
+
+
+def top_eigenvalues(
+    operator: NTKOperator, num: int, *, key: PRNGKeyArray, tolerance: float = 1e-6
+) -> tuple[Float[np.ndarray, " num"], Float[np.ndarray, "size num"]]:
+    """Largest eigenvalues in descending order, and their vectors, by restarted Lanczos (ARPACK).
+
+    Cost: a few times `num` products with the kernel.
+
+    Args:
+        operator: of N·K rows (outputs "full") or N rows ("mean").
+        num: how many, fewer than the kernel has rows.
+        key: for the start vector.
+        tolerance: relative, of the eigenvalues.
+    Raises:
+        ValueError: `num` out of range.
+    """
+    size = int(np.prod(operator.shape))
+    _check_number(num, size)
+
+    start = np.asarray(jax.random.normal(key, (size,), dtype=float), dtype=float)
+    linear = LinearOperator((size, size), matvec=lambda v: _flat(operator, v), dtype=np.dtype(float))  # pyright: ignore
+    values, vectors = eigsh(linear, k=num, which="LA", v0=start, tol=tolerance)  # pyright: ignore
+    order = np.argsort(-values)
+    return values[order], vectors[:, order]
+
+
+def spectral_density(
+    operator: NTKOperator, *, num_matvecs: int, num_probes: int, key: PRNGKeyArray
+) -> tuple[Float[np.ndarray, "probes nodes"], Float[np.ndarray, "probes nodes"]]:
+    """Nodes and weights of the eigenvalue density, by stochastic Lanczos quadrature.
+
+    Each probe gives a Gauss rule: E Σ w_j g(ξ_j) = (1/size) Σ_i g(λ_i), exactly for a polynomial g of degree below
+    2·num_matvecs. A histogram or a sum of narrow bells over all nodes, with weights / probes, shows the density.
+
+    Args:
+        num_matvecs: products with the kernel for each probe; the number of nodes.
+        num_probes: random vectors; the error falls as one over its root.
+        key: for the probes.
+    Returns:
+        Nodes and weights, one row a probe; the weights of a row sum to one.
+    """
+    size = int(np.prod(operator.shape))
+    nodes, weights = [], []
+    for probe in jax.random.split(key, num_probes):
+        start = np.asarray(jax.random.rademacher(probe, (size,), dtype=float), dtype=float)
+        diagonal, beside = _lanczos(operator, start, min(num_matvecs, size))
+        values, vectors = eigh_tridiagonal(diagonal, beside)
+        # Fewer nodes where the Krylov space is exhausted: the same number of rows for all, with weight zero.
+        missing = num_matvecs - len(values)
+        nodes.append(np.pad(values, (0, missing), mode="edge"))
+        weights.append(np.pad(vectors[0] ** 2, (0, missing)))
+    return np.stack(nodes), np.stack(weights)
+
+
+def _lanczos(operator: NTKOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonal and off-diagonal of the tridiagonal matrix, with full reorthogonalisation.
+
+    A loop on the host, since each product streams over samples there.
+    """
+    basis = [start / np.linalg.norm(start)]
+    diagonal, beside = [], []
+    for _ in range(steps):
+        w = _flat(operator, basis[-1])
+        scale = np.linalg.norm(w)
+        diagonal.append(float(basis[-1] @ w))
+        Q = np.stack(basis)
+        for _ in range(2):  # Once is not enough in floating point; twice is.
+            w = w - Q.T @ (Q @ w)
+        norm = np.linalg.norm(w)
+        if norm <= 1e-10 * scale or len(diagonal) == steps:
+            break
+        beside.append(norm)
+        basis.append(w / norm)
+    return np.asarray(diagonal), np.asarray(beside)
+
+
+def _flat(operator: NTKOperator, v: np.ndarray) -> np.ndarray:
+    return np.asarray(operator(np.asarray(v).reshape(operator.shape)), dtype=float).ravel()
+
+
+def count_levels(eigenvalues, kernel: BlockKernel, classes: Classes) -> Levels:
+    """How many of the eigenvalues lie nearest, on a logarithmic scale, to each of λ_global, λ_class and λ_single.
+
+    Args:
+        eigenvalues: of an N × N kernel, all of them or the largest; those not given are counted as near λ_single.
+        kernel: the measured three numbers, `block_statistics(...).kernel`.
+    Raises:
+        ValueError: a kernel that is not ordered λ_global > λ_class > λ_single > 0, where the levels mean nothing.
+    """
+    single, class_, global_ = (float(v) for v in kernel.rates(classes))
+    if not global_ > class_ > single > 0:
+        raise ValueError(
+            f"kernel: expected λ_global > λ_class > λ_single > 0, got {global_:.4g}, {class_:.4g}, {single:.4g}; "
+            "the kernel is not aligned with the classes, so that its eigenvalues belong to no level."
+        )
+    values = np.asarray(eigenvalues)
+    above_class = int((values > np.sqrt(global_ * class_)).sum())
+    above_single = int((values > np.sqrt(class_ * single)).sum())
+    return Levels(above_class, above_single - above_class, classes.num_samples - above_single)
+
+
+def within_class_eigenvalues(matrix, classes: Classes) -> Float[Array, " rest"]:
+    """Eigenvalues of the within-class remainder QΘQ on its N − C dimensions, in ascending order.
+
+    Q takes away class means. Under block structure they are all λ_single; the smallest of a measured kernel are what a
+    trained network follows late. Cost: one eigendecomposition of an N × N matrix.
+
+    Args:
+        matrix: the kernel, samples in class order.
+    """
+    theta = DenseKernel(matrix).as_matrix(classes)
+    within = classes.deviations(classes.deviations(theta).T)
+    # The C directions of the class means are moved above all others, and left away.
+    above = 2 * jnp.abs(within).sum(0).max() + 1
+    means = jnp.eye(classes.num_samples, dtype=theta.dtype)
+    means = means - classes.deviations(means)
+    values = jnp.linalg.eigvalsh((within + within.T) / 2 + above * means)
+    return values[: classes.num_samples - classes.num_classes]
+
+
+def _check_number(num: int, size: int) -> None:
+    if not 1 <= num < size:
+        raise ValueError(f"num: expected 1 to {size - 1} eigenvalues of a kernel with {size} rows, got {num}.")

@@ -1,0 +1,270 @@
+"""Class-block statistics of the empirical NTK: exact, linear in the number of samples."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ntkcollapse._checks import check_choice, check_shape
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes, class_order
+from ntkcollapse.ntk._devices import Devices
+from ntkcollapse.ntk._grouping import group
+from ntkcollapse.ntk._memory import budget
+from ntkcollapse.ntk._problem import one_like, prepare
+from ntkcollapse.ntk._spread import Spread, from_matrix, from_probes
+from ntkcollapse.ntk._streaming import Totals, from_kernel, stream
+from ntkcollapse.ntk.empirical import empirical_ntk
+from ntkcollapse.ntk.engines import Engine, get_engine
+
+
+class OutputBlocks(eqx.Module):
+    """Mean entries of Θ_ks for each pair of outputs (K, K): on the diagonal, within classes (i ≠ j), between them."""
+
+    diagonal: Float[Array, "K K"]
+    within: Float[Array, "K K"]
+    between: Float[Array, "K K"]
+
+
+class BlockStatistics(eqx.Module):
+    """Means of the empirical NTK over the entries of class blocks.
+
+    For output k, `output_diagonal[k, c]` is the mean of Θ_kk(x_i, x_i) over class c, and `output_pairs[k, c, d]` the
+    mean of Θ_kk(x_i, x_j) over i ≠ j with i of class c and j of class d. The properties are means of these, each
+    entry of the kernel with the same weight.
+
+    output_blocks: means of Θ_ks for all pairs of outputs; None where the outputs had to be taken in turns.
+    spread: what `residual` is made of; None where it was not asked for.
+    """
+
+    output_diagonal: Float[Array, "K C"]
+    output_pairs: Float[Array, "K C C"]
+    output_blocks: OutputBlocks | None
+    spread: Spread | None
+    classes: Classes
+
+    @property
+    def per_output(self) -> tuple[Float[Array, " K"], Float[Array, " K"], Float[Array, " K"]]:
+        """(diagonal, within, between) of Θ_kk for each output k."""
+        return _three(self.output_diagonal, self.output_pairs, self.classes)
+
+    @property
+    def class_diagonal(self) -> Float[Array, " C"]:
+        """Mean diagonal entry of each class, mean over outputs."""
+        return self.output_diagonal.mean(0)
+
+    @property
+    def class_pairs(self) -> Float[Array, "C C"]:
+        """Mean entry for each pair of classes (i ≠ j on the diagonal), mean over outputs."""
+        return self.output_pairs.mean(0)
+
+    @property
+    def kernel(self) -> BlockKernel:
+        """The three numbers (diagonal, within, between) of the output mean: κ of features, γ of outputs.
+
+        A measured kernel may violate the order of the eigenvalues: no warning here, see `is_ordered`.
+
+        Raises:
+            ValueError: λ_single ≤ 0, which no exact kernel with two different samples has.
+        """
+        values = [value.mean() for value in self.per_output]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return BlockKernel(*values)
+
+    @property
+    def class_kernel(self) -> BlockKernel:
+        """The general block kernel: a diagonal a class, a mean for each pair of classes."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return BlockKernel.from_class_pairs(self.class_diagonal, self.class_pairs)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether λ_global ≥ λ_class ≥ λ_single > 0, as the theorem assumes: diagonal > within ≥ between ≥ 0."""
+        diagonal, within, between = (float(value.mean()) for value in self.per_output)
+        return diagonal > within >= between >= 0
+
+    @property
+    def residual(self) -> Float[Array, ""]:
+        """‖Θ̄ − B‖ / ‖Θ̄‖ (Frobenius), Θ̄ the output mean of Θ_kk and B the `kernel` as an N × N matrix.
+
+        B is the closest matrix of block structure, so that this is zero where Θ̄ has it and below one.
+        """
+        return self._spread().value(Spread.residual)
+
+    @property
+    def residual_standard_error(self) -> Float[Array, ""]:
+        """Of `residual` over the random probes; zero where it is exact."""
+        return self._spread().standard_error(Spread.residual)
+
+    def _spread(self) -> Spread:
+        if self.spread is None:
+            raise ValueError(
+                "residual: expected statistics with a residual, got none; ask for block_statistics(..., "
+                'residual="exact") where N × N numbers fit, or residual="estimate" with a key.'
+            )
+        return self.spread
+
+    @property
+    def off_output(self) -> Float[Array, ""]:
+        """Size of the components k ≠ s, zero by the theorem: ‖B_ks, k ≠ s‖ / ‖B_ks, all k, s‖ (Frobenius).
+
+        B_ks is the block kernel of the means of Θ_ks. What varies inside a block is not in it.
+        """
+        if self.output_blocks is None:
+            raise ValueError(
+                "off_output: expected means for pairs of outputs, got none, since the sums of all outputs did not fit "
+                "in memory together; give block_statistics a larger `memory`."
+            )
+        blocks = self.output_blocks
+        m = np.asarray(self.classes.sizes, dtype=float)
+        counts = (m.sum(), (m * (m - 1)).sum(), m.sum() ** 2 - (m * m).sum())
+        values = (blocks.diagonal, blocks.within, blocks.between)
+        squares = sum(float(n) * jnp.square(v) for n, v in zip(counts, values, strict=True))
+        return jnp.sqrt(1 - jnp.trace(squares) / jnp.sum(squares))
+
+
+def block_statistics(
+    f: Callable,
+    params: PyTree,
+    x: Any,
+    labels: Any,
+    *,
+    engine: str | Engine = "layerwise",
+    parameters: Any = None,
+    memory: int | float | None = None,
+    output_pairs: bool = True,
+    residual: Literal["none", "exact", "estimate"] = "none",
+    probes: int = 16,
+    key: PRNGKeyArray | None = None,
+    checkpoint: str | Path | None = None,
+) -> BlockStatistics:
+    r"""Exact class-block means of the empirical NTK, in time linear and memory flat in N.
+
+    Means over pairs are inner products of class sums of gradients, and the diagonal is a sum of squared norms:
+
+        Σ_{i∈c, j∈d} Θ_kk(x_i, x_j) = ⟨Σ_{i∈c} g_i^k, Σ_{j∈d} g_j^k⟩,   Θ_kk(x_i, x_i) = ‖g_i^k‖²
+
+    so that no N × N array is ever made. Classes may differ in size.
+
+    Args:
+        f: (params, x) ↦ (N, K), in evaluation mode: outputs (γ) or last-layer features (κ).
+        params: any pytree.
+        x: samples, (N, ...), in any order.
+        labels: integer class of each sample, (N,).
+        engine, parameters: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N; the others make the
+            whole kernel first.
+        memory: bytes for intermediate arrays: half for the C·P sums an output, half for one batch of samples. Where
+            not all K outputs fit, they are taken in turns.
+        output_pairs: means of Θ_ks for k ≠ s too, where all outputs fit.
+        residual: distance of the output-mean kernel from block structure. "exact" makes the N × N kernel; "estimate"
+            adds `probes` random sums: exact on class means, unbiased in its squares on the rest, with a standard error.
+        probes: random sign vectors for the estimate; the relative error of its random part falls as 1/probes.
+        key: for the probes.
+        checkpoint: a folder for partial sums, written every minute: a stopped run goes on from there when called
+            again with the same arguments. Not needed once the call returns.
+    Raises:
+        ValueError: as `empirical_ntk`; labels that do not fit x, or a class with one sample.
+    References:
+        Seleznova et al. (2023), Section 2.3: the block structure that these numbers measure.
+    """
+    check_choice("residual", residual, ("none", "exact", "estimate"))
+    engine = get_engine(engine)
+    order, classes = _classes(x, labels)
+    problem = prepare(f, params, {"x": x}, parameters)
+    signs = np.zeros((len(order), 0))
+    if residual == "estimate":
+        signs = _probes(order, classes, probes, key)
+    if engine.linear:
+        devices = Devices()
+        num_sums = classes.num_classes + signs.shape[1]
+        chunks = engine.sum_chunks(problem, one_like(x), num_sums, budget(memory))
+        grouping = group(order, classes, chunks.samples * devices.count, multiple_of=devices.count)
+        totals = stream(
+            problem,
+            x,
+            signs,
+            grouping,
+            chunks,
+            engine,
+            classes,
+            output_pairs=output_pairs,
+            checkpoint=checkpoint,
+            devices=devices,
+        )
+    else:
+        outputs = "full" if output_pairs else "diagonal"
+        theta = empirical_ntk(f, params, x, outputs=outputs, engine=engine, parameters=parameters, memory=memory)
+        totals = from_kernel(theta, np.eye(classes.num_classes)[np.asarray(labels)], signs)
+    statistics = _from_totals(totals, classes)
+    if residual == "none":
+        return statistics
+    if residual == "exact":
+        x = np.asarray(x)[order]
+        theta = empirical_ntk(f, params, x, outputs="mean", engine=engine, parameters=parameters, memory=memory)
+        spread = from_matrix(theta, statistics.kernel, classes)
+    else:
+        spread = from_probes(totals.gram.mean(0), jnp.asarray(signs.T @ signs), statistics.kernel, classes)
+    return eqx.tree_at(lambda s: s.spread, statistics, spread, is_leaf=lambda s: s is None)
+
+
+def _classes(x, labels) -> tuple[np.ndarray, Classes]:
+    """Sample indices class by class, and the classes."""
+    order = class_order(labels)
+    check_shape("labels", labels, (np.shape(x)[0],), "one label a sample of x")
+    classes = Classes.from_labels(np.asarray(labels)[order])
+    if min(classes.sizes) < 2:
+        alone = classes.sizes.index(min(classes.sizes))
+        raise ValueError(
+            f"labels: expected at least two samples in every class, class {alone} has one, so there is no pair within "
+            "it; add samples or drop that class."
+        )
+    return order, classes
+
+
+def _probes(order, classes: Classes, probes: int, key) -> np.ndarray:
+    """Random signs less their class means, (N, q) in the samples' own order."""
+    if key is None:
+        raise ValueError("key: expected a PRNG key for the random probes of the estimate, got None.")
+    if probes < 3:
+        raise ValueError(f"probes: expected at least 3, for a mean over pairs and its error; got {probes}.")
+    z = np.asarray(jax.random.rademacher(key, (probes, classes.num_samples), dtype=float))
+    z = np.asarray(classes.deviations(z)).T
+    signs = np.empty_like(z)
+    signs[order] = z
+    return signs
+
+
+def _from_totals(totals: Totals, classes: Classes) -> BlockStatistics:
+    C = classes.num_classes
+    gram = totals.gram[:, :C, :C]
+    d = jnp.asarray(classes.sizes, gram.dtype)
+    counts = jnp.outer(d, d) - jnp.diag(d)
+    pairs = (gram - jax.vmap(jnp.diag)(totals.squares)) / counts[None]
+    blocks = None
+    if totals.outputs is not None:
+        m = np.asarray(classes.sizes, dtype=float)
+        diagonal, within, everything = totals.outputs
+        blocks = OutputBlocks(
+            diagonal / float(m.sum()),
+            (within - diagonal) / float((m * (m - 1)).sum()),
+            (everything - within) / float(m.sum() ** 2 - (m * m).sum()),
+        )
+    return BlockStatistics(totals.squares / d[None], pairs, blocks, None, classes)
+
+
+def _three(diagonal, pairs, classes: Classes):
+    """Means over all entries: on the diagonal, of pairs within classes, of pairs between classes."""
+    m = np.asarray(classes.sizes, dtype=float)
+    between = np.outer(m, m) * (1 - np.eye(len(m)))
+    weights = (m, m * (m - 1), between)
+    d, w, b = (jnp.asarray(v / v.sum(), pairs.dtype) for v in weights)
+    within = jnp.diagonal(pairs, axis1=-2, axis2=-1)
+    return (diagonal * d[None]).sum(-1), (within * w[None]).sum(-1), (pairs * b[None]).sum((-2, -1))

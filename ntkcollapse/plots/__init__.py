@@ -1,0 +1,21 @@
+"""Figures: axes in, axes out; nothing is computed here."""
+
+from ntkcollapse.plots.ladder import RUNG_STYLES, attribution_figure, ladder_figure, plot_ladder
+from ntkcollapse.plots.rates import rates_figure
+from ntkcollapse.plots.style import COLOURS, LABELS, save, style
+from ntkcollapse.plots.trajectories import comparison_figure, plot_observables, simulation_figure
+
+__all__ = [
+    "COLOURS",
+    "LABELS",
+    "RUNG_STYLES",
+    "attribution_figure",
+    "comparison_figure",
+    "ladder_figure",
+    "plot_ladder",
+    "plot_observables",
+    "rates_figure",
+    "save",
+    "simulation_figure",
+    "style",
+]

@@ -1,0 +1,130 @@
+"""The ladder: the network and every rung, each always drawn alike; and what each assumption owns of the gap."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ntkcollapse.comparison import RUNGS, Attribution, Ladder
+from ntkcollapse.plots.style import BLACK, BLUE, GREEN, LABELS, ORANGE, PURPLE, RED, SKY, label_short_decades, style
+from ntkcollapse.trajectory import Trajectory
+
+# Colour and dashes together, so that a rung is told apart in grey print too.
+RUNG_STYLES: dict[str, dict[str, Any]] = {
+    "block-frozen": {"color": RED, "linestyle": "-"},
+    "block-path": {"color": RED, "linestyle": ":"},
+    "class-pairs": {"color": ORANGE, "linestyle": "--"},
+    "within-spectrum": {"color": ORANGE, "linestyle": "-."},
+    "sample-frozen": {"color": BLUE, "linestyle": "-"},
+    "sample-path": {"color": BLUE, "linestyle": ":"},
+    "features-linearised": {"color": GREEN, "linestyle": "-"},
+    "network-linearised": {"color": SKY, "linestyle": "--"},
+    "network-flow": {"color": PURPLE, "linestyle": "-"},
+}
+NETWORK_STYLE = {"color": BLACK, "linestyle": "none", "marker": "o", "markersize": 3.2, "markeredgewidth": 0}
+
+PANELS = (
+    "residual_single",
+    "residual_class",
+    "residual_global",
+    "nc1_seleznova2023",
+    "nc2_seleznova2023",
+    "nc3_seleznova2023",
+)
+SHORT = {
+    "loss": "loss",
+    "residual_single": r"$\|R-R_{\mathrm{class}}\|$",
+    "residual_class": r"$\|R_{\mathrm{class}}-R_{\mathrm{global}}\|$",
+    "residual_global": r"$\|R_{\mathrm{global}}\|$",
+    "nc1_seleznova2023": "NC1",
+    "nc2_seleznova2023": "NC2",
+    "nc3_seleznova2023": "NC3",
+}
+_SHADES = (RED, ORANGE, SKY, BLUE, GREEN, PURPLE, BLACK)
+
+
+def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
+    """One observable of the network and of every rung against flow time, both logarithmic."""
+    for name, run in ladder.rungs.items():
+        _draw(ax, run, observable, {"linewidth": 1.4, **RUNG_STYLES[name]})
+    _draw(ax, ladder.network, observable, NETWORK_STYLE)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    # Predictions that are done run to rounding level: what is far below the network is of no interest.
+    network = np.asarray(ladder.network.observables[observable])
+    floor = network[network > 0].min() / 30
+    if ax.get_ylim()[0] < floor:
+        ax.set_ylim(bottom=floor)
+    label_short_decades(ax.xaxis)
+    label_short_decades(ax.yaxis)
+    ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+    ax.set_ylabel(LABELS.get(observable, observable))
+    return ax
+
+
+def ladder_figure(ladder: Ladder, observables: Sequence[str] = PANELS, *, title: str | None = None) -> Figure:
+    """A panel for each observable, one legend for all."""
+    names = [name for name in observables if name in ladder.network.observables]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    with style():
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.5 * columns, 2.7 * rows + 0.7), constrained_layout=True, squeeze=False
+        )
+        for ax, name in zip(axes.flat, names, strict=False):
+            plot_ladder(ax, ladder, name)
+        for ax in axes.flat[len(names) :]:
+            ax.remove()
+        handles = [Line2D([], [], label="network", **NETWORK_STYLE)]
+        for name in ladder.rungs:
+            label = f"{RUNGS[name].number}  {RUNGS[name].label}"
+            handles.append(Line2D([], [], label=label, linewidth=1.4, **RUNG_STYLES[name]))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), handlelength=3)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | None = None) -> Figure:
+    """For each observable, the gap at the last time split among assumptions: bars to the right of 0 raise the
+    prediction on its way to the network, bars to the left lower it, and the diamond is their sum."""
+    with style():
+        figure, ax = plt.subplots(figsize=(8.0, 0.55 * len(attributions) + 1.6), constrained_layout=True)
+        assumptions = list(dict.fromkeys(s.assumption for a in attributions.values() for s in a.shares))
+        colours = {name: _SHADES[i % len(_SHADES)] for i, name in enumerate(assumptions)}
+        for row, attribution in enumerate(attributions.values()):
+            ends = {1: 0.0, -1: 0.0}
+            for share in attribution.shares:
+                # Logarithms to base 10: bars are powers of ten.
+                width = float(share.change[-1]) / (np.log(10) if attribution.scale == "log" else 1)
+                if not np.isfinite(width):
+                    continue
+                side = 1 if width >= 0 else -1
+                ax.barh(row, width, left=ends[side], color=colours[share.assumption], height=0.7, edgecolor="white")
+                ends[side] += width
+            total = float(attribution.gap[-1]) / (np.log(10) if attribution.scale == "log" else 1)
+            ax.plot(total, row, marker="D", color=BLACK, markersize=5, zorder=3)
+        ax.axvline(0, color=BLACK, linewidth=0.8)
+        ax.set_yticks(range(len(attributions)), [SHORT.get(name, name) for name in attributions])
+        ax.invert_yaxis()
+        log = all(a.scale == "log" for a in attributions.values())
+        first = next(iter(attributions.values())).shares[0].from_
+        said = r"$\log_{10}$ (network / prediction)" if log else "network − prediction"
+        ax.set_xlabel(f"{said} at the last time, from rung {RUNGS[first].number}; diamond: all together")
+        handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name], label=name) for name in assumptions]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        if title:
+            ax.set_title(title)
+    return figure
+
+
+def _draw(ax: Axes, run: Trajectory, observable: str, kind: dict[str, Any]) -> None:
+    if observable not in run.observables:
+        return
+    t, y = np.asarray(run.times), np.asarray(run.observables[observable])
+    keep = (t > 0) & np.isfinite(y) & (y > 0)
+    ax.plot(t[keep], y[keep], **kind)

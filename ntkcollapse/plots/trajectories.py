@@ -1,0 +1,73 @@
+"""Trajectories side by side: theory, networks, or both, on the same axes."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ntkcollapse.plots.style import BLACK, COLOURS, LABELS, NETWORK, THEORIES, label_short_decades, style
+from ntkcollapse.trajectory import Trajectory
+
+PANELS = (
+    ("Loss", ("loss",), "log"),
+    ("Residual parts", ("residual_single", "residual_class", "residual_global"), "log"),
+    ("Within-class variability", ("nc1_seleznova2023", "nc1_papyan2020"), "log"),
+    ("Geometry of means and weights", ("nc2_seleznova2023", "nc3_seleznova2023"), "log"),
+    ("Invariant", ("invariant_relative", "invariant_alignment", "necessary_condition"), "linear"),
+    ("Feature kernel", ("kappa_diagonal", "kappa_within", "kappa_between"), "linear"),
+)
+
+
+def line_styles(runs: Mapping[str, Trajectory]) -> dict[str, dict[str, Any]]:
+    """One line style a run: dots for networks, dashes of their own for each theory."""
+    styles, theories = {}, itertools.cycle(THEORIES)
+    for name, run in runs.items():
+        styles[name] = NETWORK if run.settings.get("producer") == "network" else next(theories)
+    return styles
+
+
+def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], *, scale: str = "log") -> Axes:
+    """Draws the named observables of every run into the axes, time logarithmic; colour says which observable."""
+    styles = line_styles(runs)
+    drawn = []
+    for name in names:
+        present = {label: run for label, run in runs.items() if name in run.observables}
+        for label, run in present.items():
+            t, y = np.asarray(run.times), np.asarray(run.observables[name])
+            keep = (t > 0) & np.isfinite(y) & ((y > 0) | (scale != "log"))
+            ax.plot(t[keep], y[keep], color=COLOURS.get(name, BLACK), **styles[label])
+        if present:
+            drawn.append(Line2D([], [], color=COLOURS.get(name, BLACK), label=LABELS.get(name, name)))
+    ax.set_xscale("log")
+    ax.set_yscale(scale)
+    if scale == "log":
+        label_short_decades(ax.yaxis)
+    ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+    if drawn:
+        # Above the axes: curves that cross everything leave no room inside.
+        ax.legend(handles=drawn, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2, labelspacing=0.2)
+    return ax
+
+
+def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = None) -> Figure:
+    """Six panels of the same observables for every run: loss, residual parts, NC1, NC2 and NC3, invariant, κ."""
+    with style():
+        figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.4), constrained_layout=True)
+        for ax, (name, observables, scale) in zip(axes.flat, PANELS, strict=True):
+            plot_observables(ax, runs, observables, scale=scale)
+            ax.set_ylabel(name)
+        handles = [Line2D([], [], color=BLACK, label=label, **kind) for label, kind in line_styles(runs).items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=3)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:
+    """The six panels for a single theory run."""
+    return comparison_figure({"block-structured gradient flow": run}, title=title)

@@ -1,0 +1,123 @@
+"""The one state equation: gradient flow of the last layer under a kernel, a loss, a constraint and noise."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_choice, check_positive, is_traced
+from ntkcollapse.classes import Classes
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.losses import Loss
+from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.theory.constraints import Constraint, Unconstrained
+
+Bias = Literal["free", "frozen", "absent"]
+
+
+class WeightDecay(eqx.Module):
+    """Decay rates of features, classifier and bias: Ḣ gains −λ_H H, Ẇ gains −λ_W W, ḃ gains −λ_b b.
+
+    In units of 1/flow time. A penalty (wd/2)‖W‖² beside the *mean* loss over N samples and C outputs is λ_W = N C wd.
+    """
+
+    H: Float[Array, ""]
+    W: Float[Array, ""]
+    b: Float[Array, ""]
+
+    @classmethod
+    def of(cls, rates: "float | Array | Mapping[str, float] | WeightDecay") -> "WeightDecay":
+        """One rate for all three, or a mapping from some of "H", "W", "b" to theirs (the others are 0).
+
+        Raises:
+            ValueError: an unknown name, or a rate that is negative or not finite.
+        """
+        if isinstance(rates, WeightDecay):
+            return rates
+        named: Mapping[str, Any] = rates if isinstance(rates, Mapping) else dict.fromkeys("HWb", rates)
+        for name in named:
+            check_choice("weight_decay", name, ("H", "W", "b"))
+        check_positive("weight_decay", list(named.values()), zero=True)
+        return cls(**{name: jnp.asarray(named.get(name, 0.0), dtype=float) for name in "HWb"})
+
+
+def check_bias(bias: str, b: Float[Array, " C"]) -> None:
+    """Raises ValueError for an unknown bias mode, or an absent bias that is not zero."""
+    check_choice("bias", bias, get_args(Bias))
+    if bias == "absent" and not is_traced(b) and bool(jnp.any(b != 0)):
+        raise ValueError("bias: expected b = 0 where the bias is absent, got b ≠ 0; use bias='frozen' to keep it.")
+
+
+class Flow(eqx.Module):
+    """Gradient flow of (H, W, b) in the metric that the kernel K defines on the features.
+
+        Ḣ = Π_H[−Wᵀ G K − λ_H H] + noise,   Ẇ = Π_W[−η_W G Hᵀ − λ_W W],   ḃ = −η_b G 1 − λ_b b,
+        G = ∂loss/∂(W H + b 1ᵀ)  (C × N)
+
+    The theory of this package is the case without Π, noise and η; `theory.models` lists what other parts make of it.
+    With squared error G = R = W H + b 1ᵀ − Y, and with a block kernel on balanced classes
+
+        R K = λ_single (R − R_class) + λ_class (R_class − R_global) + λ_global R_global,
+
+    the block-structured dynamics of the paper. A call gives the time derivative at (t, state): a vector field for any
+    ODE solver, with all N columns of H in its state; `reduced_flow` is the same flow at a cost that N does not enter.
+
+    Args:
+        kernel: K, any `SampleKernel`, or a `KernelPath` K(t).
+        classes: what stands behind the columns.
+        loss: of the logits.
+        decay: λ_H, λ_W, λ_b.
+        bias: "free" moves; "frozen" and "absent" do not.
+        constraint: what Π keeps the state on; the flow is then evaluated at the retracted state, so that it is tangent.
+        rate_W, rate_b: η_W and η_b, learning rates relative to that of the features.
+        noise: standard deviation σ of independent Brownian motions added to the entries of H: dH = Ḣ dt + σ dB.
+
+    References:
+        Seleznova et al. (2023), Section 5.2.
+    """
+
+    kernel: SampleKernel | KernelPath
+    classes: Classes
+    loss: Loss
+    decay: WeightDecay
+    bias: str = eqx.field(static=True, default="free")
+    constraint: Constraint = Unconstrained()
+    rate_W: float | Float[Array, ""] = 1.0
+    rate_b: float | Float[Array, ""] = 1.0
+    noise: float | Float[Array, ""] | None = None
+
+    def __check_init__(self):
+        check_choice("bias", self.bias, get_args(Bias))
+        check_positive("rate_W, rate_b", (self.rate_W, self.rate_b), zero=True)
+        if self.noise is not None:
+            check_positive("noise", self.noise, zero=True)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the theory's own flow: no constraint, no noise, one learning rate."""
+        same_rates = not is_traced(self.rate_W, self.rate_b) and self.rate_W == 1 and self.rate_b == 1
+        return isinstance(self.constraint, Unconstrained) and self.noise is None and bool(same_rates)
+
+    def retract(self, state: LastLayer) -> LastLayer:
+        """The nearest state that the constraint allows."""
+        return self.constraint.retract(state, self.classes)
+
+    def __call__(self, t, state: LastLayer, args: None = None) -> LastLayer:
+        del args
+        state = self.retract(state)
+        H, W, b = state.H, state.W, state.b
+        G = self.loss.gradient(state.logits, self.classes.Y.astype(H.dtype))
+        dH = -W.T @ self.kernel.at(t).mv(G, self.classes) - self.decay.H * H
+        dW = -self.rate_W * (G @ H.T) - self.decay.W * W
+        db = -self.rate_b * G.sum(1) - self.decay.b * b if self.bias == "free" else jnp.zeros_like(b)
+        velocity = eqx.tree_at(lambda s: (s.H, s.W, s.b), state, (dH, dW, db))
+        return self.constraint.tangent(state, velocity, self.classes)
+
+    def diffusion(self, state: LastLayer) -> LastLayer:
+        """Standard deviation of the noise on each entry: σ on features, 0 elsewhere."""
+        sigma = jnp.zeros((), state.H.dtype) if self.noise is None else jnp.asarray(self.noise, state.H.dtype)
+        H, W, b = jnp.broadcast_to(sigma, state.H.shape), jnp.zeros_like(state.W), jnp.zeros_like(state.b)
+        return eqx.tree_at(lambda s: (s.H, s.W, s.b), state, (H, W, b))

@@ -1,0 +1,132 @@
+"""The one file that calls the ODE solver."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, Key, PyTree
+
+from ntkcollapse._checks import check_choice
+from ntkcollapse.theory.retraction import Retracted
+
+# What `solver=` may name; any diffrax solver instance is taken as well.
+SOLVERS = {
+    "tsit5": diffrax.Tsit5,
+    "dopri5": diffrax.Dopri5,
+    "dopri8": diffrax.Dopri8,
+    "kvaerno3": diffrax.Kvaerno3,
+    "kvaerno5": diffrax.Kvaerno5,
+    "shark": diffrax.ShARK,
+}
+
+
+# From the cheapest to the richest; a solver says which it needs.
+_LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+
+
+class Integration(eqx.Module):
+    """States at the times asked for, and how the solver fared.
+
+    states: as the start, with a leading time axis; not finite after the time reached.
+    statistics: num_steps, num_accepted_steps, num_rejected_steps; largest_correction where steps are retracted.
+    result: diffrax's verdict.
+    """
+
+    states: PyTree
+    statistics: dict[str, Array]
+    result: diffrax.RESULTS
+
+    @property
+    def successful(self):
+        return diffrax.is_okay(self.result)
+
+    @property
+    def is_steady(self):
+        """Whether it stopped before its last time because nothing moved any more."""
+        return diffrax.is_event(self.result)
+
+
+def named_solver(solver: str | diffrax.AbstractSolver) -> diffrax.AbstractSolver:
+    """The diffrax solver of this name, or the one given.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(solver, diffrax.AbstractSolver):
+        return solver
+    check_choice("solver", solver, SOLVERS)
+    return SOLVERS[solver]()
+
+
+def integrate(
+    flow,
+    start: PyTree,
+    times: Float[Array, " T"],
+    *,
+    solver: diffrax.AbstractSolver,
+    rtol: float | Float[Array, ""],
+    atol: float | Float[Array, ""],
+    max_steps: int,
+    progress: bool = False,
+    key: Key[Array, ""] | None = None,
+    steady: float | None = None,
+) -> Integration:
+    """Integrates a vector field `flow(t, state, args)` from times[0] to times[-1], saving at all of them.
+
+    Steps adapt to max over components of error / (atol + rtol |y|) in the root mean square; reverse-mode
+    differentiable by checkpointing. A failure is a result, not an exception: `successful` is False, and the states that
+    were not reached are infinite.
+
+    With `steady` it stops as soon as ‖d state/dt‖ < steady · ‖state‖ (root mean squares): times after are infinite, and
+    `is_steady` is True.
+
+    With a key, `flow.diffusion(state)` gives the standard deviation of the Brownian motion added to each entry, and
+    solver must be one for additive noise. With a `Retracted` solver saved states are retracted too.
+    """
+    terms, step = diffrax.ODETerm(_call), None
+    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    if key is not None:
+        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
+        # Finer than any step that the tolerances below lead to.
+        resolution = (times[-1] - times[0]) * 2.0**-22
+        asked = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+        levy = next(area for area in _LEVY_AREAS if issubclass(area, asked))
+        path = diffrax.VirtualBrownianTree(times[0], times[-1], resolution, shape, key, levy_area=levy)
+        terms, step = diffrax.MultiTerm(terms, diffrax.ControlTerm(_diffuse, path)), (times[-1] - times[0]) / 1000
+        # An interpolant between steps has too little noise: step onto every time that is saved.
+        controller = diffrax.ClipStepSizeController(controller, step_ts=times)
+    retracted = isinstance(solver, Retracted)
+    solution = diffrax.diffeqsolve(
+        terms,
+        solver,
+        t0=times[0],
+        t1=times[-1],
+        dt0=step,
+        y0=start,
+        args=flow,
+        saveat=diffrax.SaveAt(ts=times, solver_state=retracted),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        throw=False,
+        event=None if steady is None else diffrax.Event(diffrax.steady_state_event(rtol=steady, atol=0.0)),
+        progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
+    )
+    statistics = {k: jnp.asarray(v) for k, v in solution.stats.items() if k != "max_steps"}
+    states = solution.ys
+    if retracted:
+        # Between steps the interpolant leaves the surface by its own error.
+        states = jax.vmap(solver.retract)(states)
+        statistics["largest_correction"] = solution.solver_state.largest_correction  # pyright: ignore
+    return Integration(states=states, statistics=statistics, result=solution.result)
+
+
+def _call(t, state, flow) -> Any:
+    return flow(t, state)
+
+
+def _diffuse(t, state, flow) -> lx.AbstractLinearOperator:
+    del t
+    return lx.DiagonalLinearOperator(flow.diffusion(state))

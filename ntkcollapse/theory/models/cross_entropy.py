@@ -1,0 +1,155 @@
+"""Minimisers and limits of unconstrained features with cross-entropy."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_positive
+from ntkcollapse.classes import Classes
+from ntkcollapse.theory.models.losses import LogCrossEntropy
+
+
+class SimplexMinimiser(NamedTuple):
+    """A collapsed simplex: W M = scale · (I − 11ᵀ/C), W Wᵀ = weight_scale · (I − 11ᵀ/C); value of the mean loss."""
+
+    scale: Float[Array, ""]
+    weight_scale: Float[Array, ""]
+    value: Float[Array, ""]
+
+
+def check_dimension(num_features: int | None, num_classes: int) -> None:
+    """Raises ValueError where a simplex ETF of C vectors has no room: n < C − 1. None: not said, not checked."""
+    if num_features is not None and num_features < num_classes - 1:
+        raise ValueError(
+            f"num_features: a simplex ETF of C = {num_classes} vectors needs at least C - 1 = {num_classes - 1} "
+            f"dimensions, got {num_features}."
+        )
+
+
+def regularised_simplex(
+    classes: Classes,
+    decay_W: Float[ArrayLike, ""],
+    decay_H: Float[ArrayLike, ""],
+    *,
+    num_features: int | None = None,
+) -> SimplexMinimiser:
+    r"""Global minimiser of mean cross-entropy + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖², balanced classes.
+
+        e = √(m λ_W λ_H),   W M = a Π,  a = log(1/e − (C − 1)) for C e < 1 (else 0),   W Wᵀ = a √(m λ_H/λ_W) Π,  b = 0
+        value = log(1 + (C − 1) e^{−a}) + (C − 1) e a
+
+    Needs n ≥ C − 1. The landscape has no other local minima.
+
+    Raises:
+        ValueError: unequal classes, decays not above zero, `num_features` given and below C − 1.
+    References:
+        Zhu et al. (2021).
+    """
+    check_positive("decay_W, decay_H", (decay_W, decay_H))
+    check_dimension(num_features, classes.num_classes)
+    C, m = classes.num_classes, classes.per_class
+    e = jnp.sqrt(m * jnp.asarray(decay_W) * decay_H)
+    learned = C * e < 1
+    a = jnp.where(learned, jnp.log(jnp.where(learned, 1 / e - (C - 1), 1)), 0)
+    value = jnp.log1p((C - 1) * jnp.exp(-a)) + (C - 1) * e * a
+    return SimplexMinimiser(scale=a, weight_scale=a * jnp.sqrt(m * jnp.asarray(decay_H) / decay_W), value=value)
+
+
+def bounded_simplex(
+    classes: Classes,
+    radius_H: Float[ArrayLike, ""],
+    radius_W: Float[ArrayLike, ""],
+    *,
+    num_features: int | None = None,
+) -> SimplexMinimiser:
+    r"""Minimum of mean cross-entropy with ‖h_i‖ ≤ r_H and ‖w_k‖ ≤ r_W, no bias: spheres, balls and budgets alike.
+
+        W M = r_H r_W (C Π)/(C − 1),   W Wᵀ = r_W² C Π/(C − 1),   value = log(1 + (C − 1) e^{−r_H r_W C/(C−1)})
+
+    The same for the balanced layer-peeled budgets, with r_H² = energy_H and r_W² = energy_W. Needs n ≥ C − 1.
+
+    Raises:
+        ValueError: unequal classes, radii not above zero, `num_features` given and below C − 1.
+    References:
+        Yaras et al. (2022) and Lu and Steinerberger (2022) on spheres; Fang et al. (2021) for budgets.
+    """
+    check_positive("radius_H, radius_W", (radius_H, radius_W))
+    check_dimension(num_features, classes.num_classes)
+    _ = classes.per_class
+    C = classes.num_classes
+    scale = jnp.asarray(radius_H, dtype=float) * radius_W * C / (C - 1)
+    return SimplexMinimiser(
+        scale=scale,
+        weight_scale=jnp.asarray(radius_W, dtype=float) ** 2 * C / (C - 1),
+        value=jnp.log1p((C - 1) * jnp.exp(-scale)),
+    )
+
+
+def logit_ball(classes: Classes, radius: Float[ArrayLike, ""]) -> SimplexMinimiser:
+    r"""Minimum of mean cross-entropy over logits in a ball, ‖f_i‖ ≤ R: f = R √(C/(C−1)) (e_y − 1/C).
+
+        value = log(1 + (C − 1) e^{−R √(C/(C−1))})
+
+    Raises:
+        ValueError: R not above zero.
+    References:
+        E and Wojtowytsch (2022).
+    """
+    check_positive("radius", radius)
+    C = classes.num_classes
+    scale = jnp.asarray(radius, dtype=float) * (C / (C - 1)) ** 0.5
+    return SimplexMinimiser(scale, jnp.ones(()), jnp.log1p((C - 1) * jnp.exp(-scale)))
+
+
+def limiting_margin(classes: Classes) -> Float[Array, ""]:
+    r"""1/(2 √m (C − 1)): largest margin over ‖W‖² + ‖H‖², to which unregularised cross-entropy tends.
+
+    At a balanced collapsed simplex, W M = q Π, the margin min_i (f_y − max_{k≠y} f_k) is q, and
+    ‖W‖² + ‖H‖² = 2 √m (C − 1) q. Approached like 1/log t.
+
+    Raises:
+        ValueError: unequal classes.
+    References:
+        Ji et al. (2022); margin maximisation by gradient flow: Lyu and Li (2020).
+    """
+    return jnp.asarray(1 / (2 * classes.per_class**0.5 * (classes.num_classes - 1)))
+
+
+class Margins(NamedTuple):
+    """margin: min_i (f_y − max_k f_k); normalised: margin / ρ²; smoothed: log(1/L)/ρ², with ρ² = ‖W‖² + ‖H‖²."""
+
+    margin: Float[Array, ""]
+    normalised: Float[Array, ""]
+    smoothed: Float[Array, ""]
+
+
+def margins(H: Float[Array, "n N"], W: Float[Array, "C n"], classes: Classes) -> Margins:
+    """Margins of a bias-free last layer; L is the summed cross-entropy. `smoothed` never falls along its flow."""
+    f, Y = W @ H, classes.Y.astype(H.dtype)
+    right = jnp.sum(f * Y, axis=0)
+    margin = jnp.min(right - jnp.max(jnp.where(Y > 0, -jnp.inf, f), axis=0))
+    size = jnp.sum(jnp.square(W)) + jnp.sum(jnp.square(H))
+    return Margins(margin, margin / size, -LogCrossEntropy().value(f, Y) / size)
+
+
+def fixed_etf_limit(W: Float[Array, "C n"], energy_H: Float[ArrayLike, ""], classes: Classes) -> Float[Array, "n N"]:
+    """√energy_H w_y/‖w_y‖: where features end under a fixed simplex-ETF classifier, whatever the class sizes."""
+    unit = W / jnp.linalg.norm(W, axis=1, keepdims=True)
+    return jnp.sqrt(jnp.asarray(energy_H, W.dtype)) * classes.expand(unit.T)
+
+
+def simplex_etf(num_classes: int, num_features: int, *, key: jax.Array) -> Float[Array, "C n"]:
+    """C unit vectors with cosines −1/(C − 1), as rows, in a random orientation.
+
+    Raises:
+        ValueError: fewer than C − 1 features.
+    """
+    check_dimension(num_features, num_classes)
+    Π = jnp.eye(num_classes) - 1 / num_classes
+    _, vectors = jnp.linalg.eigh(Π)
+    frame = vectors[:, 1:] * (num_classes / (num_classes - 1)) ** 0.5
+    rotation, _ = jnp.linalg.qr(jax.random.normal(key, (num_features, num_features)))
+    return frame @ rotation[: num_classes - 1]

@@ -1,0 +1,64 @@
+"""Unconstrained features under a deep linear classifier: W = W_L ⋯ W_1."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_shape
+from ntkcollapse.classes import Classes
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.losses import Loss
+
+
+class DeepLastLayer(eqx.Module):
+    """Features H (n, N) and weight layers W_1 (n₁, n), …, W_L (C, n_{L−1}), from the features upwards."""
+
+    H: Float[Array, "n N"]
+    layers: tuple[Float[Array, "_ _"], ...]
+
+    def __check_init__(self):
+        width = self.H.shape[0]
+        for l, W in enumerate(self.layers):
+            check_shape(f"layers[{l}]", W, (None, width), f"{width} columns, the rows of what stands below")
+            width = W.shape[0]
+
+    @property
+    def last_layer(self) -> LastLayer:
+        """The state as a single last layer, with the product of the weight layers as W."""
+        W = functools.reduce(lambda below, W: W @ below, self.layers)
+        return LastLayer(H=self.H, W=W, b=jnp.zeros(W.shape[0], W.dtype))
+
+
+class DeepLinearFlow(eqx.Module):
+    """Ḣ = −∂J/∂H, Ẇ_l = −∂J/∂W_l of J = loss(W_L ⋯ W_1 H) + Σ_l (λ_l/2)‖W_l‖² + (λ_H/2)‖H‖².
+
+    The state equation with W a product; a vector field on `DeepLastLayer` for `theory.integrate`.
+    """
+
+    classes: Classes
+    loss: Loss
+    decay_W: Float[Array, " L"]
+    decay_H: Float[Array, ""]
+
+    def __init__(self, classes: Classes, loss: Loss, decay_W: Float[ArrayLike, " L"], decay_H: Float[ArrayLike, ""]):
+        self.classes, self.loss = classes, loss
+        self.decay_W, self.decay_H = (
+            jnp.atleast_1d(jnp.asarray(decay_W, dtype=float)),
+            jnp.asarray(decay_H, dtype=float),
+        )
+
+    def objective(self, state: DeepLastLayer) -> Float[Array, ""]:
+        """J."""
+        penalties = [λ * jnp.sum(jnp.square(W)) / 2 for λ, W in zip(self.decay_W, state.layers, strict=True)]
+        f = state.last_layer.W @ state.H
+        return (
+            self.loss.value(f, self.classes.Y.astype(f.dtype)) + sum(penalties) + self.decay_H * jnp.sum(state.H**2) / 2
+        )
+
+    def __call__(self, t, state: DeepLastLayer, args: None = None) -> DeepLastLayer:
+        del t, args
+        return jax.tree.map(jnp.negative, jax.grad(self.objective)(state))

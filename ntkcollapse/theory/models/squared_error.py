@@ -1,0 +1,154 @@
+"""Minimisers of regularised unconstrained features with squared error, mode by mode."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse.classes import Classes
+
+
+class FeatureMinimiser(NamedTuple):
+    """A minimiser without within-class scatter, up to a rotation of feature space.
+
+    weight_gram: W Wᵀ; outputs: W M, without bias; mean_gram: MᵀM; bias: b; value: of the objective there;
+    alive: how many modes are not zero (0: the trivial minimiser).
+    """
+
+    weight_gram: Float[Array, "C C"]
+    outputs: Float[Array, "C C"]
+    mean_gram: Float[Array, "C C"]
+    bias: Float[Array, " C"]
+    value: Float[Array, ""]
+    alive: Array
+
+
+def features_minimiser(
+    classes: Classes, decay_W: Float[ArrayLike, ""], decay_H: Float[ArrayLike, ""], *, bias: str = "free"
+) -> FeatureMinimiser:
+    r"""Global minimiser of (1/2N)‖W H + b 1ᵀ − Y‖² + (λ_W/2)‖W‖² + (λ_H/2)‖H‖², classes of any sizes.
+
+    With T = Y without a bias and T = Y − d 1ᵀ/N with a free one, T = U diag(σ) Vᵀ and Λ = N √(λ_W λ_H):
+
+        W H = U (σ − Λ)₊ Vᵀ,   W Wᵀ = √(λ_H/λ_W) U (σ − Λ)₊ Uᵀ,   b = d/N (free),
+        value = (1/N) Σ_j min(σ_j, Λ)²/2 + Λ (σ_j − Λ)₊.
+
+    Balanced, σ = √m: an orthogonal frame without a bias (W M = (1 − c) I, c = C √(m λ_W λ_H)), a simplex ETF with one
+    (I − 11ᵀ/C in place of I), nothing for c ≥ 1. Unequal classes without a bias: each for itself, s_k = (W M)_kk =
+    (1 − N √(λ_W λ_H / m_k))₊, so that class k vanishes exactly if m_k ≤ N² λ_W λ_H.
+
+    Raises:
+        ValueError: decays not above zero, or a bias mode other than "free" and "absent".
+    References:
+        Tirer and Bruna (2022) for balanced classes; Dang et al. (2023) for unequal ones without a bias.
+    """
+    check_choice("bias", bias, ("free", "absent"))
+    check_positive("decay_W, decay_H", (decay_W, decay_H))
+    N, d = classes.num_samples, classes.weights
+    Λ, ratio = N * jnp.sqrt(jnp.asarray(decay_W) * decay_H), jnp.sqrt(jnp.asarray(decay_H) / decay_W)
+    free = bias == "free"
+    # T Tᵀ and the class means T̄ of T; U, σ from the small matrix.
+    T = jnp.eye(len(d)) - (d[:, None] / N if free else 0)
+    square, U = jnp.linalg.eigh(T @ jnp.diag(d) @ T.T)
+    σ = jnp.sqrt(jnp.maximum(square, 0))
+    z = jnp.maximum(σ - Λ, 0)
+    # A mode with σ = 0 (the centred one) has z = 0 too.
+    shrink, ratio_2 = (jnp.where(z > 0, z / jnp.where(z > 0, σ**k, 1), 0) for k in (1, 2))
+    return FeatureMinimiser(
+        weight_gram=ratio * (U * z[None, :]) @ U.T,
+        outputs=(U * shrink[None, :]) @ U.T @ T,
+        mean_gram=T.T @ (U * ratio_2[None, :]) @ U.T @ T / ratio,
+        bias=d / N if free else jnp.zeros_like(d),
+        value=jnp.sum(jnp.minimum(σ, Λ) ** 2 / 2 + Λ * z) / N,
+        alive=jnp.sum(z > 0),
+    )
+
+
+def vanishing_size(classes: Classes, decay_W: Float[ArrayLike, ""], decay_H: Float[ArrayLike, ""]) -> Array:
+    """N² λ_W λ_H: without a bias, classes of this size and smaller vanish at the minimum."""
+    check_positive("decay_W, decay_H", (decay_W, decay_H))
+    return jnp.asarray(classes.num_samples**2 * jnp.asarray(decay_W) * decay_H)
+
+
+class DeepLinearMinimiser(NamedTuple):
+    """outputs: the diagonal of W_M ⋯ W_1 M, one number a class (0: the class vanished); value: of the objective."""
+
+    outputs: Float[Array, " C"]
+    value: Float[Array, ""]
+
+
+def deep_linear_minimiser(
+    classes: Classes, decay_W: Float[ArrayLike, " L"], decay_H: Float[ArrayLike, ""]
+) -> DeepLinearMinimiser:
+    r"""Global minimiser of (1/2N)‖W_L ⋯ W_1 H − Y‖² + Σ_l (λ_l/2)‖W_l‖² + (λ_H/2)‖H‖²: L weight layers, no bias.
+
+    Modes decouple, one a class, and their penalties balance:
+
+        min over s ≥ 0 of (m_k/2N)(s − 1)² + ((L + 1)/2) (m_k λ_H Π_l λ_l)^{1/(L+1)} s^{2/(L+1)}
+
+    For L ≥ 2 the local minimum near s = 1 competes with s = 0, so that classes vanish by a jump.
+
+    Raises:
+        ValueError: decays not above zero.
+    References:
+        Tirer and Bruna (2022), the extended model; Dang et al. (2023), any depth and unequal classes.
+    """
+    check_positive("decay_W, decay_H", (decay_W, decay_H))
+    λ = jnp.atleast_1d(jnp.asarray(decay_W))
+    p, share = λ.shape[0] + 1, classes.weights / classes.num_samples
+    cost = (classes.weights * decay_H * jnp.prod(λ)) ** (1 / p)
+
+    def objective(s):
+        return share / 2 * (s - 1) ** 2 + p / 2 * cost * s ** (2 / p)
+
+    def newton(_, s):
+        # Of s² f'(s)/s = 0 from s = 1: convex and falling towards the larger root, which Newton reaches monotonically.
+        value = s - 1 + cost / share * s ** (2 / p - 1)
+        slope = 1 + cost / share * (2 / p - 1) * s ** (2 / p - 2)
+        return jnp.where(slope > 0, jnp.maximum(s - value / slope, 1e-12), s)
+
+    s = jax.lax.fori_loop(0, 60, newton, jnp.ones_like(share))
+    stationary = jnp.abs(s - 1 + cost / share * s ** (2 / p - 1)) < 1e-9
+    s = jnp.where(stationary & (objective(s) < share / 2), s, 0)
+    return DeepLinearMinimiser(outputs=s, value=jnp.sum(objective(s)))
+
+
+class BatchNormMinimiser(NamedTuple):
+    """value: of the objective at its minimum; singular_values: of W, (C,), all equal."""
+
+    value: Float[Array, ""]
+    singular_values: Float[Array, " C"]
+
+
+def batch_norm_minimiser(classes: Classes, decay: Float[ArrayLike, ""]) -> BatchNormMinimiser:
+    r"""Minimum of ½‖W H − Y‖² + (β/2)(‖γ‖² + ‖α‖² + ‖W‖²), H row j = γ_j BN(z_j) + α_j 1/√N, balanced classes.
+
+        value = C (β √m − β²/2) for β ≤ √m (else N/2),   singular values of W = √(√m − β)₊
+
+    BN(z) is z less its mean, with norm 1 over the batch, so that γ_j² + α_j² = ‖row j of H‖²: batch normalisation
+    writes unconstrained features without a bias in polar coordinates. (γ, α) themselves are not unique.
+
+    Raises:
+        ValueError: unequal classes, β not above zero.
+    References:
+        Ergen et al. (2022), batch normalisation in convex form.
+    """
+    check_positive("decay", decay)
+    C, root = classes.num_classes, classes.per_class**0.5
+    β = jnp.asarray(decay, dtype=float)
+    learned = jnp.minimum(β, root)
+    return BatchNormMinimiser(
+        value=C * (root * learned - learned**2 / 2),
+        singular_values=jnp.full(C, 1.0) * jnp.sqrt(jnp.maximum(root - β, 0)),
+    )
+
+
+def batch_norm_parameters(H: Float[Array, "n N"]) -> tuple[Float[Array, " n"], Float[Array, "n N"], Float[Array, " n"]]:
+    """(γ, BN(z), α) of features H = γ BN(z) + α 1ᵀ/√N; a row without variation has BN(z) = 0 and γ = 0."""
+    N = H.shape[1]
+    centred = H - H.mean(1)[:, None]
+    γ = jnp.linalg.norm(centred, axis=1)
+    return γ, centred / jnp.where(γ > 0, γ, 1)[:, None], H.mean(1) * N**0.5

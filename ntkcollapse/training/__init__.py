@@ -1,0 +1,53 @@
+"""Training with measurement on the way: one step, plain gradient descent, whole runs, sweeps of them."""
+
+from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
+from ntkcollapse.training.config import TrainConfig, parse_options
+from ntkcollapse.training.errors import CheckpointError, Interrupted, NonFiniteLoss, RunInUse
+from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
+from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
+from ntkcollapse.training.measured import measure, measured_descent
+from ntkcollapse.training.measurements import MEASUREMENTS, Measurement, Moment
+from ntkcollapse.training.objectives import LOSSES, batch_loss, loss_scale
+from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
+from ntkcollapse.training.run import saved_variables, train
+from ntkcollapse.training.run_files import read_status, saved_config
+from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
+from ntkcollapse.training.sweep import combinations, run_one, summarise, sweep
+
+__all__ = [
+    "LOSSES",
+    "MEASUREMENTS",
+    "OPTIMIZERS",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
+    "Interrupted",
+    "Measurement",
+    "Moment",
+    "NonFiniteLoss",
+    "RunInUse",
+    "Snapshot",
+    "Staircase",
+    "StepRecord",
+    "Stepper",
+    "TrainConfig",
+    "TrainingState",
+    "batch_loss",
+    "combinations",
+    "evaluate",
+    "gradient_descent",
+    "log_spaced",
+    "loss_scale",
+    "measure",
+    "measured_descent",
+    "optimizer",
+    "parse_options",
+    "read_status",
+    "recomputed_statistics",
+    "run_one",
+    "saved_config",
+    "saved_variables",
+    "summarise",
+    "sweep",
+    "train",
+]

@@ -1,0 +1,173 @@
+"""Everything that decides a training run."""
+
+import ast
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._config import setting
+from ntkcollapse.classes import Classes
+from ntkcollapse.data import NAMES, Batches, Splits, gaussian_mixture, imbalanced, label_noise, load, random_labels
+from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
+from ntkcollapse.training.gradient_descent import log_spaced
+from ntkcollapse.training.measurements import MEASUREMENTS
+from ntkcollapse.training.objectives import LOSSES
+from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase
+
+SYNTHETIC = ("gaussian-mixture",)
+
+# The convolutions of VGG halve the images five times.
+_SIZES = {"vgg11": 32, "vgg16": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train`, with the paper's values by default. Checked as a whole when built.
+
+    Raises:
+        ValueError: a value out of range, or an unknown name.
+    """
+
+    network: str = setting("resnet20", "architecture", choices=tuple(NETWORKS))
+    network_options: tuple[str, ...] = setting((), "options of the architecture, as name=value")
+    dataset: str = setting("mnist", "data set", choices=(*NAMES, "folder", *SYNTHETIC))
+    data_path: str | None = setting(None, "file or folder of the data set; looked for in the usual places without it")
+    download: bool = setting(False, "fetch the official files where none are found")
+    per_class: int | None = setting(None, "training samples of each class; all without it")
+    test_per_class: int | None = setting(None, "test samples of each class; all without it")
+    image_size: int | None = setting(None, "resize images to so many pixels squared; 32 for VGG without it")
+    standardised: bool = setting(False, "inputs of mean 0 and deviation 1 by channel, instead of [0, 1]")
+    label_noise: float = setting(0.0, "share of each class's training labels moved to other classes")
+    random_labels: bool = setting(False, "training labels permuted: they know nothing of the inputs")
+    imbalance: float = setting(1.0, "largest class over smallest in the training set, falling geometrically")
+    init: str = setting("lecun-normal", "initial weights", choices=("lecun-normal", "uniform", "he-normal"))
+    init_scale: float = setting(1.0, "factor on all initial weights")
+    last_layer_scale: float = setting(1.0, "one more factor on those of the last layer")
+    bias: bool = setting(True, "the last layer has a bias")
+    loss: str = setting("squared", "loss, a mean over the batch", choices=LOSSES)
+    optimizer: str = setting("sgd", "optimiser of optax", choices=OPTIMIZERS)
+    optimizer_options: tuple[str, ...] = setting((), "options of the optimiser, as name=value")
+    learning_rate: float = setting(0.05, "at the start, per step of the mean loss")
+    momentum: float = setting(0.9, "of sgd")
+    nesterov: bool = setting(True, "Nesterov's form of the momentum of sgd")
+    weight_decay: float = setting(5e-4, "λ of λ/2 ‖p‖² in the loss, over tensors with more than one axis")
+    decay_factor: float = setting(0.1, "on the learning rate at every decay")
+    decay_every: int = setting(120, "epochs between decays; 0 for none")
+    epochs: int = setting(400, "passes over the training set")
+    batch_size: int = setting(120, "samples a step; 0 for all")
+    balanced: bool = setting(True, "every batch has the same number of every class")
+    measure: tuple[str, ...] = setting(tuple(MEASUREMENTS), "what is measured", choices=tuple(MEASUREMENTS))
+    measure_every: int = setting(1, "epochs between measurements; 0 for none of these")
+    measure_log: int = setting(0, "so many more measurements, evenly spaced in the logarithm of the step")
+    measure_steps: tuple[int, ...] = setting((), "more steps to measure at")
+    measure_on: str = setting("probe", "what last layer and kernels are measured on", choices=("probe", "batch"))
+    probe_per_class: int = setting(12, "samples of each class in the fixed probe set; 0 for the training set")
+    recompute_statistics: bool = setting(False, "batch statistics of the whole training set before measuring")
+    ntk_engine: str = setting("layerwise", "engine of the empirical NTK")
+    keep_states: bool = setting(True, "keep H, W, b of the probe at every measurement")
+    checkpoint_seconds: float = setting(60.0, "time between checkpoints; 0 for one after every step")
+    seed: int = setting(0, "of initial weights, order of the data, label noise and synthetic data")
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(TrainConfig)
+        for field in dataclasses.fields(TrainConfig):
+            value = _typed(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+            if field.metadata["choices"]:
+                for one in value if isinstance(value, tuple) else (value,):
+                    check_choice(field.name, one, field.metadata["choices"])
+        for name in ("learning_rate", "init_scale", "last_layer_scale", "decay_factor", "epochs", "imbalance"):
+            check_positive(name, getattr(self, name))
+        for name in (
+            "weight_decay", "decay_every", "batch_size", "measure_every", "measure_log", "probe_per_class",
+            "checkpoint_seconds", "seed",
+        ):  # fmt: skip
+            check_positive(name, getattr(self, name), zero=True)
+        if self.measure_on == "batch" and not (self.balanced and self.batch_size):
+            raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
+
+    def build_splits(self) -> Splits:
+        """The training and test part, with what was asked to be done to them."""
+        if self.dataset == "gaussian-mixture":
+            sizes = [m or 100 for m in (self.per_class, self.test_per_class)]
+            parts = [
+                gaussian_mixture(Classes.balanced(10, m), 64, seed=self.seed + shift) for shift, m in enumerate(sizes)
+            ]
+            splits = Splits(*parts)
+        else:
+            splits = load(
+                self.dataset,
+                path=self.data_path,
+                download=self.download,
+                per_class=self.per_class,
+                test_per_class=self.test_per_class,
+                size=self.image_size or _SIZES.get(self.network),
+                standardised=self.standardised,
+            )
+        train = splits.train
+        if self.imbalance != 1:
+            train = imbalanced(train, self.imbalance)
+        if self.label_noise:
+            train = label_noise(train, self.label_noise, seed=self.seed)
+        if self.random_labels:
+            train = random_labels(train, seed=self.seed)
+        return splits._replace(train=train)
+
+    def build_network(self, num_classes: int) -> Network:
+        """The network, not initialised yet."""
+        initialiser = Initialiser(self.init, self.init_scale, self.last_layer_scale)
+        options = dict(parse_options("network_options", self.network_options))
+        return network(self.network, num_classes, initialiser=initialiser, use_bias=self.bias, **options)
+
+    def build_batches(self, classes: Classes) -> Batches:
+        """The order of the samples."""
+        return Batches(classes, self.batch_size or None, self.seed, self.balanced)
+
+    def build_schedule(self, steps_per_epoch: int) -> Staircase:
+        """The learning rate along steps."""
+        return Staircase(self.learning_rate, self.decay_factor, self.decay_every * steps_per_epoch)
+
+    def measured_steps(self, steps_per_epoch: int) -> frozenset[int]:
+        """The steps to measure at: always the first and the last."""
+        last = self.epochs * steps_per_epoch
+        steps = {0, last, *(s for s in self.measure_steps if s <= last)}
+        if self.measure_every:
+            steps |= set(range(0, last + 1, self.measure_every * steps_per_epoch))
+        if self.measure_log:
+            steps |= set(log_spaced(last, self.measure_log))
+        return frozenset(steps)
+
+
+def parse_options(name: str, options: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
+    """("form=huang2017", "depth=3") as (("form", "huang2017"), ("depth", 3)).
+
+    Raises:
+        ValueError: an entry that is not name=value.
+    """
+    parsed = []
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"{name}: expected entries of the form name=value, got {option!r}.")
+        try:
+            parsed.append((key, ast.literal_eval(value)))
+        except (ValueError, SyntaxError):
+            parsed.append((key, value))
+    return tuple(parsed)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value in the type of its field: integers for floats and lists for tuples are taken, nothing else."""
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _typed(name, value, typing.get_args(hint)[0])
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}: expected a list, got {value!r}.")
+        return tuple(_typed(name, entry, typing.get_args(hint)[0]) for entry in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__}).")
+    return value

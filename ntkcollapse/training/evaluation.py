@@ -1,0 +1,69 @@
+"""A network on a whole set, in chunks of one shape."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ntkcollapse.data import Batches, Dataset
+from ntkcollapse.networks import Network, Variables
+from ntkcollapse.training.objectives import batch_loss
+
+CHUNK = 500
+
+
+def evaluate(network: Network, variables: Variables, data: Dataset, loss: str) -> tuple[float, float]:
+    """Loss (as `batch_loss` scales it, over the whole set) and accuracy, in evaluation mode.
+
+    Peaks at the activations of 500 samples.
+    """
+    total, hits, N = 0.0, 0.0, len(data.inputs)
+    labels = data.labels
+    for start in range(0, N, CHUNK):
+        x, y = data.inputs[start : start + CHUNK], labels[start : start + CHUNK]
+        real = len(x)
+        if real < CHUNK <= N:
+            # The last chunk is filled up with its first sample, which then weighs nothing: one compilation.
+            fill = CHUNK - real
+            x, y = np.concatenate([x, x[:1].repeat(fill, 0)]), np.concatenate([y, y[:1].repeat(fill)])
+        losses, right = _chunk(network, loss, variables, x, y)
+        total += float(np.asarray(losses, dtype=np.float64)[:real].sum())
+        hits += float(np.asarray(right)[:real].sum())
+    return total / N, hits / N
+
+
+@partial(jax.jit, static_argnums=1)
+def _chunk(network: Network, loss: str, variables: Variables, x, y):
+    outputs = network.outputs(variables.params, x, variables.batch_stats)
+    targets = jax.nn.one_hot(y, network.num_classes, dtype=outputs.dtype)
+    losses = jax.vmap(lambda f, t: batch_loss(loss, f[None], t[None]))(outputs, targets)
+    return losses, jnp.argmax(outputs, 1).astype(y.dtype) == y
+
+
+def recomputed_statistics(network: Network, variables: Variables, data: Dataset, batches: Batches) -> Variables:
+    """Batch statistics replaced by their means over one epoch of batches of the training set, at fixed parameters.
+
+    Running averages lag behind the parameters, the more so the faster they move; these do not. Epoch 0 of `batches`
+    is used whatever the step, so that the result is a function of the parameters alone.
+    """
+    if not jax.tree.leaves(variables.batch_stats):
+        return variables
+    sums, count = None, 0
+    for rows in batches.epoch(0):
+        seen = _batch_statistics(network, variables, data.inputs[rows])
+        sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
+        count += 1
+    return Variables(variables.params, jax.tree.map(lambda s: s / count, sums))
+
+
+@jax.jit
+def _batch_statistics(network: Network, variables: Variables, x) -> PyTree:
+    # Running averages move to β·old + (1 − β)·seen, with β known to each module alone: from old = 0 and old = 1 both
+    # β and what was seen follow. Outputs in training mode do not read the averages, so the network runs once.
+    def moved(old: float) -> PyTree:
+        averages = jax.tree.map(lambda leaf: jnp.full_like(leaf, old), variables.batch_stats)
+        return network.training_outputs(Variables(variables.params, averages), x)[1]
+
+    return jax.tree.map(lambda zero, one: zero / (1 - (one - zero)), moved(0.0), moved(1.0))

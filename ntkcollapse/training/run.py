@@ -1,0 +1,409 @@
+"""A whole training run: data, network, steps, measurements, checkpoints; one call from settings to trajectory."""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from ntkcollapse._config import as_mapping
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.data import Batches, Dataset, Splits
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.losses import Clock
+from ntkcollapse.networks import Network, Variables, num_params
+from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
+from ntkcollapse.training.config import TrainConfig, parse_options
+from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
+from ntkcollapse.training.evaluation import recomputed_statistics
+from ntkcollapse.training.measurements import Measurement, Moment, chosen
+from ntkcollapse.training.objectives import loss_scale
+from ntkcollapse.training.optimizers import Staircase, optimizer
+from ntkcollapse.training.run_files import locked, open_run, write_status
+from ntkcollapse.training.signals import stop_requested
+from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
+from ntkcollapse.trajectory import Trajectory
+
+# How often the state is looked at for having stopped at a step that was not finite.
+_LOOK_EVERY = 50
+_STATES = ("H", "W", "b")
+
+
+def train(
+    config: TrainConfig,
+    out: str | os.PathLike | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    measurements: Mapping[str, Measurement] | None = None,
+    splits: Splits | None = None,
+    network: Network | None = None,
+    progress: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """Trains as the settings say, measures on the way, and returns the trajectory.
+
+    With a directory, the run leaves `config.toml`, `status.json`, checkpoints and `trajectory.nc` there, and can be
+    stopped and resumed at any moment: order of the data, learning rate, batch statistics and measurements are functions
+    of the step and the settings, so that a resumed run ends in the same bits as one that was never stopped.
+
+    Several devices share each batch (`jax.devices()`, where their number divides it), normalised as one.
+
+    Args:
+        config: the settings.
+        out: run directory; nothing is written without one.
+        resume: go on from the newest checkpoint in `out`, from the start where there is none.
+        overwrite: replace the run in `out`.
+        measurements: your own, by name: functions of a `Moment` that return numbers or arrays of a fixed shape by name.
+        splits, network: in place of those that the settings name.
+        progress: a bar with loss, accuracy, NC1, alignment and the time left.
+        on_step: called with the number of steps taken after each (for tests and schedulers).
+    Returns:
+        Observables at each measured step, among them "step", "epoch", "learning_rate" and "seconds" since the start;
+        states and κ on the probe. Times are flow time for sgd (of the loss ½‖R‖² summed over the training set), steps
+        for other optimisers; `settings["clock"]` says which. `statistics` has seconds spent on training and on each
+        measurement.
+    Raises:
+        NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one.
+        Interrupted: SIGINT or SIGTERM came; everything is in the checkpoint.
+        CheckpointError: a checkpoint could not be written; the run can be resumed from those before.
+        RunInUse, FileExistsError, ValueError: see `open_run`, `locked`.
+    """
+    with ExitStack() as stack:
+        path = None
+        if out is not None:
+            Path(out).mkdir(parents=True, exist_ok=True) if resume else None
+            path = open_run(config, out, resume=resume, overwrite=overwrite)
+            stack.enter_context(locked(path))
+            if not resume:
+                shutil.rmtree(path / "checkpoints", ignore_errors=True)
+                (path / "trajectory.nc").unlink(missing_ok=True)
+        run = _Run(config, path, measurements, splits, network)
+        stop = stack.enter_context(stop_requested())
+        bar = stack.enter_context(
+            tqdm(total=run.last, disable=not progress, unit="step", dynamic_ncols=True, smoothing=0.1)
+        )
+        run.begin()
+        bar.update(run.step)
+        try:
+            while run.step < run.last:
+                run.advance()
+                bar.update(1)
+                if run.seen_now:
+                    bar.set_postfix(run.headline())
+                if on_step is not None:
+                    on_step(run.step)
+                if stop.signum is not None:
+                    run.save("interrupted")
+                    raise Interrupted(stop.signum, run.step, path)
+        except NonFiniteLoss as error:
+            bar.close()
+            error.last = run.finish("diverged")
+            raise
+        return run.finish("finished")
+
+
+class _Record(NamedTuple):
+    """What was measured at one step, and the state it was measured on."""
+
+    step: int
+    values: dict[str, np.ndarray]
+
+
+class _Run:
+    """The moving parts of a run: state, records, clocks. Everything else follows from the settings."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        path: Path | None,
+        measurements: Mapping[str, Measurement] | None,
+        splits: Splits | None,
+        network: Network | None,
+    ):
+        self.config, self.path = config, path
+        self.splits = config.build_splits() if splits is None else splits
+        train = self.splits.train
+        self.network = config.build_network(train.classes.num_classes) if network is None else network
+        self.batches: Batches = config.build_batches(train.classes)
+        self.schedule: Staircase = config.build_schedule(self.batches.per_epoch)
+        self.last = config.epochs * self.batches.per_epoch
+        self.plan = config.measured_steps(self.batches.per_epoch)
+        self.measurements = chosen(config.measure, measurements)
+        self.probe = train if config.probe_per_class == 0 else train.balanced(config.probe_per_class)
+        made = optimizer(
+            config.optimizer,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            options=parse_options("optimizer_options", config.optimizer_options),
+        )
+        self.stepper = Stepper(self.network, made, config.loss, config.weight_decay)
+        self.checkpoints = None if path is None else Checkpoints(path / "checkpoints")
+        self.data_digest = hashlib.sha256(train.inputs.tobytes() + train.labels.tobytes()).hexdigest()
+        self.records: list[_Record] = []
+        self.seconds = {"training": 0.0, "measuring": 0.0} | {f"measuring_{name}": 0.0 for name in self.measurements}
+        self.state: TrainingState
+        self.record: StepRecord | None = None
+        self.step = 0
+        self.seen_now = False
+        self.saved_at = time.monotonic()
+        self._epoch = (-1, np.zeros((0, 0), np.int32))
+
+    def begin(self) -> None:
+        """Places the data, and the state of the newest checkpoint or of the start."""
+        train = self.splits.train
+        self._place()
+        variables = self.network.init(jax.random.key(self.config.seed), train.inputs)
+        self.num_params = num_params(variables.params)
+        self.num_features = int(variables.params["last_layer"]["kernel"].shape[0])
+        start = self.stepper.start(variables)
+        found = None
+        if self.checkpoints is not None:
+            self.checkpoints.clean()
+            found = self.checkpoints.newest()
+        self.state = self._replicated(start if found is None else self._restore(found, start))
+        if self.path is not None:
+            write_status(self.path, outcome="running", step=self.step, steps=self.last)
+        if found is None:
+            self._measure()
+
+    def advance(self) -> None:
+        """One step, the measurements due after it, and a checkpoint if it is time."""
+        began = time.perf_counter()
+        epoch, batch = divmod(self.step, self.batches.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.batches.epoch(epoch))
+        rows = None if self.config.batch_size == 0 else jax.device_put(self._epoch[1][batch], self.rows_sharding)
+        self.state, self.record = self.stepper(self.state, self.inputs, self.labels, rows, self.schedule(self.step))
+        self.step += 1
+        due = self.step in self.plan or self.step == self.last
+        if due or self.step % _LOOK_EVERY == 0:
+            # Waits for the device; between these, steps are queued without waiting.
+            taken = int(self.state.step)
+            if taken < self.step:
+                self.seconds["training"] += time.perf_counter() - began
+                self.step = taken
+                self._measure()
+                raise NonFiniteLoss(taken)
+        self.seconds["training"] += time.perf_counter() - began
+        self.seen_now = due
+        if due:
+            self._measure()
+        # A run of a step a second should not lose a minute, nor one of a thousand steps spend its time on saving.
+        if self.checkpoints is not None and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
+            self.save("running")
+
+    def save(self, outcome: str) -> None:
+        """A checkpoint of everything that the rest of the run depends on, and the status."""
+        if self.checkpoints is None or self.path is None:
+            return
+        leaves = jax.tree.leaves(self.state)
+        arrays = {f"state/{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        if self.record is not None:
+            arrays |= {f"step/{name}": np.asarray(value) for name, value in self.record._asdict().items()}
+        for name in self.records[0].values if self.records else ():
+            arrays[f"record/{name}"] = np.stack([record.values[name] for record in self.records])
+        notes = {
+            "steps": [record.step for record in self.records],
+            "seconds": self.seconds,
+            "data": self.data_digest,
+            "structure": str(jax.tree.structure(self.state)),
+        }
+        if any(value.size == 0 for value in arrays.values()):
+            arrays = {name: value for name, value in arrays.items() if value.size}
+        self.checkpoints.save(self.step, arrays, notes)
+        self.saved_at = time.monotonic()
+        write_status(self.path, outcome=outcome, step=self.step, steps=self.last)
+
+    def finish(self, outcome: str) -> Trajectory:
+        """The trajectory, saved with the last checkpoint."""
+        if self.checkpoints is not None and self.checkpoints.steps()[-1:] != [self.step]:
+            self.save(outcome)
+        trajectory = self.trajectory(outcome)
+        if self.path is not None:
+            trajectory.save(self.path, overwrite=True)
+            write_status(self.path, outcome=outcome, step=self.step, steps=self.last, seconds=self.seconds)
+        return trajectory
+
+    def headline(self) -> dict[str, str]:
+        """The newest of what a progress bar shows."""
+        values = self.records[-1].values
+        shown = {
+            "loss": ("train_loss", "batch_loss"),
+            "acc": ("train_accuracy", "batch_accuracy"),
+            "test": ("test_accuracy",),
+            "nc1": ("nc1_seleznova2023",),
+            "align": ("kappa_alignment", "gamma_alignment"),
+        }
+        found = {label: next((values[n] for n in names if n in values), None) for label, names in shown.items()}
+        return {label: f"{float(value):.3g}" for label, value in found.items() if value is not None}
+
+    def trajectory(self, outcome: str) -> Trajectory:
+        """Everything measured so far."""
+        config, train = self.config, self.splits.train
+        steps = np.asarray([record.step for record in self.records])
+        values = {name: np.stack([r.values[name] for r in self.records]) for name in self.records[0].values}
+        states = {name: values.pop(f"state_{name}") for name in _STATES if f"state_{name}" in values}
+        scale = loss_scale(config.loss, train.classes.num_samples, train.classes.num_classes)
+        flow = config.optimizer == "sgd"
+        elapsed = self.schedule.elapsed(steps)
+        times = Clock(1.0, scale, config.momentum).time(elapsed) if flow else steps.astype(float)
+        return Trajectory(
+            times,
+            values | {"step": steps, "epoch": steps / self.batches.per_epoch},
+            self.probe.classes,
+            states=states,
+            kernel=_kernel_path(times, values),
+            statistics={f"seconds_{name}": value for name, value in self.seconds.items()},
+            settings={
+                **as_mapping(config),
+                "producer": "network",
+                "outcome": outcome,
+                "clock": "flow" if flow else "steps",
+                "scale": scale,
+                "steps_per_epoch": self.batches.per_epoch,
+                "training_samples": train.classes.num_samples,
+                "training_class_sizes": list(train.classes.sizes),
+                "parameters": self.num_params,
+                "features": self.num_features,
+                "data": train.name,
+                "data_sha256": self.data_digest,
+                "devices": [str(device) for device in jax.devices()],
+            },
+        )
+
+    def _measure(self) -> None:
+        began = time.perf_counter()
+        variables = jax.tree.map(jnp.copy, self.state.variables)
+        if len(jax.devices()) > 1:
+            variables = jax.device_put(variables, jax.devices()[0])
+        # Steps know nothing of initial weights, nor should what is compiled for measuring.
+        network = self.stepper.network
+        if self.config.recompute_statistics:
+            variables = recomputed_statistics(network, variables, self.splits.train, self.batches)
+        moment = Moment(
+            network,
+            variables,
+            self._probe(),
+            self.splits,
+            loss=self.config.loss,
+            step=self.step,
+            record=self.record,
+            engine=self.config.ntk_engine,
+            with_kernel="kappa" in self.measurements,
+        )
+        values: dict[str, Any] = {"learning_rate": self.schedule(self.step)}
+        try:
+            for name, measurement in self.measurements.items():
+                start = time.perf_counter()
+                values |= {key: np.asarray(value) for key, value in measurement(moment).items()}
+                self.seconds[f"measuring_{name}"] += time.perf_counter() - start
+            if self.config.keep_states:
+                values |= {f"state_{name}": getattr(moment.last_layer, name) for name in _STATES}
+        except ValueError:
+            # Parameters can be finite and what follows from them not: then the next loss would show it.
+            if _blown_up(variables, self.network, moment.probe):
+                raise NonFiniteLoss(self.step) from None
+            raise
+        self.seconds["measuring"] += time.perf_counter() - began
+        values["seconds"] = self.seconds["training"] + self.seconds["measuring"]
+        self._append({name: np.asarray(value) for name, value in values.items()})
+
+    def _append(self, values: dict[str, np.ndarray]) -> None:
+        if self.records and self.records[-1].step == self.step:
+            self.records.pop()
+        first = self.records[0].values if self.records else values
+        for name in first.keys() | values.keys():
+            if name not in first or name not in values or first[name].shape != values[name].shape:
+                raise ValueError(
+                    f"measurement {name!r}: expected the same names and shapes at every step; it differs at step "
+                    f"{self.step}."
+                )
+        self.records.append(_Record(self.step, values))
+
+    def _probe(self) -> Dataset:
+        if self.config.measure_on == "probe" or self.step == 0:
+            size = self.config.batch_size // self.splits.train.classes.num_classes
+            return self.probe if self.config.measure_on == "probe" else self.splits.train.balanced(size)
+        epoch, batch = divmod(self.step - 1, self.batches.per_epoch)
+        rows = self.batches.epoch(epoch)[batch]
+        train = self.splits.train
+        return Dataset.of(train.inputs[rows], train.labels[rows], name=f"{train.name}/batch")
+
+    def _place(self) -> None:
+        devices = jax.devices()
+        size = self.config.batch_size or self.splits.train.classes.num_samples
+        shared = len(devices) > 1 and size % len(devices) == 0
+        mesh = Mesh(np.asarray(devices if shared else devices[:1]), ("batch",))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.rows_sharding = NamedSharding(mesh, PartitionSpec("batch"))
+        # A full batch is spread as it lies; smaller ones are gathered from a copy on every device.
+        where = self.rows_sharding if self.config.batch_size == 0 else self.replicated
+        train = self.splits.train
+        self.inputs = jax.device_put(train.inputs, where)
+        self.labels = jax.device_put(train.labels, where)
+
+    def _replicated(self, state: TrainingState) -> TrainingState:
+        return jax.device_put(state, self.replicated)
+
+    def _restore(self, found: Checkpoint, start: TrainingState) -> TrainingState:
+        if found.notes["data"] != self.data_digest:
+            raise ValueError(
+                f"data: the training set differs from the one that the run in {self.path} was started on; "
+                "resume with the same files."
+            )
+        leaves, structure = jax.tree.flatten(start)
+        if found.notes["structure"] != str(structure):
+            raise ValueError(f"network: what was saved in {self.path} is of another network or optimiser.")
+        saved = [found.arrays.get(f"state/{i:05d}", np.zeros(leaf.shape, leaf.dtype)) for i, leaf in enumerate(leaves)]
+        self.step = found.step
+        self.seconds |= found.notes["seconds"]
+        prefix = "record/"
+        stacked = {name.removeprefix(prefix): v for name, v in found.arrays.items() if name.startswith(prefix)}
+        for i, step in enumerate(found.notes["steps"]):
+            self.records.append(_Record(step, {name: value[i] for name, value in stacked.items()}))
+        if "step/loss" in found.arrays:
+            self.record = StepRecord(*(jnp.asarray(found.arrays[f"step/{name}"]) for name in StepRecord._fields))
+        return jax.tree.unflatten(structure, saved)
+
+
+def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKernel | KernelPath | None:
+    if "kappa_diagonal" not in values:
+        return None
+    kernels = [
+        BlockKernel(*three)
+        for three in zip(*(values[f"kappa_{part}"] for part in ("diagonal", "within", "between")), strict=True)
+    ]
+    return KernelPath.of(times, kernels) if len(kernels) > 1 else kernels[0]
+
+
+def _blown_up(variables: Variables, network: Network, probe: Dataset) -> bool:
+    size = float(optax.tree.norm(variables.params))
+    features = network.features(variables.params, probe.inputs, variables.batch_stats)
+    return not np.isfinite(size) or size > 1e15 or not np.isfinite(np.asarray(features)).all()
+
+
+def saved_variables(config: TrainConfig, out: str | os.PathLike) -> tuple[Network, Variables, int]:
+    """The network of a run, its variables in the newest checkpoint, and the step they are of.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+    """
+    run = _Run(config, Path(out), None, None, None)
+    assert run.checkpoints is not None
+    found = run.checkpoints.newest()
+    if found is None:
+        raise FileNotFoundError(f"{out}: no checkpoint here.")
+    variables = run.network.init(jax.random.key(config.seed), run.splits.train.inputs)
+    state = run._restore(found, run.stepper.start(variables))
+    return run.network, state.variables, found.step

@@ -1,0 +1,133 @@
+"""One optimiser step: everything that training changes, in one compiled function."""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ntkcollapse.networks import Network, Variables
+from ntkcollapse.training.objectives import batch_loss
+
+
+class TrainingState(NamedTuple):
+    """What a step reads and writes."""
+
+    step: Int[Array, ""]
+    variables: Variables
+    opt_state: PyTree
+
+
+class StepRecord(NamedTuple):
+    """Seen on the batch of a step, before the step: in training mode, at no further cost.
+
+    `loss` is without the weight penalty, `gradient_norm` with it.
+    """
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+class Stepper(eqx.Module):
+    """A network, an optimiser and a loss. `start` makes the state, calling the stepper moves it.
+
+    Compiles once for each shape of batch. The state given is donated: it must not be used after the call. Optimisers
+    that evaluate the loss again on the same batch (L-BFGS with its line search) get what they ask for.
+
+    A step whose loss, gradient or update is not finite is not taken: the state stays the last good one, and its `step`
+    no longer counts up, which shows without reading anything back at every step.
+
+    Args:
+        network: to train.
+        optimizer: any optax transformation.
+        loss: "squared" or "cross-entropy", see `batch_loss`.
+        weight_decay: λ of the penalty λ/2 Σ ‖p‖² over tensors with more than one axis, in the loss.
+    """
+
+    network: Network
+    optimizer: optax.GradientTransformationExtraArgs = eqx.field(static=True)
+    loss: str = eqx.field(static=True)
+    weight_decay: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: optax.GradientTransformation,
+        loss: str = "squared",
+        weight_decay: float = 0.0,
+    ):
+        # Steps know nothing of how weights began: networks that differ in that alone share one compiled step.
+        self.network = dataclasses.replace(network, initialiser=None)
+        self.optimizer = optax.with_extra_args_support(optimizer)
+        self.loss = loss
+        self.weight_decay = weight_decay
+
+    def start(self, variables: Variables) -> TrainingState:
+        """The state before the first step."""
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = self.optimizer.init(variables.params)
+        # Copies: the first step donates its state, some optimisers start with one array in two places, and the
+        # caller's own variables stay valid. Naming the dtype makes weak types strong, so that no step compiles twice.
+        start = TrainingState(jnp.zeros((), jnp.int32), variables, opt_state)
+        return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype), start)
+
+    def __call__(
+        self,
+        state: TrainingState,
+        inputs: Float[Array, "N *shape"],
+        labels: Int[Array, " N"],
+        rows: Int[Array, " B"] | Int[np.ndarray, " B"] | None = None,
+        rate: float = 1.0,
+    ) -> tuple[TrainingState, StepRecord]:
+        """The state after one step on these samples, or on those rows of them that are named.
+
+        The update is multiplied by `rate`: with an optimiser of learning rate 1, that is the learning rate, and runs
+        that differ in it share one compiled step.
+        """
+        return _advance((self, inputs, labels, rows, float(rate)), state)
+
+
+@partial(jax.jit, donate_argnums=1)
+def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord]:
+    stepper, inputs, labels, rows, rate = kept
+    if rows is not None:
+        inputs, labels = inputs[rows], labels[rows]
+    network, params = stepper.network, state.variables.params
+    targets = jax.nn.one_hot(labels, network.num_classes, dtype=jax.tree.leaves(params)[0].dtype)
+
+    def objective(params):
+        outputs, batch_stats = network.training_outputs(Variables(params, state.variables.batch_stats), inputs)
+        loss = batch_loss(stepper.loss, outputs, targets)
+        value = loss + penalty(params, stepper.weight_decay) if stepper.weight_decay else loss
+        return value, (loss, outputs, batch_stats)
+
+    (value, (loss, outputs, batch_stats)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+    # Some of optax's optimisers keep scalars in the default precision beside float32 parameters.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = stepper.optimizer.update(
+            gradient, state.opt_state, params, value=value, grad=gradient, value_fn=lambda p: objective(p)[0]
+        )
+        updates = jax.tree.map(lambda u: u * jnp.asarray(rate, u.dtype), updates)
+        params = optax.apply_updates(params, updates)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
+    gradient_norm = optax.tree.norm(gradient)
+    moved = TrainingState(state.step + 1, Variables(params, batch_stats), opt_state)
+    hits = jnp.argmax(outputs, axis=1).astype(labels.dtype) == labels
+    record = StepRecord(loss, jnp.mean(hits.astype(loss.dtype)), gradient_norm)
+    return _where(finite, moved, state), record
+
+
+def penalty(params: PyTree, weight_decay: float) -> Float[Array, ""]:
+    """λ/2 Σ ‖p‖² over tensors with more than one axis: weights, but no biases and no scales or shifts."""
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+    return weight_decay / 2 * jnp.sum(jnp.stack(squares))
+
+
+def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

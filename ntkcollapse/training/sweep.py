@@ -1,0 +1,160 @@
+"""Many runs from one table of settings: each resumable, none stopping the others."""
+
+import csv
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntkcollapse._checks import check_choice
+from ntkcollapse.training.config import TrainConfig
+from ntkcollapse.training.errors import NonFiniteLoss
+from ntkcollapse.training.run import train
+from ntkcollapse.training.run_files import read_status
+from ntkcollapse.trajectory import Trajectory
+
+# What the table of a sweep shows of each run, at its last measurement.
+SUMMARY = (
+    "train_loss",
+    "train_accuracy",
+    "test_accuracy",
+    "nc1_seleznova2023",
+    "nc2_seleznova2023",
+    "nc3_seleznova2023",
+    "kappa_alignment",
+    "gamma_alignment",
+    "invariant_norm",
+    "invariant_alignment",
+)
+
+
+def sweep(
+    base: TrainConfig,
+    grid: Mapping[str, Sequence[Any]],
+    out: str | os.PathLike,
+    *,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    on_run: Callable[[str, str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Trains every combination of the grid; what is finished already stays, what was begun goes on.
+
+    Each run has a directory below `out` named by what varies. A run that diverges is recorded as diverged, one that
+    fails as failed with its error; the others go on. `summary.csv` holds a row for each.
+
+    Args:
+        base: settings that all runs share.
+        grid: setting → values to take.
+        out: of all runs.
+        executor: "local", one after the other in this process; or "submitit", one job each on a Slurm cluster (needs
+            the package submitit; jobs that Slurm stops in time are put back and resume).
+        executor_options: parameters of submitit's executor (`slurm_partition`, `timeout_min`, ...).
+        progress: bars.
+        on_run: called with name and outcome after each run.
+    Returns:
+        The rows of the summary.
+    Raises:
+        ValueError: a grid that names no settings, unknown ones, or values out of range, before anything runs.
+    """
+    configs = combinations(base, grid)
+    check_choice("executor", executor, ("local", "submitit"))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if executor == "submitit":
+        _submit(configs, out, dict(executor_options or {}))
+    else:
+        for name, config in configs.items():
+            outcome = run_one(config, out / name, progress=progress)
+            if on_run is not None:
+                on_run(name, outcome)
+            summarise(configs, grid, out)
+    return summarise(configs, grid, out)
+
+
+def combinations(base: TrainConfig, grid: Mapping[str, Sequence[Any]]) -> dict[str, TrainConfig]:
+    """The settings of every run by its name, "learning_rate=0.1,seed=1"."""
+    if not grid or not all(len(values) for values in grid.values()):
+        raise ValueError("grid: expected at least one setting with at least one value.")
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    for key in grid:
+        check_choice("grid", key, names)
+    configs = {}
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = ",".join(f"{key}={_word(value)}" for key, value in chosen.items())
+        configs[name] = dataclasses.replace(base, **chosen)
+    return configs
+
+
+def run_one(config: TrainConfig, path: Path, *, progress: bool = False) -> str:
+    """Starts or resumes one run unless it has ended; returns how it ended, also where that is badly."""
+    if (ended := read_status(path).get("outcome")) in ("finished", "diverged"):
+        return ended
+    try:
+        train(config, path, resume=True, progress=progress)
+    except NonFiniteLoss:
+        return "diverged"
+    except (ValueError, OSError, RuntimeError) as error:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+        return "failed"
+    return "finished"
+
+
+def summarise(configs: Mapping[str, TrainConfig], grid: Mapping[str, Sequence[Any]], out: Path) -> list[dict[str, Any]]:
+    """One row a run: what varies, how it ended, and its last measurement; also written to `summary.csv`."""
+    rows = []
+    for name, config in configs.items():
+        status = read_status(out / name)
+        row: dict[str, Any] = {key: getattr(config, key) for key in grid}
+        row["outcome"] = "failed" if (out / name / "error.txt").exists() else status.get("outcome", "not started")
+        row["step"] = status.get("step", 0)
+        if (out / name / "trajectory.nc").exists():
+            seen = Trajectory.load(out / name).observables
+            row |= {key: float(np.asarray(seen[key])[-1]) for key in SUMMARY if key in seen}
+        rows.append(row)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (out / "summary.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+class _Job:
+    """One run as a job that Slurm can stop and put back."""
+
+    def __call__(self, config: TrainConfig, path: str) -> str:
+        return run_one(config, Path(path))
+
+    def checkpoint(self, config: TrainConfig, path: str):
+        """What submitit runs again after a timeout or preemption: the same run, resumed."""
+        import submitit  # pyright: ignore[reportMissingImports]
+
+        return submitit.helpers.DelayedSubmission(self, config, path)
+
+
+def _submit(configs: Mapping[str, TrainConfig], out: Path, options: dict[str, Any]) -> None:
+    try:
+        import submitit  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            "executor: 'submitit' needs the package of that name, which is not installed; pip install submitit."
+        ) from None
+    executor = submitit.AutoExecutor(folder=str(out / "jobs"), cluster=options.pop("cluster", None))
+    executor.update_parameters(**options)
+    with executor.batch():
+        jobs = [executor.submit(_Job(), config, str(out / name)) for name, config in configs.items()]
+    while not all(job.done() for job in jobs):
+        time.sleep(5)
+
+
+def _word(value: Any) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text.replace("/", "-").replace(" ", "")

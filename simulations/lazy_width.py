@@ -1,0 +1,101 @@
+"""Do wide networks with small outputs decay at the three rates, the closer the wider?
+
+    python simulations/lazy_width.py             two minutes on two quiet cores
+    python simulations/lazy_width.py --quick     seconds
+
+One hidden ReLU layer in NTK units, every unit twice with opposite sign so that outputs start at 0 plus a small random
+part (for R_single), on inputs whose Gram matrix has blocks: at infinite width the output kernel has blocks too.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ntkcollapse import BlockKernel, Classes, Trajectory, ntk, plots
+from ntkcollapse._table import table
+from ntkcollapse.comparison import measured_rates
+from ntkcollapse.observables import kernel_observables
+
+HERE = Path(__file__).parent
+CLASSES = Classes.balanced(num_classes=3, per_class=4)
+PARTS = ("single", "class", "global")
+
+
+def inputs() -> np.ndarray:
+    """Rows of squared norm N with the correlations of a block kernel."""
+    gram = np.asarray(BlockKernel(diagonal=1.0, within=0.6, between=0.2).as_matrix(CLASSES))
+    values, vectors = np.linalg.eigh(gram)
+    return vectors * np.sqrt(values * len(gram))[None, :]
+
+
+def outputs(params, x):
+    """V relu(U x) / √width."""
+    U, V = params
+    return jax.nn.relu(x @ U / x.shape[1] ** 0.5) @ V / V.shape[0] ** 0.5
+
+
+def run_of(width: int, seed: int, points: int = 3000) -> Trajectory:
+    """Gradient descent with steps far below stability, its residual parts at every step."""
+    keys, x = jax.random.split(jax.random.key(seed), 3), jnp.asarray(inputs())
+    U, V = jax.random.normal(keys[0], (x.shape[1], width // 2)), jax.random.normal(keys[1], (width // 2, 3))
+    params = (jnp.concatenate([U, U], axis=1), jnp.concatenate([V, -V]))
+    gamma = ntk.block_statistics(outputs, params, x, np.asarray(CLASSES.labels)).kernel
+    step = 0.05 / float(gamma.rates(CLASSES)[2])
+    # Targets with a part of their own for each sample: labels alone leave R_single at 0.
+    Y = CLASSES.Y.T + 0.5 * jax.random.normal(keys[2], (CLASSES.num_samples, 3))
+
+    def advance(params, _):
+        norms = jnp.stack([jnp.linalg.norm(part) for part in CLASSES.parts((outputs(params, x) - Y).T)])
+        gradient = jax.grad(lambda p: jnp.sum((outputs(p, x) - Y) ** 2) / 2)(params)
+        return jax.tree.map(lambda p, g: p - step * g, params, gradient), norms
+
+    _, norms = jax.jit(lambda p: jax.lax.scan(advance, p, None, length=points))(params)
+    seen = {f"residual_{part}": norms[:, i] for i, part in enumerate(PARTS)}
+    constant = {k: jnp.full(points, v) for k, v in kernel_observables(gamma, "gamma").items()}
+    return Trajectory(step * np.arange(points), seen | constant, CLASSES, settings={"producer": "network"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    flags = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    widths = (64, 512) if flags.quick else (64, 256, 1024, 4096, 16384)
+    seeds = range(2 if flags.quick else 5)
+    rows, means = [], {part: [] for part in PARTS}
+    for width in widths:
+        found = {part: [] for part in PARTS}
+        for seed in seeds:
+            run = run_of(width, seed)
+            gamma = BlockKernel(*(run[f"gamma_{k}"][0] for k in ("diagonal", "within", "between")))
+            # One e-fold of each: beyond it what other parts feed into it shows.
+            windows = {p: (0.0, 1.0 / float(λ)) for p, λ in zip(PARTS, gamma.rates(CLASSES), strict=True)}
+            for part, rate in measured_rates(run, windows).items():
+                found[part].append(abs(rate.verdicts["eigenvalue"].ratio - 1))
+        for part in PARTS:
+            means[part].append(float(np.mean(found[part])))
+        rows.append([str(width), *(f"{100 * means[part][-1]:.2f}%" for part in PARTS)])
+        print(rows[-1], flush=True)
+    text = table(["width", *(f"deviation of λ_{part}" for part in PARTS)], rows)
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "lazy_width.txt").write_text(text + "\n")
+    print(text)
+    with plots.style():
+        figure, ax = plt.subplots(figsize=(4.6, 3.4), constrained_layout=True)
+        for part in PARTS:
+            name = f"residual_{part}"
+            ax.loglog(widths, means[part], "o-", color=plots.COLOURS[name], label=rf"$\lambda_{{\mathrm{{{part}}}}}$")
+        first = np.mean([means[part][0] for part in PARTS])
+        ax.loglog(widths, first * (np.array(widths) / widths[0]) ** -0.5, "--", color="grey", label=r"width$^{-1/2}$")
+        ax.set_xlabel("width")
+        ax.set_ylabel("|fitted rate / eigenvalue of γ − 1|")
+        ax.legend()
+    print(plots.save(figure, HERE / "figures" / "lazy_width")[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`ntkcollapse simulate` and the machinery of settings that every command shares."""
+
+import tomllib
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ntkcollapse import Trajectory, _config
+from ntkcollapse._config import setting
+from ntkcollapse._table import number, percent, table
+from ntkcollapse.cli import main
+
+SMALL = "--classes 3 --per-class 4 --features 5 --kappa 3 2 .6 --scale 0.5 --times 40".split()
+
+
+def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["simulate", *SMALL, "--until", "3", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "drift of the invariant" in said
+    assert "R_class - R_global" in said
+    run = Trajectory.load(out)
+    assert run.times.shape == (40,)
+    assert float(run.times[-1]) == pytest.approx(3.0)
+    assert {p.name for p in (out / "figures").iterdir()} == {"simulation.pdf", "simulation.png"}
+
+    # The saved settings reproduce the run; a flag goes before them.
+    again = tmp_path / "again"
+    assert main(["simulate", "--config", str(out / "config.toml"), "--out", str(again)]) == 0
+    np.testing.assert_array_equal(Trajectory.load(again)["loss"], run["loss"])
+    settings = tomllib.loads((again / "config.toml").read_text())
+    assert settings["kappa"] == [3.0, 2.0, 0.6]
+    assert settings["out"] == str(again)
+
+    # A second run in the same place refuses, and leaves what is there.
+    before = (out / "trajectory.nc").read_bytes()
+    assert main(["simulate", *SMALL, "--out", str(out)]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert (out / "trajectory.nc").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--initial", "gausian"], "Did you mean 'gaussian'"),
+        (["--kappa", "1", "2", "0"], "λ_single = diagonal − within above zero, got -1"),
+        (["--kappa", "1", "2"], "kappa: expected three numbers"),
+        (["--per-class", "3", "4"], "per_class: expected one number or 4, got 2"),
+        (["--weight-decay", "1", "2"], "weight_decay: expected one rate or three"),
+        (["--until", "-1"], "until: expected a flow time above 0"),
+        (["--solver", "rk4"], "solver: expected one of"),
+        (["--config", "missing.toml"], "missing.toml does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", *flags]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_names_units_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["simulate", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "per unit flow time" in said
+    assert "(default: 1.0 0.5 0.1)" in said
+
+
+@dataclass(frozen=True)
+class Example:
+    count: int = setting(3, "how many")
+    rates: tuple[float, ...] = setting((1.0,), "rates")
+    name: str = setting("a", "which", choices=("a", "bc"))
+    limit: float | None = setting(None, "none by default")
+    on: bool = setting(False, "switch")
+
+
+def test_settings_from_file_and_flags(tmp_path):
+    file = tmp_path / "some.toml"
+    file.write_text("count = 5\nrates = [1, 2.5]\nlimit = 2\n")
+    got = _config.resolve(Example, {"config": str(file), "count": 7})
+    assert got == Example(count=7, rates=(1.0, 2.5), limit=2.0)
+    assert _config.as_mapping(got) == {"count": 7, "rates": [1.0, 2.5], "name": "a", "limit": 2.0, "on": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("conut = 5", r"some.toml: .* Did you mean 'count'"),
+        ("count = 5.5", "count: expected int, got 5.5"),
+        ("count = true", "count: expected int, got True"),
+        ("name = 'b'", r"name: expected one of 'a', 'bc'; got 'b'"),
+        ("rates = 'x'", "rates: expected float, got 'x'"),
+        ("= 3", "is not one"),
+    ],
+)
+def test_bad_settings(tmp_path, text, message):
+    file = tmp_path / "some.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        _config.resolve(Example, {"config": str(file)})
+
+
+def test_tables():
+    shown = [number(x) for x in (0, 1.23456, 1.2e-7, 123456789, float("nan"))]
+    assert shown == ["0", "1.235", "1.20e-07", "1.23e+08", "-"]
+    assert [percent(x) for x in (0.123, -0.5, 12.0)] == ["+12.3%", "-50.0%", "x13"]
+    assert table(["a", "b"], [["x", "1"], ["yy", "22"]]) == "a    b\n------\nx    1\nyy  22"

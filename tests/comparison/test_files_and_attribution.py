@@ -1,0 +1,71 @@
+"""Ladders written and read, attribution of known gaps."""
+
+import numpy as np
+import pytest
+
+from ntkcollapse import Classes, Trajectory
+from ntkcollapse.comparison import FROZEN_CHAIN, Ladder, attribute, load_ladders, save_ladders
+
+CLASSES = Classes.balanced(num_classes=3, per_class=4)
+TIMES = np.array([0.1, 0.2, 0.4, 0.8])
+NAMES = ("loss", "residual_single", "residual_class", "residual_global", "nc1_seleznova2023", "accuracy")
+
+
+def decaying(rate: float, points: int = 4, **settings) -> Trajectory:
+    values = {name: (i + 1) * np.exp(-rate * (TIMES - 0.1)) for i, name in enumerate(NAMES)}
+    return Trajectory(TIMES[:points], {k: v[:points] for k, v in values.items()}, CLASSES, settings=settings)
+
+
+def ladder(**rates: float) -> Ladder:
+    network = decaying(1.0, producer="network")
+    network = Trajectory(TIMES, network.observables | {"step": np.array([1, 2, 4, 8])}, CLASSES, settings={"a": 1})
+    return Ladder(network, {k.replace("_", "-"): decaying(v, rung=k) for k, v in rates.items()}, {"sample-path": "why"})
+
+
+def test_shares_are_the_known_factors_and_sum_to_the_gap():
+    rungs = ladder(block_frozen=4.0, sample_frozen=1.5, network_flow=1.1)
+    found = attribute(rungs, "residual_class")
+    said = {share.assumption: float(share.change[-1]) for share in found.shares}
+    expected = {"block structure": 2.5, "average over features, and lazy features": 0.4}
+    expected["flow instead of the optimiser's steps"] = 0.1
+    assert said == pytest.approx({k: v * 0.7 for k, v in expected.items()})
+    np.testing.assert_allclose(found.gap, 3.0 * (TIMES - 0.1), atol=1e-12)
+    linear = attribute(rungs, "residual_class", scale="linear")
+    np.testing.assert_allclose(sum(s.change for s in linear.shares), linear.gap, atol=1e-14)
+    np.testing.assert_allclose(linear.gap, 3 * (np.exp(-(TIMES - 0.1)) - np.exp(-4 * (TIMES - 0.1))))
+
+
+def test_horizon_is_the_last_time_within_ten_percent():
+    found = attribute(ladder(block_frozen=4.0, sample_frozen=1.5, network_flow=1.1), "loss").horizons
+    # |e^{-(r-1)(t-0.1)} - 1| is 0.26 at t = 0.2 for r = 4; 0.049, 0.14 for 1.5; 0.068 at the end for 1.1.
+    assert np.isnan(found["block-frozen"])
+    assert found["sample-frozen"] == 0.2
+    assert found["network-flow"] == 0.8
+
+
+def test_chains_that_cannot_be():
+    rungs = ladder(block_frozen=2.0)
+    with pytest.raises(ValueError, match="'network' as the last one"):
+        attribute(rungs, "loss", FROZEN_CHAIN[:-1])
+    with pytest.raises(ValueError, match="at least one of"):
+        attribute(rungs, "loss", ("class-pairs", "network"))
+    with pytest.raises(ValueError, match="chain: expected one of"):
+        attribute(rungs, "loss", ("nonsense", "network"))
+    with pytest.raises(ValueError, match=r"observable \(of block-frozen\)"):
+        attribute(rungs, "step")
+
+
+def test_saved_ladders_come_back(tmp_path):
+    short = ladder(block_frozen=2.0)
+    short.rungs["sample-frozen"] = decaying(1.5, points=2, rung="sample-frozen")
+    save_ladders(tmp_path, {80: short, 320: ladder(block_path=3.0)})
+    back = load_ladders(tmp_path)
+    assert list(back) == [80, 320]
+    assert list(back[80].rungs) == ["block-frozen", "sample-frozen"]
+    assert back[80].failures == {"sample-path": "why"}
+    assert back[80].network.settings == {"a": 1}
+    assert len(back[80].rungs["sample-frozen"].times) == 2
+    np.testing.assert_array_equal(back[320].rungs["block-path"]["loss"], decaying(3.0)["loss"])
+    with pytest.raises(FileNotFoundError, match="no comparison here"):
+        load_ladders(tmp_path / "elsewhere")
+    assert [file.name for file in tmp_path.iterdir()] == ["comparison.nc"]

@@ -1,0 +1,93 @@
+"""Rates of runs whose decay is known: synthetic norms with noise, and a frozen block-structured output kernel."""
+
+import numpy as np
+import pytest
+
+from ntkcollapse import BlockKernel, Classes, LastLayer, Trajectory
+from ntkcollapse.comparison import NetworkAt, measured_rates, within_class_spectrum
+from ntkcollapse.theory.exact import frozen_residual
+from tests.comparison import cases
+
+GAMMA = BlockKernel(diagonal=1.0, within=0.6, between=0.1)
+CLASSES = Classes.balanced(num_classes=3, per_class=4)
+
+
+def lazy_run(noise: float = 0.0, seed: int = 0, points: int = 80, **settings) -> Trajectory:
+    """The lazy regime's exact residual, its parts seen with relative noise."""
+    rng = np.random.default_rng(seed)
+    times = np.linspace(0.0, 2.0, points)
+    R = np.asarray(frozen_residual(times, rng.normal(size=(3, 12)), GAMMA, CLASSES))
+    parts = [np.stack(part) for part in zip(*(CLASSES.parts(r) for r in R), strict=True)]
+    names = ("residual_single", "residual_class", "residual_global")
+    seen = {
+        name: np.linalg.norm(part, axis=(1, 2)) * np.exp(noise * rng.normal(size=points))
+        for name, part in zip(names, parts, strict=True)
+    }
+    gamma = {f"gamma_{k}": np.full(points, float(getattr(GAMMA, k))) for k in ("diagonal", "within", "between")}
+    return Trajectory(times, seen | gamma, CLASSES, settings=settings)
+
+
+def test_lazy_run_has_the_eigenvalues_as_rates():
+    found = measured_rates(lazy_run())
+    for part, expected in zip(found, GAMMA.rates(CLASSES), strict=True):
+        fit = found[part].fit
+        assert fit is not None
+        assert fit.rate == pytest.approx(float(expected), rel=1e-6)
+        assert found[part].eigenvalue == pytest.approx(float(expected))
+        assert found[part].verdicts["eigenvalue"].agrees
+        # No states: nothing can be said of the feature-learning rate.
+        assert np.isnan(found[part].implied)
+        assert "implied" not in found[part].verdicts
+
+
+def test_rates_come_out_of_noise_at_the_stated_coverage():
+    truth = {part: float(x) for part, x in zip(("single", "class", "global"), GAMMA.rates(CLASSES), strict=True)}
+    windows = dict.fromkeys(truth, (0.0, 2.0))
+    hits = total = 0
+    for seed in range(40):
+        for part, rate in measured_rates(lazy_run(noise=0.02, seed=seed), windows).items():
+            assert rate.fit is not None
+            low, high = rate.fit.interval(0.95)
+            hits, total = hits + (low <= truth[part] <= high), total + 1
+    # 120 intervals of 95%: below 0.88 or above 0.995 with probability under 1e-3 each.
+    assert 0.88 <= hits / total <= 0.995
+
+
+def test_wrong_prediction_is_called_wrong():
+    run = lazy_run(noise=0.01)
+    moved = Trajectory(
+        run.times, run.observables | {"gamma_diagonal": run["gamma_diagonal"] * 1.5}, CLASSES, settings={}
+    )
+    assert not measured_rates(moved)["single"].verdicts["eigenvalue"].agrees
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="expected times of gradient flow, got optimiser steps"):
+        measured_rates(lazy_run(clock="steps"))
+    with pytest.raises(ValueError, match="window: expected at least 8 times"):
+        measured_rates(lazy_run(), {"class": (0.0, 0.05)})
+    run = lazy_run()
+    without = Trajectory(run.times, {"loss": run["residual_single"]}, CLASSES)
+    with pytest.raises(ValueError, match="expected the residual parts"):
+        measured_rates(without)
+    # A chosen window that does not exist is a result, not an error.
+    flat = Trajectory(run.times, {k: np.ones(80) for k in run.observables}, CLASSES)
+    found = measured_rates(flat)["single"]
+    assert found.fit is None
+    assert "found none" in found.reason
+
+
+def test_spectrum_of_a_block_kernel_is_one_rate_and_of_others_the_sum():
+    network = cases.linear_network()
+    # Θ averaged over outputs = ‖W‖²/C K + HᵀH + 11ᵀ.
+    state: LastLayer = network.last_layer
+    theta = float((network.W**2).sum() / 3) * network.inputs @ network.inputs.T + state.H.T @ state.H + 1
+    E = np.asarray(cases.CLASSES.deviations(np.eye(12)))
+    R = np.asarray(state.residual(cases.CLASSES)) @ E
+    values, vectors = np.linalg.eigh(E @ np.asarray(theta) @ E)
+    times = np.array([0.0, 0.3, 1.0])
+    expected = [np.linalg.norm((R @ vectors) * np.exp(-values * t)) for t in times]
+    decay = within_class_spectrum(network, times, groups=9)
+    # Single-precision accumulation in no place: the kernel is exact to rounding.
+    np.testing.assert_allclose(decay.norm, expected, rtol=1e-8)
+    assert isinstance(network, NetworkAt)

@@ -1,0 +1,179 @@
+"""Readers against files written from the formats' descriptions; damage is an error that names the file."""
+
+import gzip
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+from ntkcollapse.data import DataFileError
+from ntkcollapse.data.formats import (
+    read_cifar10,
+    read_cifar100,
+    read_idx,
+    read_image_folder,
+    read_npz,
+    unpickle_arrays,
+)
+from tests.data.files import cifar10_files, cifar100_files, idx_bytes, images_and_labels, write_files, write_tar
+
+
+def damaged(path, match):
+    """An error that begins with the path."""
+    return pytest.raises(DataFileError, match=f"^{re.escape(str(path))}.*{match}")
+
+
+def test_idx(tmp_path):
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    plain, packed = tmp_path / "a", tmp_path / "b.gz"
+    plain.write_bytes(idx_bytes(array))
+    packed.write_bytes(gzip.compress(idx_bytes(array)))
+    for file in (plain, packed):
+        np.testing.assert_array_equal(read_idx(file, ndim=3), array)
+
+
+def test_idx_of_two_byte_numbers_is_big_endian(tmp_path):
+    file = tmp_path / "a"
+    file.write_bytes(bytes([0, 0, 0x0B, 1, 0, 0, 0, 2, 1, 0, 0, 1]))
+    np.testing.assert_array_equal(read_idx(file), [256, 1])
+
+
+@pytest.mark.parametrize("drop", [1, 10, 3000])
+def test_truncated_idx(tmp_path, drop):
+    raw = idx_bytes(np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8))
+    plain, packed = tmp_path / "a", tmp_path / "b.gz"
+    plain.write_bytes(raw[:-drop])
+    packed.write_bytes(gzip.compress(raw)[:-drop])
+    with damaged(plain, "bytes"):
+        read_idx(plain)
+    with damaged(packed, "truncated or corrupt"):
+        read_idx(packed)
+
+
+def test_idx_of_another_kind(tmp_path):
+    file = tmp_path / "labels"
+    file.write_bytes(idx_bytes(np.zeros(5, np.uint8)))
+    with damaged(file, "expected 3 axes"):
+        read_idx(file, ndim=3)
+    file.write_bytes(b"\x89PNG....")
+    with damaged(file, "not an idx file"):
+        read_idx(file)
+    file.write_bytes(idx_bytes(np.zeros(5, np.uint8)) + b"\0")
+    with damaged(file, "bytes"):
+        read_idx(file)
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_cifar10(tmp_path, form):
+    files, images, labels = cifar10_files()
+    if form == "folder":
+        path = write_files(tmp_path / "cifar-10-batches-py", files)
+    else:
+        path = write_tar(tmp_path / "cifar-10-python.tar.gz", "cifar-10-batches-py", files)
+    x, y, x_test, y_test = read_cifar10(path)
+    np.testing.assert_array_equal(x, images)
+    np.testing.assert_array_equal(y, labels)
+    assert x_test.shape == (20, 32, 32, 3)
+    assert y_test.shape == (20,)
+
+
+def test_cifar100(tmp_path):
+    path = write_tar(tmp_path / "cifar-100-python.tar.gz", "cifar-100-python", cifar100_files())
+    x, y, _, _ = read_cifar100(path)
+    assert x.shape == (100, 32, 32, 3)
+    assert sorted(y.tolist()) == list(range(100))
+
+
+def test_damaged_cifar_names_the_batch(tmp_path):
+    files, _, _ = cifar10_files()
+    folder = write_files(tmp_path / "c", files | {"data_batch_3": files["data_batch_3"][:-2000]})
+    with damaged(folder / "data_batch_3", "not a readable batch"):
+        read_cifar10(folder)
+    (folder / "data_batch_3").unlink()
+    with damaged(folder / "data_batch_3", "missing"):
+        read_cifar10(folder)
+    smaller, _, _ = cifar10_files(per_class=1)
+    write_files(folder, {"data_batch_3": smaller["data_batch_3"]})
+    with damaged(folder / "data_batch_3", "batches.meta says 20"):
+        read_cifar10(folder)
+    archive = write_tar(tmp_path / "c.tar.gz", "cifar-10-batches-py", files)
+    archive.write_bytes(archive.read_bytes()[:-5000])
+    with damaged(archive, "truncated or corrupt"):
+        read_cifar10(archive)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_pickles_run_nothing(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    raw = pickle.dumps({"data": Malicious()}, protocol=protocol)
+    with damaged("batch", "neither array nor container"):
+        unpickle_arrays(raw, "batch")
+    assert not (tmp_path / "pwned").exists()
+    # The same bytes under Python's own unpickler do run: the test would see it.
+    pickle.loads(raw)
+    assert (tmp_path / "pwned").exists()
+
+
+def test_arrays_within_arrays_run_nothing():
+    raw = pickle.dumps({"data": np.array([Malicious()], dtype=object)}, protocol=2)
+    with damaged("batch", "neither array nor container"):
+        unpickle_arrays(raw, "batch")
+
+
+def test_npz(tmp_path):
+    file = tmp_path / "set.npz"
+    x, y = images_and_labels(2, (28, 28))
+    np.savez_compressed(file, x_train=x, y_train=y[:, None], x_test=x, y_test=y)
+    read = read_npz(file)
+    for got, wanted in zip(read, (x, y, x, y), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    raw = file.read_bytes()
+    file.write_bytes(raw[: len(raw) // 2])
+    with damaged(file, ""):
+        read_npz(file)
+    flipped = bytearray(raw)
+    flipped[len(raw) // 3] ^= 0xFF
+    file.write_bytes(flipped)
+    with damaged(file, ""):
+        read_npz(file)
+    np.savez(file, x_train=x, y_train=y)
+    with damaged(file, "x_test is missing"):
+        read_npz(file)
+    np.savez(file, x_train=x, y_train=np.array([Malicious()], dtype=object), x_test=x, y_test=y)
+    with damaged(file, "not a readable npz"):
+        read_npz(file)
+
+
+def test_image_folder(tmp_path):
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    wanted = {}
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            pixels = generator.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+            wanted[name, i] = pixels
+    images, labels, names = read_image_folder(tmp_path)
+    assert names == ("cat", "dog")
+    assert labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(images[2], wanted["dog", 0])
+
+    other = tmp_path / "dog" / "2.png"
+    Image.fromarray(np.zeros((7, 5, 3), np.uint8)).save(other)
+    with damaged(other, "as in the first image"):
+        read_image_folder(tmp_path)
+    other.write_bytes((tmp_path / "dog" / "0.png").read_bytes()[:60])
+    with damaged(other, "truncated or corrupt image"):
+        read_image_folder(tmp_path)
+    other.rename(tmp_path / "dog" / "notes.txt")
+    with damaged(tmp_path / "dog" / "notes.txt", "not an image"):
+        read_image_folder(tmp_path)

@@ -1,0 +1,218 @@
+"""Where sets are found, what is checked of them, and downloads that are whole or not at all."""
+
+import gzip
+import hashlib
+import re
+
+import numpy as np
+import pytest
+
+from ntkcollapse.data import (
+    DataFileError,
+    DownloadError,
+    RemoteFile,
+    digits,
+    download,
+    from_arrays,
+    load,
+    resized,
+    search_path,
+    standardised_splits,
+)
+from tests.data.files import IDX, cifar10_files, idx_bytes, images_and_labels, write_files, write_idx, write_tar
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_user(tmp_path, monkeypatch):
+    """No data of the machine that the tests run on."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("NTKCOLLAPSE_DATA", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(home)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("where", ["path", "environment", "torchvision"])
+def test_idx_files_are_found(tmp_path, monkeypatch, compressed, where):
+    root = tmp_path / "home" / "data" if where == "torchvision" else tmp_path / "elsewhere"
+    x, y, _, _ = write_idx(root / "MNIST" / "raw", compressed=compressed)
+    if where == "environment":
+        monkeypatch.setenv("NTKCOLLAPSE_DATA", f"{tmp_path / 'empty'}:{root}")
+    splits = load("mnist", path=root if where == "path" else None)
+    assert splits.train.inputs.shape == (30, 28, 28, 1)
+    assert splits.train.inputs.dtype == np.float32
+    assert splits.train.classes.sizes == (3,) * 10
+    assert splits.test.classes.sizes == (2,) * 10
+    # In class order, and within a class in the order of the file; bytes as shares of 255.
+    wanted = x[np.argsort(y, kind="stable")]
+    np.testing.assert_allclose(splits.train.inputs[..., 0] * 255, wanted, atol=1e-4)
+
+
+def test_official_files_come_before_npz(tmp_path):
+    write_idx(tmp_path / "mnist", compressed=True)
+    x, y = images_and_labels(7, (28, 28))
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert load("mnist", path=tmp_path).train.classes.sizes == (3,) * 10
+    assert load("mnist", path=tmp_path / "mnist.npz").train.classes.sizes == (7,) * 10
+
+
+def test_files_named_for_no_set_are_taken_by_explicit_path_only(tmp_path, monkeypatch):
+    """MNIST and Fashion-MNIST have files of the same names: their folder says which set they are."""
+    write_idx(tmp_path / "files", compressed=False)
+    monkeypatch.setenv("NTKCOLLAPSE_DATA", str(tmp_path / "files"))
+    with pytest.raises(FileNotFoundError, match="mnist: no file of it found"):
+        load("mnist")
+    assert load("fashion-mnist", path=tmp_path / "files").train.name == "fashion-mnist/train"
+
+
+def test_debian_package_is_looked_at():
+    assert "/usr/share/datasets/fashion-mnist" in [str(p) for p in search_path("fashion-mnist")]
+    assert "/usr/share/datasets/fashion-mnist" not in [str(p) for p in search_path("mnist")]
+
+
+def test_keras_cache(tmp_path):
+    x, y = images_and_labels(2, (28, 28))
+    cache = tmp_path / "home" / ".keras" / "datasets"
+    cache.mkdir(parents=True)
+    np.savez(cache / "mnist.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert load("mnist").train.classes.sizes == (2,) * 10
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "folder itself"])
+def test_cifar_forms(tmp_path, form):
+    files, images, labels = cifar10_files()
+    if form == "tar":
+        write_tar(tmp_path / "cifar-10-python.tar.gz", "cifar-10-batches-py", files)
+    else:
+        write_files(tmp_path / "cifar-10-batches-py", files)
+    train = load("cifar10", path=tmp_path / "cifar-10-batches-py" if form == "folder itself" else tmp_path).train
+    assert train.class_names[3] == "cat"
+    np.testing.assert_allclose(train.inputs * 255, images[np.argsort(labels, kind="stable")], atol=1e-4)
+
+
+def test_incomplete_and_mislabelled_sets_name_the_file(tmp_path):
+    folder = tmp_path / "MNIST"
+    write_idx(folder, compressed=False)
+    labels = folder / IDX[1]
+    labels.write_bytes(idx_bytes(np.zeros(29, np.uint8)))
+    with pytest.raises(DataFileError, match=f"^{re.escape(str(labels))}: 29 labels for 30 images"):
+        load("mnist", path=tmp_path)
+    labels.write_bytes(idx_bytes(np.full(30, 3, np.uint8)))
+    with pytest.raises(DataFileError, match=r"expected labels 0 to 9, each of them present"):
+        load("mnist", path=tmp_path)
+    labels.unlink()
+    with pytest.raises(DataFileError, match=f"^{re.escape(str(labels))}: missing"):
+        load("mnist", path=tmp_path)
+    x, y = images_and_labels(2, (32, 32, 3))
+    np.savez(tmp_path / "wrong.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataFileError, match=r"wrong\.npz: expected uint8 images of shape \(28, 28, 1\)"):
+        load("mnist", path=tmp_path / "wrong.npz")
+
+
+def test_nothing_found_says_where_it_looked():
+    with pytest.raises(FileNotFoundError, match=r"cifar10: no file of it found in .*\.keras.*NTKCOLLAPSE_DATA"):
+        load("cifar10")
+    with pytest.raises(ValueError, match="Did you mean 'mnist'"):
+        load("mnits")
+
+
+def test_subsets_sizes_and_standardisation(tmp_path):
+    write_idx(tmp_path / "mnist", compressed=True)
+    splits = load("mnist", path=tmp_path, per_class=2, test_per_class=1, size=32, standardised=True)
+    assert splits.train.inputs.shape == (20, 32, 32, 1)
+    assert splits.test.inputs.shape == (10, 32, 32, 1)
+    # float32 sums of 20,480 numbers of size 1.
+    assert abs(splits.train.inputs.mean()) < 1e-5
+    assert abs(splits.train.inputs.std() - 1) < 1e-5
+    with pytest.raises(ValueError, match="per_class: expected 1 to 3"):
+        load("mnist", path=tmp_path, per_class=4)
+
+
+def test_standardisation_reads_the_training_part_alone():
+    x = np.random.default_rng(0).normal(2, 3, (40, 4, 4, 3)).astype(np.float32)
+    y = np.tile(np.arange(2), 20)
+    splits = standardised_splits(from_arrays(x, y, x + 1, y))
+    deviation = x.std((0, 1, 2))
+    np.testing.assert_allclose((splits.test.inputs - splits.train.inputs).mean((0, 1, 2)), 1 / deviation, rtol=1e-4)
+
+
+def test_resized_is_exact_on_linear_ramps():
+    """Interpolation reproduces what is linear between the outermost pixel centres."""
+    ramp = np.arange(28, dtype=np.float32)
+    image = np.broadcast_to(ramp[None, :, None, None], (2, 28, 28, 1)).copy()
+    centres = np.clip((np.arange(32) + 0.5) * 28 / 32 - 0.5, 0, 27)
+    np.testing.assert_allclose(resized(image, 32)[0, :, 5, 0], centres, rtol=1e-6)
+    np.testing.assert_array_equal(resized(image, 28), image)
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits(return_X_y=True)
+    images, labels = np.asarray(bunch[0]), np.asarray(bunch[1])
+    data = digits(per_class=30)
+    assert data.classes.sizes == (30,) * 10
+    first = images[labels == 7][:30].reshape(-1, 8, 8, 1)
+    np.testing.assert_array_equal(data.inputs[7 * 30 : 8 * 30] * 16, first)
+    train, test = digits(), digits(part="test")
+    assert not {row.tobytes() for row in train.inputs} & {row.tobytes() for row in test.inputs}
+    with pytest.raises(ValueError, match="per_class: expected 1 to 120"):
+        digits(per_class=121)
+
+
+class TestDownload:
+    """Local file:// addresses in place of the homes."""
+
+    @pytest.fixture
+    def remote(self, tmp_path):
+        home = tmp_path / "server"
+        write_idx(home, compressed=True)
+        files = []
+        for name in IDX:
+            raw = (home / f"{name}.gz").read_bytes()
+            urls = ((tmp_path / "nowhere" / name).as_uri(), (home / f"{name}.gz").as_uri())
+            files.append(RemoteFile(f"{name}.gz", hashlib.md5(raw).hexdigest(), urls))
+        return {"mnist": ("MNIST/raw", tuple(files))}
+
+    def test_second_address_serves_where_the_first_does_not(self, tmp_path, remote):
+        download("mnist", tmp_path / "cache", remote=remote)
+        assert load("mnist", path=tmp_path / "cache").train.classes.sizes == (3,) * 10
+        left = {p.name for p in (tmp_path / "cache" / "MNIST" / "raw").iterdir()}
+        assert left == {f"{name}.gz" for name in IDX}
+
+    def test_wrong_bytes_leave_nothing_behind(self, tmp_path, remote):
+        (tmp_path / "server" / f"{IDX[1]}.gz").write_bytes(gzip.compress(b"other"))
+        with pytest.raises(DownloadError, match=rf"{IDX[1]}\.gz: expected MD5 .* gave MD5"):
+            download("mnist", tmp_path / "cache", remote=remote)
+        left = {p.name for p in (tmp_path / "cache" / "MNIST" / "raw").iterdir()}
+        assert left == {f"{IDX[0]}.gz"}
+
+    def test_a_broken_connection_leaves_nothing_behind(self, tmp_path, remote):
+        class Broken:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+            def read(self, _size):
+                raise ConnectionResetError("gone")
+
+        with pytest.raises(DownloadError, match="gone"):
+            download("mnist", tmp_path / "cache", remote=remote, opener=lambda url: Broken())  # pyright: ignore
+        assert list((tmp_path / "cache" / "MNIST" / "raw").iterdir()) == []
+
+    def test_files_that_are_right_are_kept(self, tmp_path, remote):
+        download("mnist", tmp_path / "cache", remote=remote)
+
+        def never(url):
+            raise AssertionError("asked again")
+
+        download("mnist", tmp_path / "cache", remote=remote, opener=never)
+
+    def test_addresses_are_not_asked_unless_told_to(self, monkeypatch):
+        monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("asked"))
+        with pytest.raises(FileNotFoundError):
+            load("mnist")

@@ -1,0 +1,71 @@
+"""The same numbers on eight devices, and in two processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ntkcollapse.ntk import block_statistics, empirical_ntk
+from tests.ntk.zoo import normal
+
+SCRIPT = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+from tests.ntk.test_devices import measured
+import numpy as np
+port, process, out = sys.argv[1:]
+if port != "none":
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
+    assert jax.process_count() == 2
+assert len(jax.devices()) == 8, jax.devices()
+np.savez(out, *measured())
+"""
+
+
+def measured():
+    """Kernels and statistics of a small convolutional network on 11 samples: eight devices share unevenly."""
+    import jax
+    import jax.numpy as jnp
+
+    params = {"conv": normal(0, 3, 3, 1, 4), "w": normal(1, 4, 3), "b": normal(2, 3)}
+    x, labels = normal(3, 11, 5, 5, 1), np.arange(11) % 3
+
+    def f(p, x):
+        h = jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(h).mean((1, 2)) @ p["w"] + p["b"][None, :]
+
+    theta = empirical_ntk(f, params, x)
+    cross = empirical_ntk(f, params, x[:3], x, outputs="mean")
+    stats = block_statistics(f, params, x, labels, residual="estimate", key=jax.random.key(0))
+    return [np.asarray(a) for a in (theta, cross, stats.output_diagonal, stats.output_pairs, stats.residual)]
+
+
+def start(devices: int, port: str, process: int, out: Path) -> subprocess.Popen:
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": root,
+    }
+    command = [sys.executable, "-c", SCRIPT, port, str(process), str(out)]
+    return subprocess.Popen(command, env=env, cwd=root, stderr=subprocess.PIPE, text=True)
+
+
+def test_eight_devices_and_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    outs = [tmp_path / f"{name}.npz" for name in ("devices", "first", "second")]
+    running = [start(8, "none", 0, outs[0]), start(4, port, 0, outs[1]), start(4, port, 1, outs[2])]
+    want = measured()
+    for process, out in zip(running, outs, strict=True):
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-3000:]
+        with np.load(out) as got:
+            for name, value in zip(got.files, want, strict=True):
+                # Other orders of summation in float64.
+                np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)

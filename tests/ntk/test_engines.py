@@ -1,0 +1,163 @@
+"""Every engine against dense Jacobians, on every way in which a parameter meets data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ntkcollapse.ntk import empirical_ntk
+from ntkcollapse.ntk._trace import Traced
+from ntkcollapse.ntk.engines import _factors
+from tests.ntk.zoo import MAKERS, case, dense_jacobian, dense_ntk, normal
+
+
+def close(got, want):
+    # Sums of at most some thousand float64 products, against another order of summation.
+    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=1e-12 * np.abs(want).max())
+
+
+def mean_over_outputs(theta):
+    return np.einsum("ijkk->ij", theta) / theta.shape[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [*((name, "layerwise") for name in MAKERS), ("plain", "jacobian"), ("unusual", "jacobian")]
+)
+def test_all_pairs(name, engine):
+    c, theta = case(name), dense_ntk(name)
+    close(empirical_ntk(c.f, c.params, c.x, engine=engine, outputs="mean"), mean_over_outputs(theta))
+    close(empirical_ntk(c.f, c.params, c.x[:3], c.x, engine=engine), theta[:3])
+
+
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_kernel_vector_products(name):
+    c, theta = case(name), dense_ntk(name)
+    close(empirical_ntk(c.f, c.params, c.x[:3], c.x, engine="ntvp"), theta[:3])
+
+
+@pytest.mark.parametrize("outputs", ["full", "diagonal", "mean"])
+def test_neural_tangents(outputs):
+    pytest.importorskip("frozendict")
+    c, theta = case("plain"), dense_ntk("plain")
+    want = {"full": theta, "diagonal": np.einsum("ijkk->ijk", theta), "mean": mean_over_outputs(theta)}
+    close(empirical_ntk(c.f, c.params, c.x, engine="neural-tangents", outputs=outputs), want[outputs])
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "jacobian", "ntvp"])
+def test_small_chunks_change_nothing(engine):
+    # Memory for about two samples and one output at a time: tiles that overlap, outputs in turns.
+    c, theta = case("plain"), dense_ntk("plain")
+    options = {"engine": engine, "memory": 6000.0}
+    close(empirical_ntk(c.f, c.params, c.x, outputs="diagonal", **options), np.einsum("ijkk->ijk", theta))
+    close(empirical_ntk(c.f, c.params, c.x, c.x[:3], outputs="mean", **options), mean_over_outputs(theta)[:, :3])
+    close(empirical_ntk(c.f, c.params, c.x, **options), theta)
+
+
+@pytest.mark.parametrize("traffic", [0, 10**9])
+@pytest.mark.parametrize("outputs", ["full", "diagonal", "mean"])
+def test_formed_gradients_and_grams_agree(traffic, outputs, monkeypatch):
+    # Both ways to the same inner product, on a product with several groups, positions, inputs and outputs.
+    monkeypatch.setattr(_factors, "_TRAFFIC", traffic)
+    x = _factors.Factors(jnp.asarray(normal(0, 4, 2, 3, 5)), jnp.asarray(normal(1, 3, 4, 2, 3, 2)))
+    y = _factors.Factors(jnp.asarray(normal(2, 6, 2, 3, 5)), jnp.asarray(normal(3, 3, 6, 2, 3, 2)))
+    g, h = (np.einsum("bgti,kbgto->bkgoi", np.asarray(z.a), np.asarray(z.d)) for z in (x, y))
+    theta = np.einsum("akgoi,bsgoi->abks", g, h)
+    want = {"full": theta, "diagonal": np.einsum("abkk->abk", theta), "mean": np.einsum("abkk->ab", theta)}
+    close(_factors.contract_factors(x, y, outputs), want[outputs])
+    close(_factors._from_grams(x, y, outputs), want[outputs])
+    signs = normal(4, 4, 2)
+    (grouped, signed), squares = _factors.sum_factors(x, 2, jnp.asarray(signs), pairs=outputs == "full")
+    g = g.reshape(4, 3, -1)
+    close(grouped, g.reshape(2, 2, 3, -1).sum(1))
+    close(signed, np.einsum("bkp,bq->qkp", g, signs))
+    close(squares, np.einsum("bkp,bsp->bks", g, g) if outputs == "full" else (g**2).sum(2))
+
+
+def test_what_is_recognised():
+    # Nothing here may quietly become slow: matrix products and convolutions are found, through what surrounds them.
+    def uses(name):
+        c = case(name)
+        traced = Traced(c.f, c.params, jax.ShapeDtypeStruct((1, *c.x.shape[1:]), c.x.dtype))
+        return sorted(type(t.use).__name__ for t in traced.taps if t.use), sum(k.direct for k in traced.components)
+
+    assert uses("convolutions") == (["Convolution"] * 5 + ["MatrixProduct"], 6)
+    assert uses("plain")[0] == ["MatrixProduct"] * 3
+    assert uses("attention")[0].count("MatrixProduct") == 5
+    assert uses("normalised")[0].count("Convolution") == 4
+
+
+def test_part_of_the_parameters():
+    c = case("plain")
+    names = list(jax.tree.leaves(jax.tree.map_with_path(lambda path, _: path[0].key, c.params)))
+    sizes = [leaf.size for leaf in jax.tree.leaves(c.params)]
+    ends = np.cumsum(sizes)
+    J = dense_jacobian("plain")
+    chosen = {"w", "transposed"}
+    keep = np.concatenate([np.arange(e - s, e) for n, s, e in zip(names, sizes, ends, strict=True) if n in chosen])
+    want = np.einsum("ikp,jsp->ijks", J[:, :, keep], J[:, :, keep])
+    close(empirical_ntk(c.f, c.params, c.x, parameters=list(chosen)), want)
+    close(empirical_ntk(c.f, c.params, c.x, parameters={name: name in chosen for name in c.params}), want)
+
+
+def test_works_under_jit_and_grad():
+    c, theta = case("plain"), dense_ntk("plain")
+    close(jax.jit(lambda p, x: empirical_ntk(c.f, p, x))(c.params, c.x), theta)
+
+
+def test_one_compilation_for_new_parameters():
+    traces = []
+
+    def f(params, x):
+        traces.append(None)
+        return jnp.tanh(x @ params["w"]) @ params["v"]
+
+    params = {"w": normal(0, 3, 4), "v": normal(1, 4, 2)}
+    empirical_ntk(f, params, normal(2, 5, 3))
+    first = len(traces)
+    empirical_ntk(f, jax.tree.map(lambda p: 2 * p, params), normal(3, 5, 3))
+    assert len(traces) == first
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["dense", "shared", "scale", "skip", "bias", "norm", "einsum"]), min_size=2, max_size=5
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_random_networks(kinds, seed):
+    params = {"shared": normal(seed, 4, 4)}
+    for i, kind in enumerate(kinds):
+        shape = {"dense": (4, 4), "scale": (), "bias": (4,), "norm": (4,), "einsum": (2, 4, 4)}.get(kind)
+        if shape is not None:
+            params[str(i)] = normal(seed + i + 1, *shape)
+
+    def f(p, x):
+        h = first = x
+        for i, kind in enumerate(kinds):
+            own = p.get(str(i))
+            if kind == "dense":
+                h = jnp.sin(h @ own)
+            elif kind == "shared":
+                h = jnp.tanh(h @ p["shared"] + first @ p["shared"].T)
+            elif kind == "scale":
+                h = h * own
+            elif kind == "skip":
+                h = h + first
+            elif kind == "bias":
+                h = jax.nn.softplus(h + own[None, :])
+            elif kind == "norm":
+                h = (h - h.mean(1, keepdims=True)) / jnp.sqrt(1 + jnp.var(h, axis=1, keepdims=True)) * own[None, :]
+            else:
+                h = jnp.einsum("ni,aij,nj->na", h, own, first)
+                h = jnp.concatenate([h, h], axis=1)
+        return h[:, :2]
+
+    x = normal(seed + 99, 3, 4)
+    J = jax.jacobian(f)(params, x)
+    J = np.concatenate([np.asarray(leaf).reshape(3, 2, -1) for leaf in jax.tree.leaves(J)], axis=2)
+    want = np.einsum("ikp,jsp->ijks", J, J)
+    got = empirical_ntk(f, params, x)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * max(np.abs(want).max(), 1e-300))

@@ -1,0 +1,74 @@
+"""Figures of ladders, shares and rates: what is drawn is what was given, and the style leaves nothing behind."""
+
+# Stubs of other packages are narrower than what they return.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from ntkcollapse import plots
+from ntkcollapse.comparison import RUNGS, attribute, measured_rates
+from tests.comparison.test_files_and_attribution import ladder
+from tests.comparison.test_rates_of_runs import lazy_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def off_screen():
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def test_every_rung_has_a_style_of_its_own():
+    assert set(plots.RUNG_STYLES) == set(RUNGS)
+    assert len({(s["color"], s["linestyle"]) for s in plots.RUNG_STYLES.values()}) == len(RUNGS)
+
+
+def test_ladder_draws_the_network_as_dots_and_rungs_as_lines():
+    given = ladder(block_frozen=4.0, sample_frozen=1.5)
+    figure = plots.ladder_figure(given, ("loss", "residual_class"))
+    assert len(figure.axes) == 2
+    lines = figure.axes[1].lines
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "None"]
+    np.testing.assert_allclose(
+        np.asarray(lines[0].get_ydata(), dtype=float), given.rungs["block-frozen"]["residual_class"]
+    )
+    np.testing.assert_allclose(np.asarray(lines[2].get_ydata(), dtype=float), given.network["residual_class"])
+    assert "flow time" in figure.axes[0].get_xlabel()
+
+
+def test_bars_end_at_the_gap():
+    given = ladder(block_frozen=4.0, sample_frozen=1.5, network_flow=1.1)
+    figure = plots.attribution_figure({"loss": attribute(given, "loss")})
+    ax = figure.axes[0]
+    widths = [bar.get_width() for bar in ax.patches if isinstance(bar, Rectangle)]
+    (diamond,) = (line for line in ax.lines if line.get_marker() == "D")
+    np.testing.assert_allclose(sum(widths), np.asarray(diamond.get_xdata(), dtype=float)[0])
+    np.testing.assert_allclose(sum(widths), 2.1 / np.log(10))
+
+
+def test_rates_panel_draws_fit_and_prediction():
+    run = lazy_run(noise=0.01)
+    figure = plots.rates_figure(run, measured_rates(run))
+    assert len(figure.axes) == 3
+    assert len(figure.axes[0].lines) == 3
+
+
+def test_style_restores_its_own_settings_and_no_others():
+    before = mpl.rcParams["font.size"]
+    interactive = mpl.rcParams["interactive"]
+    try:
+        with plots.style():
+            assert mpl.rcParams["axes.spines.top"] is False
+            # As the first figure of a notebook does.
+            mpl.rcParams["interactive"] = True
+        assert mpl.rcParams["interactive"] is True
+        assert mpl.rcParams["font.size"] == before
+        assert mpl.rcParams["axes.spines.top"] is True
+    finally:
+        mpl.rcParams["interactive"] = interactive

@@ -1,0 +1,96 @@
+"""A trajectory comes back from its file as it was, and nothing that is saved gets lost."""
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from ntkcollapse import BlockKernel, Classes, DenseKernel, GroupedKernel, KernelPath, Trajectory
+from tests.cases import UNEQUAL, kernels
+
+TIMES = np.array([0.0, 0.5, 2.0])
+
+
+def record(kernel=None, **more) -> Trajectory:
+    rng = np.random.default_rng(0)
+    N, C = UNEQUAL.num_samples, UNEQUAL.num_classes
+    states = {"H": rng.normal(size=(3, 5, N)), "W": rng.normal(size=(3, C, 5)), "b": rng.normal(size=(3, C))}
+    return Trajectory(
+        TIMES,
+        {"loss": np.array([3.0, 2.0, 1.0]), "profile": rng.normal(size=(3, 4))},
+        UNEQUAL,
+        **{"states": states, "kernel": kernel, "settings": {"seed": 3, "nested": {"rate": 0.1}}, **more},
+    )
+
+
+def grouped(scale: float) -> GroupedKernel:
+    """Kernels that differ in size only, so that a path through them has one basis."""
+    base = GroupedKernel.from_matrix(np.eye(9), UNEQUAL, groups=2)
+    return eqx.tree_at(lambda k: (k.gram, k.rates), base, (scale * base.gram, scale * base.rates))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        None,
+        BlockKernel(3.0, 2.0, 0.6),
+        *kernels(UNEQUAL).values(),
+        KernelPath(TIMES, diagonal=[3.0, 4.0, 5.0], within=[1.0, 1.0, 2.0], between=[0.1, 0.1, 0.1]),
+        KernelPath.of(TIMES, [DenseKernel(np.eye(9) * s) for s in (1.0, 2.0, 3.0)]),
+        KernelPath.of(TIMES, [grouped(s) for s in (1.0, 2.0, 3.0)]),
+    ],
+    ids=lambda k: type(k).__name__,
+)
+def test_saved_and_loaded(tmp_path, kernel):
+    run = record(kernel, statistics={"num_steps": 7}, deviations=np.ones((5, 9)))
+    run.save(tmp_path / "run")
+    again = Trajectory.load(tmp_path / "run")
+    assert jax.tree.structure(run) == jax.tree.structure(again)
+    for a, b in zip(jax.tree.leaves(run), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    assert again.settings == {"seed": 3, "nested": {"rate": 0.1}}
+
+
+def test_other_tools_read_it(tmp_path):
+    file = record().save(tmp_path)
+    with xr.open_dataset(file) as data:
+        np.testing.assert_array_equal(data["observable__loss"], [3.0, 2.0, 1.0])
+        assert data["state__W"].dims == ("time", "class", "feature")
+
+
+def test_nothing_saved_is_overwritten_or_half_written(tmp_path, monkeypatch):
+    run = record()
+    file = run.save(tmp_path)
+    before = file.read_bytes()
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        run.save(tmp_path)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(tmp_path, overwrite=True)
+    assert file.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["trajectory.nc"]
+
+
+def test_bad_records_and_files_say_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match=r"observables\['loss'\]: expected shape \(3\)"):
+        Trajectory(TIMES, {"loss": np.zeros(2)}, UNEQUAL)
+    with pytest.raises(ValueError, match="strictly increasing"):
+        Trajectory(TIMES[::-1].copy(), {}, UNEQUAL)
+    with pytest.raises(ValueError, match=r"Did you mean 'loss'"):
+        record()["los"]
+    with pytest.raises(ValueError, match="observables only"):
+        Trajectory(TIMES, {"loss": np.zeros(3)}, Classes(sizes=(1, 1))).last_layer(0)
+    with pytest.raises(FileNotFoundError, match="no trajectory here"):
+        Trajectory.load(tmp_path)
+    (tmp_path / "trajectory.nc").write_bytes(b"not netCDF")
+    with pytest.raises(ValueError, match=r"trajectory.nc: expected a netCDF file"):
+        Trajectory.load(tmp_path)
+    xr.Dataset({"x": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match="got another one"):
+        Trajectory.load(tmp_path / "other.nc")

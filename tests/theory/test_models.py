@@ -1,0 +1,668 @@
+"""Each model of neural collapse on its exact answer."""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+from scipy.optimize import minimize
+
+from ntkcollapse import BlockKernel, Classes, CrossEntropy, DenseKernel, LastLayer, SquaredError
+from ntkcollapse.commands.simulate import SimulateConfig, simulate_command
+from ntkcollapse.simulation import simulate
+from ntkcollapse.theory import models
+from ntkcollapse.theory.integrate import integrate, named_solver
+from ntkcollapse.theory.invariant import invariant
+from ntkcollapse.theory.models.deep_linear import DeepLastLayer
+from ntkcollapse.theory.models.losses import LogCrossEntropy
+from tests.cases import random_state
+
+
+def simplex(C: int) -> np.ndarray:
+    return np.eye(C) - 1 / C
+
+
+def scaled_start(n: int, classes: Classes, size: float, seed: int = 0, bias: bool = False) -> LastLayer:
+    state = random_state(n, classes, seed)
+    return LastLayer(H=size * state.H, W=size * state.W, b=size * state.b if bias else 0 * state.b)
+
+
+def descend(objective, start, *, tries: int = 1):
+    """Least value and its arguments by L-BFGS from random starts: knows nothing of the model but its objective."""
+    flat, unravel = ravel_pytree(start)
+    both = jax.jit(jax.value_and_grad(lambda x: objective(unravel(x))))
+    best = None
+    for seed in range(tries):
+        x0 = np.random.default_rng(seed).normal(size=flat.shape)
+        out = minimize(
+            lambda x: tuple(np.asarray(v) for v in both(x)),
+            x0,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-16, "gtol": 1e-11},
+        )
+        best = out if best is None or out.fun < best.fun else best
+    assert best is not None
+    return best.fun, unravel(jnp.asarray(best.x))
+
+
+def penalised(flow, state: LastLayer):
+    """What a flow with K = I and weight decay descends."""
+    decay, f = flow.decay, state.logits if flow.bias == "free" else state.W @ state.H
+    squares = decay.H * jnp.sum(state.H**2) + decay.W * jnp.sum(state.W**2) + decay.b * jnp.sum(state.b**2)
+    return flow.loss.value(f, flow.classes.Y) + squares / 2
+
+
+# --- the equation itself
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    sizes=st.sampled_from([(2, 3, 1), (3, 3, 3)]),
+    n=st.sampled_from([2, 4]),
+    seed=st.integers(0, 10_000),
+    loss=st.sampled_from([SquaredError(0.7), CrossEntropy(), CrossEntropy(0.3)]),
+    decay=st.sampled_from([0.0, 0.4]),
+)
+def test_the_invariant_for_random_kernels_losses_and_sizes(sizes, n, seed, loss, decay):
+    """d/dt (WᵀW − H K⁻¹ Hᵀ) = −2λ (WᵀW − H K⁻¹ Hᵀ), for any positive K and any loss of the logits."""
+    classes = Classes(sizes=sizes)
+    A = np.random.default_rng(seed).normal(size=(classes.num_samples, classes.num_samples))
+    kernel = DenseKernel(A @ A.T + 0.5 * np.eye(len(A)))
+    state = random_state(n, classes, seed)
+    flow = models.ntk_collapse(classes, kernel, weight_decay=decay, loss=loss)
+    E, dE = jax.jvp(lambda s: invariant(s, kernel, classes), (state,), (flow(0.0, state),))
+    # Terms of size ‖W‖‖G‖‖H‖ cancel: rounding of their size, times the condition of K (at most about 1e2).
+    np.testing.assert_allclose(dE, -2 * decay * E, rtol=0, atol=1e-10 * max(1, float(jnp.abs(E).max())))
+
+
+def test_weight_decay_takes_the_invariant_to_zero():
+    classes, λ = Classes(sizes=(2, 4, 3)), 0.3
+    kernel = BlockKernel(3.0, 2.0, 0.6)
+    flow = models.ntk_collapse(classes, kernel, weight_decay=λ, loss=CrossEntropy())
+    start, times = random_state(5, classes), np.linspace(0.0, 4.0, 5)
+    run = simulate(start, flow, classes, times, solver="tsit5", rtol=1e-9, atol=1e-11)
+    first = float(run["invariant_norm"][0])
+    # Solver error at rtol 1e-9 over this time, relative to a norm that falls by e^{−2.4}.
+    np.testing.assert_allclose(run["invariant_norm"], first * np.exp(-2 * λ * times), rtol=1e-6)
+
+
+def test_relative_rates_and_frozen_classifier():
+    classes = Classes(sizes=(2, 3))
+    state = random_state(3, classes)
+    plain = models.unconstrained_features(classes)
+    other = eqx.tree_at(lambda f: (f.rate_W, f.rate_b), plain, (0.25, 3.0))
+    a, b = plain(0.0, state), other(0.0, state)
+    np.testing.assert_allclose(b.H, a.H)
+    np.testing.assert_allclose(b.W, 0.25 * a.W)
+    np.testing.assert_allclose(b.b, 3.0 * a.b)
+    assert plain.is_plain
+    assert not other.is_plain
+
+
+# --- squared error
+
+
+def test_strong_collapse_from_small_starts():
+    """Errors of SNC1, SNC2, SNC3 fall as ε², ε, ε."""
+    C, m, n = 4, 5, 7
+    classes = Classes.balanced(C, m)
+    limit = models.unconstrained_features.limit(classes)
+    flow = models.unconstrained_features(classes)
+    errors = []
+    for ε in (1e-2, 1e-3, 1e-4):
+        start = scaled_start(n, classes, ε, bias=True)
+        run = simulate(start, flow, classes, np.array([0.0, 15.0]), columns=False)
+        end = run.last_layer(-1)
+        # What is left is scatter of size ε seen by 1ᵀW of size ε, which falls like 1/t only: loss of order ε⁴.
+        assert float(run["loss"][-1]) < 100 * ε**4
+        errors.append(
+            (
+                np.linalg.norm(end.W @ end.W.T - limit.weight_gram),
+                np.linalg.norm(end.H - classes.expand(end.W.T / np.sqrt(m))),
+                np.linalg.norm(end.b - limit.bias),
+            )
+        )
+    slopes = np.log10(np.array(errors[:-1]) / np.array(errors[1:]))
+    # Leading powers; what comes after them in ε ≤ 0.01 moves the slope by a few per cent.
+    np.testing.assert_allclose(slopes, np.broadcast_to([2.0, 1.0, 1.0], slopes.shape), atol=0.1)
+
+
+@pytest.mark.parametrize("bias", ["free", "absent"])
+def test_regularised_minimisers(bias):
+    classes = Classes(sizes=(7, 4, 2))
+    flow = models.regularised_features(classes, 0.03, 0.01, bias=bias)
+    answer = models.regularised_features.minimizer(classes, 0.03, 0.01, bias=bias)
+    value, end = descend(lambda s: penalised(flow, s), random_state(4, classes))
+    np.testing.assert_allclose(value, answer.value, rtol=1e-10)
+    # The objective is flat to second order: an error of 1e-12 in it is 1e-6 in the state.
+    np.testing.assert_allclose(end.W @ end.W.T, answer.weight_gram, atol=2e-6)
+    np.testing.assert_allclose(end.W @ end.H, classes.expand(answer.outputs), atol=2e-6)
+    np.testing.assert_allclose(end.H.T @ end.H, classes.expand(classes.expand(answer.mean_gram).T), atol=2e-6)
+    if bias == "free":
+        np.testing.assert_allclose(end.b, answer.bias, atol=2e-6)
+
+
+def test_regularised_minimisers_against_published_forms():
+    C, m, λW, λH = 4, 5, 0.005, 0.002
+    classes = Classes.balanced(C, m)
+    c = C * np.sqrt(m * λW * λH)
+    frame = models.regularised_features.minimizer(classes, λW, λH, bias="absent")
+    np.testing.assert_allclose(frame.outputs, (1 - c) * np.eye(C), atol=1e-12)
+    np.testing.assert_allclose(frame.mean_gram, (1 - c) * np.sqrt(λW / (m * λH)) * np.eye(C), atol=1e-12)
+    np.testing.assert_allclose(frame.weight_gram, (1 - c) * np.sqrt(m * λH / λW) * np.eye(C), atol=1e-12)
+    np.testing.assert_allclose(frame.value, c - c**2 / 2, rtol=1e-12)
+    etf = models.regularised_features.minimizer(classes, λW, λH)
+    np.testing.assert_allclose(etf.outputs, (1 - c) * simplex(C), atol=1e-12)
+    np.testing.assert_allclose(etf.value, (C - 1) / C * (c - c**2 / 2), rtol=1e-12)
+    # Unequal classes, λ_W = 0.06, λ_H = 0.02: one class vanishes, at the sizes of the published threshold.
+    uneven = Classes(sizes=(40, 20, 6, 2))
+    np.testing.assert_allclose(models.regularised_features.threshold(uneven, 0.06, 0.02), 5.549, atol=5e-4)
+    answer = models.regularised_features.minimizer(uneven, 0.06, 0.02, bias="absent")
+    np.testing.assert_allclose(np.diag(answer.outputs), [0.62755, 0.47327, 0.03833, 0.0], atol=5e-6)
+    assert int(answer.alive) == 3
+    with pytest.warns(UserWarning, match="nothing is learned"):
+        models.regularised_features(classes, 1.0, 1.0)
+    assert float(models.regularised_features.minimizer(classes, 1.0, 1.0).value) == pytest.approx((C - 1) / (2 * C))
+
+
+def test_regularised_flow_reaches_its_minimiser():
+    classes = Classes(sizes=(7, 4, 2))
+    flow = models.regularised_features(classes, 0.03, 0.01)
+    answer = models.regularised_features.minimizer(classes, 0.03, 0.01)
+    run = simulate(random_state(4, classes), flow, classes, np.array([0.0, 3000.0]), columns=False)
+    end = run.last_layer(-1)
+    # Slowest rate λ_H = 0.01: e^{−30}; the rest is the solver at rtol 1e-6, whose error the flow contracts.
+    np.testing.assert_allclose(end.W @ end.W.T, answer.weight_gram, atol=1e-6)
+    np.testing.assert_allclose(end.b, answer.bias, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_deep_linear_minimiser(depth):
+    classes = Classes(sizes=(6, 3, 2))
+    λW, λH = jnp.full(depth, 0.02), 0.01
+    flow = models.deep_linear(classes, λW, λH)
+    answer = models.deep_linear.minimizer(classes, λW, λH)
+    shapes = [(3, 4)] if depth == 1 else [(4, 4)] * (depth - 1) + [(3, 4)]
+    start = DeepLastLayer(H=jnp.zeros((4, classes.num_samples)), layers=tuple(jnp.zeros(s) for s in shapes))
+    value, end = descend(flow.objective, start, tries=4)
+    np.testing.assert_allclose(value, answer.value, rtol=1e-9)
+    # Flat to second order, as above.
+    outputs = classes.means(end.last_layer.W @ end.H)
+    np.testing.assert_allclose(outputs, np.diag(answer.outputs), atol=1e-5)
+    if depth == 1:
+        shallow = models.regularised_features.minimizer(classes, 0.02, 0.01, bias="absent")
+        np.testing.assert_allclose(answer.value, shallow.value, rtol=1e-10)
+    # Strong decay: classes vanish one after the other, the smallest first, and then all.
+    strong = models.deep_linear.minimizer(classes, 5 * λW, 5 * λH).outputs
+    assert float(jnp.diff(strong).max()) <= 0
+    assert np.all(np.asarray(models.deep_linear.minimizer(classes, 100 * λW, 100 * λH).outputs) == 0)
+
+
+def test_deep_linear_flow_descends():
+    classes = Classes(sizes=(6, 3, 2))
+    flow = models.deep_linear(classes, jnp.full(2, 0.02), 0.01)
+    rng = np.random.default_rng(0)
+    layers = tuple(jnp.asarray(0.7 * rng.normal(size=s)) for s in ((4, 4), (3, 4)))
+    start = DeepLastLayer(H=jnp.asarray(0.7 * rng.normal(size=(4, 11))), layers=layers)
+    times = jnp.asarray([0.0, 1000.0, 3000.0])
+    out = integrate(flow, start, times, solver=named_solver("tsit5"), rtol=1e-6, atol=1e-8, max_steps=10_000)
+    end = jax.tree.map(lambda x: x[-1], out.states)
+    # Slowest rate about λ_H = 0.01.
+    np.testing.assert_allclose(
+        flow.objective(end), models.deep_linear.minimizer(classes, jnp.full(2, 0.02), 0.01).value
+    )
+
+
+def test_batch_normalised_head():
+    C, m, n, β = 3, 4, 5, 0.6
+    classes = Classes.balanced(C, m)
+    answer = models.batch_norm_head.minimizer(classes, β)
+
+    def objective(parameters):
+        # The network itself, with its batch normalisation, and none of the polar coordinates.
+        z, γ, α, W = parameters
+        centred = z - z.mean(1)[:, None]
+        normed = centred / jnp.linalg.norm(centred, axis=1)[:, None]
+        H = γ[:, None] * normed + α[:, None] / jnp.sqrt(1.0 * C * m)
+        penalty = jnp.sum(γ**2) + jnp.sum(α**2) + jnp.sum(W**2)
+        return jnp.sum((W @ H - classes.Y) ** 2) / 2 + β / 2 * penalty
+
+    shapes = ((n, C * m), (n,), (n,), (C, n))
+    value, (*_, W) = descend(objective, tuple(jnp.zeros(s) for s in shapes), tries=3)
+    np.testing.assert_allclose(value, answer.value, rtol=1e-8)
+    np.testing.assert_allclose(np.linalg.svd(W, compute_uv=False), answer.singular_values, atol=1e-5)
+    # The flow's features in the head's own coordinates and back.
+    H = random_state(n, classes).H
+    gain, normed, shift = models.batch_norm_head.parameters(H)
+    np.testing.assert_allclose(gain[:, None] * normed + shift[:, None] / np.sqrt(C * m), H, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(normed, axis=1), 1, rtol=1e-12)
+    flow = models.batch_norm_head(classes, β)
+    run = simulate(scaled_start(n, classes, 1.0), flow, classes, np.array([0.0, 60.0]))
+    end = run.last_layer(-1)
+    # Slowest rate β = 0.6.
+    np.testing.assert_allclose(penalised(flow, end), answer.value, rtol=1e-8)
+    with pytest.warns(UserWarning, match="β is at least √m"):
+        models.batch_norm_head(classes, 2.5)
+
+
+def test_central_path_law():
+    C, m, n = 4, 12, 5
+    classes = Classes.balanced(C, m)
+    flow = models.central_path(classes)
+    state = random_state(n, classes)
+    state = LastLayer(H=state.H - state.H.mean(1)[:, None], W=state.W, b=state.b)
+    with pytest.raises(ValueError, match="off by"):
+        simulate(state, flow, classes, np.linspace(0.0, 1.0, 2))
+    start = flow.retract(state)
+    times = np.array([0.0, 1e2, 1e3, 1e4])
+    run = simulate(start, flow, classes, times, rtol=1e-8, atol=1e-10)
+    seen = np.stack([models.central_path.signal_to_noise(H, classes) for H in run.states["H"]])
+    # Solver tolerance 1e-8 per step, over some hundred steps.
+    np.testing.assert_allclose(seen, models.central_path.law(times, seen[0], classes), rtol=1e-6)
+    assert seen[-1].max() / seen[-1].min() < 0.5 * seen[0].max() / seen[0].min()
+    # The constraint was left by the solver's error only, and that is on record.
+    assert 0 < float(run.statistics["largest_correction"]) < 1e-5
+    # The law solves its own differential equation, and grows like (4 C t/N)^{1/4}.
+    ω0, t = jnp.asarray([0.3, 1.0, 2.0]), jnp.asarray(7.0)
+    ω, speed = jax.jvp(lambda t: models.central_path.law(t, ω0, classes), (t,), (jnp.ones(()),))
+    np.testing.assert_allclose(speed, C / (C * m) * ω / (C + ω**2) ** 2, rtol=1e-9)
+    late = models.central_path.law(jnp.asarray([1e16]), ω0, classes)
+    np.testing.assert_allclose(late, (4 / m * 1e16) ** 0.25, rtol=1e-5)
+
+
+def test_parts_of_the_loss():
+    classes = Classes(sizes=(6, 9, 7))
+    state = random_state(4, classes)
+    parts = models.central_path.loss_parts(state, classes)
+    loss = np.sum(np.asarray(state.residual(classes)) ** 2) / (2 * classes.num_samples)
+    np.testing.assert_allclose(sum(parts), loss, rtol=1e-12)
+    on_path = models.central_path(classes).retract(state)
+    assert float(models.central_path.loss_parts(on_path, classes).off_path) < 1e-28
+
+
+# --- cross-entropy
+
+
+def test_cross_entropy_minimiser_from_any_start():
+    C, m, λW, λH = 3, 4, 0.04, 0.01
+    classes = Classes.balanced(C, m)
+    flow = models.cross_entropy_features(classes, λW, λH)
+    answer = models.cross_entropy_features.minimizer(classes, λW, λH)
+    starts = [scaled_start(4, classes, size, seed, bias=True) for seed, size in enumerate((0.1, 1.0, 3.0))]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
+    times = jnp.asarray([0.0, 1000.0, 2000.0])
+    runs = jax.vmap(lambda s: simulate(s, flow, classes, times, solver="kvaerno5", rtol=1e-8, atol=1e-10))(stacked)
+    H, W, b = (runs.states[name][:, -1] for name in "HWb")
+    for i in range(3):
+        # Slowest rate λ_H = 0.01: e^{−20} of the start.
+        np.testing.assert_allclose(W[i] @ W[i].T, answer.weight_scale * simplex(C), atol=1e-6)
+        np.testing.assert_allclose(W[i] @ H[i], answer.scale * classes.expand(jnp.asarray(simplex(C))), atol=1e-6)
+        end = LastLayer(H=H[i], W=W[i], b=b[i])
+        np.testing.assert_allclose(penalised(flow, end), answer.value, rtol=1e-9)
+    with pytest.warns(UserWarning, match="nothing is learned"):
+        models.cross_entropy_features(classes, 1.0, 1.0)
+
+
+def test_log_cross_entropy_where_cross_entropy_underflows():
+    classes = Classes(sizes=(2, 3, 1))
+    f = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)))
+    Y, log_loss, loss = classes.Y, LogCrossEntropy(), CrossEntropy()
+    np.testing.assert_allclose(log_loss.value(f, Y), np.log(loss.value(f, Y)), rtol=1e-12)
+    np.testing.assert_allclose(log_loss.gradient(f, Y), loss.gradient(f, Y) / loss.value(f, Y), rtol=1e-11, atol=1e-14)
+    # Margins of 5000: L = e^{−5000}. There log L = log Σ e^{−margin}, and moving all logits scales it.
+    far = 5000 * Y + f
+    excess = np.asarray(far - jnp.sum(far * Y, 0)[None, :] - 1e9 * Y)
+    top = excess.max()
+    np.testing.assert_allclose(log_loss.value(far, Y), top + np.log(np.exp(excess - top).sum()), rtol=1e-13)
+    slope = jax.grad(lambda f: log_loss.value(f, Y))(far)
+    np.testing.assert_allclose(log_loss.gradient(far, Y), slope, atol=1e-12)
+    assert float(jnp.abs(slope).max()) > 0.01
+
+
+def test_margin_of_unregularised_cross_entropy():
+    classes = Classes.balanced(3, 2)
+    flow = models.max_margin(classes)
+    start = scaled_start(3, classes, 0.5)
+    times = np.linspace(0.0, 18.0, 13)
+    run = simulate(start, flow, classes, times, solver="kvaerno5", rtol=1e-6, atol=1e-8)
+    assert float(run["loss"][-1]) < -1500
+    seen = [models.max_margin.margins(H, W, classes) for H, W in zip(run.states["H"], run.states["W"], strict=True)]
+    limit = float(models.max_margin.limit(classes))
+    assert float(models.max_margin.limit(Classes.balanced(4, 5))) == pytest.approx(0.074536, abs=5e-7)
+    # Approached like 1/log(1/L), here L < e^{−1500}: the smoothed margin lacks log(N(C − 1))/1500 = 1.7e-3, and
+    # both what the start has left in log-slow directions.
+    assert float(seen[-1].smoothed) / limit == pytest.approx(1, abs=5e-3)
+    assert float(seen[-1].normalised) / limit == pytest.approx(1, abs=5e-3)
+    assert float(seen[-1].normalised) < limit
+    smoothed = np.array([s.smoothed for s, log_loss in zip(seen, run["loss"], strict=True) if log_loss < 0])
+    assert (np.diff(smoothed) > 0).all()
+    assert float(run["nc2_seleznova2023"][-1]) < 0.05
+
+
+def test_layer_peeled_minority_collapse():
+    key = jax.random.key(0)
+    balanced = models.layer_peeled.minimizer(np.ones(10), 5.0, 1.0, key=key)
+    np.testing.assert_allclose(balanced.value, 0.5597815240, atol=5e-11)
+    np.testing.assert_allclose(balanced.W @ balanced.W.T, 10 / 9 * simplex(10), atol=1e-5)
+    curve = models.layer_peeled.cosine_curve(10 ** (np.arange(6) / 4), 10, 5, 5.0, 1.0, key=key)
+    # The published curve to its printed digits.
+    np.testing.assert_allclose(curve, [-0.111, -0.077, -0.017, 0.108, 0.518, 1.0], atol=1e-3)
+    np.testing.assert_allclose(models.layer_peeled.threshold(10, 5, 5.0, 1.0, key=key), 12.1924, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("majority", "energy", "published"), [(5, 10.0, 81), (3, 5.0, 245), (7, 5.0, 4.0)])
+def test_layer_peeled_thresholds(majority, energy, published):
+    found = models.layer_peeled.threshold(10, majority, energy, 1.0, key=jax.random.key(0))
+    # To the printed digits.
+    np.testing.assert_allclose(found, published, rtol=0.02)
+    if majority == 7:
+        four = models.layer_peeled.threshold(4, 2, 5.0, 1.0, key=jax.random.key(0))
+        np.testing.assert_allclose(four, 47.685, atol=2e-3)
+
+
+def test_layer_peeled_flow_stays_in_its_budgets():
+    classes = Classes(sizes=(6, 3, 3))
+    flow = models.layer_peeled(classes, 3.0, 1.0)
+    start = flow.retract(scaled_start(4, classes, 1.0))
+    run = simulate(start, flow, classes, np.array([0.0, 3000.0, 6000.0]), solver="tsit5")
+    best = models.layer_peeled.minimizer(np.array(classes.sizes), 3.0, 1.0, key=jax.random.key(1))
+    # Exponentially near the minimum by then; the rest is the solver's tolerance.
+    np.testing.assert_allclose(run["loss"][-1], best.value, rtol=1e-6)
+    for H, W in zip(run.states["H"], run.states["W"], strict=True):
+        assert float(jnp.sum(W**2) / 3) <= 1 + 1e-12
+        assert float(classes.means(jnp.sum(H**2, axis=0)).mean()) <= 3 + 1e-12
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "dot-regression"])
+def test_fixed_etf_aligns_every_class(loss):
+    classes = Classes(sizes=(6, 2, 1))
+    W = np.sqrt(2.0) * models.fixed_etf.classifier(3, 4, key=jax.random.key(0))
+    np.testing.assert_allclose(W @ W.T / 2, 1.5 * simplex(3), atol=1e-12)
+    flow = models.fixed_etf(classes, 3.0, 2.0, loss=loss)
+    start = LastLayer(H=0.3 * random_state(4, classes).H, W=W, b=jnp.zeros(3))
+    run = simulate(start, flow, classes, np.array([0.0, 1e3, 1e5]), solver="tsit5")
+    limit = models.fixed_etf.limit(W, 3.0, classes)
+    np.testing.assert_array_equal(run.states["W"][-1], W)
+    # Cross-entropy pulls along the sphere exponentially; the pull of dot regression vanishes as the square of the
+    # angle, so that the angle falls like t^{−1/2}.
+    np.testing.assert_allclose(run.states["H"][-1], limit, atol=1e-5 if loss == "cross-entropy" else 3e-2)
+
+
+def test_spherical_features_and_logit_ball():
+    classes = Classes.balanced(4, 2)
+    flow = models.spherical_features(classes, 2.0, 1.5)
+    answer = models.spherical_features.minimizer(classes, 2.0, 1.5)
+    run = simulate(flow.retract(scaled_start(3, classes, 1.0)), flow, classes, np.array([0.0, 5e3, 1e4]))
+    np.testing.assert_allclose(run["loss"][-1], answer.value, rtol=1e-7)
+    end = run.last_layer(-1)
+    np.testing.assert_allclose(end.W @ end.W.T, answer.weight_scale * simplex(4), atol=1e-4)
+    np.testing.assert_allclose(end.W @ end.H, answer.scale * classes.expand(jnp.asarray(simplex(4))), atol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(end.H, axis=0), 2.0, rtol=1e-12)
+    # Unit vectors: the printed value of Lu and Steinerberger per class.
+    unit = models.spherical_features.minimizer(classes, 1.0, 1.0)
+    np.testing.assert_allclose(unit.value, np.log1p(3 * np.exp(-4 / 3)), rtol=1e-14)
+
+    ball = models.logit_ball(classes, 2.0)
+    lowest = models.logit_ball.minimizer(classes, 2.0)
+    start = LastLayer(H=0.1 * random_state(4, classes).H, W=jnp.eye(4), b=jnp.zeros(4))
+    run = simulate(start, ball, classes, np.array([0.0, 5e3, 1e4]))
+    np.testing.assert_allclose(run["loss"][-1], lowest.value, rtol=1e-7)
+    np.testing.assert_allclose(run.states["H"][-1], classes.expand(lowest.scale * jnp.asarray(simplex(4))), atol=1e-4)
+
+
+# --- networks, measured
+
+
+def test_quasi_interpolation_on_the_model_and_on_networks():
+    C, m, λW, λH = 4, 5, 0.005, 0.002
+    classes = Classes.balanced(C, m)
+    answer = models.regularised_features.minimizer(classes, λW, λH)
+    values, U = np.linalg.eigh(answer.weight_gram)
+    W = U * np.sqrt(np.maximum(values, 0))
+    M = np.linalg.pinv(W, rcond=1e-6) @ answer.outputs
+    state = LastLayer(H=classes.expand(jnp.asarray(M)), W=W, b=answer.bias)
+    seen = models.homogeneous.quasi_interpolation(state.logits, classes)
+    assert float(seen.residual) < 1e-10
+    np.testing.assert_allclose(seen.epsilon, (C - 1) * np.sqrt(m * λW * λH), rtol=1e-9)
+    predicted = models.homogeneous.weight_norm(seen.epsilon, λW, C)
+    np.testing.assert_allclose(predicted, 1.0307, atol=5e-5)
+    np.testing.assert_allclose(jnp.sum(state.W**2, axis=1), predicted, rtol=1e-9)
+    identity = models.homogeneous.weight_identity(state, classes, λW)
+    np.testing.assert_allclose(identity.penalty, identity.fit, rtol=1e-9)
+
+    # Centred collapse without a bias, at its floor.
+    np.testing.assert_allclose(models.homogeneous.floor((C - 1) / C, C), 1 / (2 * C), rtol=1e-14)
+    α = 0.6
+    R = α * C / (C - 1) * simplex(C) - np.eye(C)
+    np.testing.assert_allclose(models.homogeneous.floor(α, C), np.sum(R**2) / (2 * C), rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.003, 0.0])
+def test_identities_of_a_trained_network(decay):
+    """A bias-free ReLU network on random inputs, with and without weight decay."""
+    classes, steps = Classes.balanced(3, 5), 30_000
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 15)))
+    start = tuple(jnp.asarray(1.4 * rng.normal(size=s) / np.sqrt(s[1])) for s in ((12, 6), (12, 12), (3, 12)))
+    # Steps that shrink by 10⁵ settle on the kinks of the ReLU instead of jumping over them.
+    adam = optax.adam(optax.exponential_decay(1e-2, steps, 1e-5))
+
+    def features(layers):
+        return jax.nn.relu(layers[1] @ jax.nn.relu(layers[0] @ x))
+
+    def objective(layers):
+        R = layers[2] @ features(layers) - classes.Y
+        return jnp.sum(R**2) / (2 * 15) + decay / 2 * sum(jnp.sum(W**2) for W in layers)
+
+    @jax.jit
+    def train(layers):
+        def step(_, carry):
+            layers, state = carry
+            updates, state = adam.update(jax.grad(objective)(layers), state)
+            return jax.tree.map(jnp.add, layers, updates), state
+
+        return jax.lax.fori_loop(0, steps, step, (layers, adam.init(layers)))[0]
+
+    # optax's schedule adds an integer count to floats.
+    with jax.numpy_dtype_promotion("standard"):
+        layers = train(start)
+    state = LastLayer(H=features(layers), W=layers[2], b=jnp.zeros(3))
+    penalty, fit = models.homogeneous.weight_identity(state, classes, decay)
+    imbalance = float(models.homogeneous.layer_imbalance(layers))
+    seen = models.homogeneous.quasi_interpolation(state.logits, classes)
+    if decay:
+        # A critical point to what the last steps leave, 1e-5 here.
+        np.testing.assert_allclose(penalty, fit, rtol=2e-4)
+        assert imbalance < 1e-3
+        # A bias-free network is no symmetric quasi-interpolator: the measure says so.
+        assert float(seen.residual) > 0.01
+    else:
+        np.testing.assert_allclose(fit, 0, atol=1e-6)
+        assert imbalance > 0.1
+
+
+def test_local_elasticity_tends_to_the_kernel():
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.normal(size=s)) for s in ((8, 5), (8,))]
+    x, others = jnp.asarray(rng.normal(size=5)), jnp.asarray(rng.normal(size=(3, 5)))
+
+    def f(params, x):
+        return params[1] @ jnp.tanh(params[0] @ x)
+
+    gradients = jax.vmap(lambda z: ravel_pytree(jax.grad(f)(params, z))[0])
+    kernel = gradients(others) @ gradients(x[None])[0]
+    errors = []
+    for step in (1e-3, 1e-4):
+        seen = models.local_elasticity(f, params, x, others, loss_slope=1.7, step=step)
+        errors.append(np.abs(np.asarray(seen.kernelised / kernel) - 1).max())
+    # First order in the step.
+    np.testing.assert_allclose(errors[0] / errors[1], 10, rtol=0.05)
+    assert errors[1] < 1e-2
+    own = models.local_elasticity(f, params, x, x[None], loss_slope=1.7, step=1e-3)
+    np.testing.assert_allclose(own.relative, 1.0, rtol=1e-12)
+
+
+# --- stochastic
+
+
+def test_elastic_means_and_their_estimated_intensities():
+    classes = Classes.balanced(3, 4)
+    flow = models.elastic(classes, 0.9, 0.2, 0.0)
+    H = random_state(2, classes).H
+    times = jnp.linspace(0.0, 2.0, 5)
+    out = integrate(flow, H, times, solver=named_solver("tsit5"), rtol=1e-9, atol=1e-11, max_steps=1000)
+    means = jax.vmap(classes.means)(out.states)
+    np.testing.assert_allclose(means, models.elastic.solution(times, classes.means(H), flow), rtol=1e-7)
+    # All samples of a class get the same push: deviations stay.
+    np.testing.assert_allclose(classes.deviations(out.states[-1]), classes.deviations(H), atol=1e-12)
+    estimate = models.elastic.estimate(times, means)
+    np.testing.assert_allclose(estimate.intra, 0.9, rtol=1e-6)
+    np.testing.assert_allclose(estimate.inter, 0.2, rtol=1e-6)
+
+
+def test_elastic_l_model_tends_to_a_simplex():
+    classes = Classes.balanced(4, 2)
+    flow = models.elastic(classes, 3.0, 1.0, 0.0, kind="L")
+    start = random_state(4, classes).H
+    times = jnp.asarray([0.0, 30.0, 60.0])
+    out = integrate(flow, start, times, solver=named_solver("tsit5"), rtol=1e-8, atol=1e-10, max_steps=5000)
+    M = np.asarray(classes.means(out.states[-1]))
+    unit = M / np.linalg.norm(M, axis=0)
+    # Differences die out relative to the mean as exp(−t β) ≥ e^{−60}.
+    np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=1e-6)
+
+
+def test_elastic_sde_separates_at_the_threshold():
+    """Error of telling two classes apart at t = 10⁴, against Φ(−t^{c/2 − 1/2}/2): falls only above c = C/2 = 1."""
+    C, m, end = 2, 2000, 1e4
+    classes = Classes.balanced(C, m)
+    assert models.elastic.threshold(C) == 1.0
+    start = classes.expand(jnp.asarray([[-0.5, 0.5]]))
+    run = eqx.filter_jit(integrate)
+    for c, published in ((0.5, 0.480), (1.0, 0.309), (1.5, 3e-7)):
+        flow = models.elastic(classes, jnp.asarray(c), 0.0, 1.0, power=1.0)
+        out = run(
+            flow,
+            start,
+            jnp.asarray([1.0, 3.0, end]),
+            solver=named_solver("shark"),
+            rtol=1e-3,
+            atol=1e-1,
+            max_steps=1000,
+            key=jax.random.key(3),
+        )
+        # Pure Brownian motion about the class means; times between the solver's own steps are no less noisy.
+        middle_of_run = classes.deviations(out.states[1])
+        np.testing.assert_allclose(jnp.var(middle_of_run) / 2, 1, rtol=0.1)
+        H = np.asarray(out.states[-1][0])
+        sign = np.repeat([-1.0, 1.0], m)
+        middle = H.mean()
+        error = np.mean((H - middle) * sign < 0)
+        predicted = float(models.elastic.error(end, 1.0, c, 1.0, C))
+        assert predicted == pytest.approx(published, abs=1e-3)
+        # Binomial error of 4000 samples, 0.008, and of the means' own noise √(t/m) = 2.2 beside D(t) ≥ 10, thrice.
+        assert error == pytest.approx(predicted, abs=0.03)
+
+
+def test_svag_stationary_variance():
+    η, k, s = 0.5, 1.0, 1.0
+    exact = models.svag.variance(k, s**2, η, jnp.asarray([1.0, 2.0, 4.0, 8.0, 16.0]))
+    np.testing.assert_allclose(exact, [0.3333, 0.2857, 0.2667, 0.2581, 0.2540], atol=5e-5)
+    for l, variance in ((1, exact[0]), (4, exact[2])):
+        transform = models.svag(η, l)
+
+        def pair(w, g1, g2, transform=transform):
+            state = transform.init(w)
+            first, state = transform.update(g1, state)
+            second, _ = transform.update(g2, state)
+            assert float(jnp.abs(first)) == 0
+            return float(w + second)
+
+        # A step is linear in (w, noise, noise): read off its coefficients, and solve for the variance exactly.
+        zero, one = jnp.zeros(()), jnp.ones(())
+        contraction = pair(one, k * one, k * one)
+        noise = pair(zero, s * one, zero) ** 2 + pair(zero, zero, s * one) ** 2
+        np.testing.assert_allclose(noise / (1 - contraction**2), variance, rtol=1e-12)
+
+
+def test_svag_with_l_1_is_sgd_and_drifts_like_it_for_all_l():
+    """A small network: the same mean displacement over l double steps as one step of SGD, to first order."""
+    rng = np.random.default_rng(0)
+    params = {"V": jnp.asarray(rng.normal(size=(4, 3))), "w": jnp.asarray(rng.normal(size=4))}
+    x, y = jnp.asarray(rng.normal(size=(3, 40))), jnp.asarray(rng.normal(size=40))
+
+    def gradient(params, batch):
+        return jax.grad(lambda p: jnp.mean((p["w"] @ jnp.tanh(p["V"] @ x[:, batch]) - y[batch]) ** 2))(params)
+
+    def displacement(l, steps):
+        transform, p = models.svag(0.01, l), params
+        state = transform.init(p)
+        for i in range(2 * steps):
+            updates, state = transform.update(gradient(p, slice(4 * (i % 10), 4 * (i % 10) + 4)), state)
+            p = jax.tree.map(jnp.add, p, updates)
+        return ravel_pytree(jax.tree.map(jnp.subtract, p, params))[0]
+
+    one = displacement(1, 1)
+    sgd = ravel_pytree(gradient(params, slice(0, 4)))[0]
+    np.testing.assert_allclose(one, -0.01 * sgd, rtol=1e-12)
+    # Every batch of ten comes once as g₁ or g₂ in five double steps; noise of mean 0 is amplified by √(2l − 1)/2.
+    assert float(jnp.linalg.norm(displacement(3, 15))) < 10 * float(jnp.linalg.norm(displacement(1, 5)))
+
+
+# --- bad input, and the table
+
+
+def test_bad_input_is_named():
+    uneven = Classes(sizes=(2, 3))
+    with pytest.raises(ValueError, match="expected classes of one size"):
+        models.cross_entropy_features.minimizer(uneven, 0.1, 0.1)
+    with pytest.raises(ValueError, match="at least C - 1 = 3 dimensions, got 2"):
+        models.fixed_etf.classifier(4, 2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="at least C - 1 = 3 dimensions, got 2"):
+        models.cross_entropy_features.minimizer(Classes.balanced(4, 2), 0.01, 0.01, num_features=2)
+    with pytest.raises(ValueError, match="expected classes of one size"):
+        models.spherical_features.minimizer(uneven, 1.0, 1.0)
+    flow = models.spherical_features(uneven, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"start: expected a state that satisfies .*off by"):
+        simulate(random_state(3, uneven), flow, uneven, np.array([0.0, 1.0]))
+    with pytest.raises(ValueError, match="expected none of them beside a model"):
+        simulate(random_state(3, uneven), flow, uneven, np.array([0.0, 1.0]), weight_decay=0.1)
+    with pytest.raises(AttributeError, match="has no 'minimiser', but minimizer"):
+        _ = models.spherical_features.minimiser
+    with pytest.raises(ValueError, match=r"kind: expected one of 'I', 'L'; got 'M'"):
+        models.elastic(Classes.balanced(2, 2), 1.0, 0.0, 0.1, kind="M")
+
+
+def test_every_model_names_a_test_that_exists():
+    here = Path(__file__).read_text()
+    for entry in models.MODELS.values():
+        file, name = entry.test.split("::")
+        assert file == "tests/theory/test_models.py"
+        assert f"def {name}(" in here
+        assert entry.__doc__
+
+
+def test_the_table_in_the_documentation_is_that_of_the_registry():
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    assert page.read_text() == models.table(), "python -m ntkcollapse.theory.models > docs/models.md"
+
+
+def test_models_on_the_command_line(tmp_path):
+    def command(**settings):
+        simulate_command(SimulateConfig(classes=2, per_class=(3,), features=2, out=str(tmp_path / "run"), **settings))
+
+    with pytest.raises(ValueError, match=r"parameters of layer_peeled: expected one of 'energy_H', 'energy_W'"):
+        command(model="layer_peeled", parameters=("energy=3",))
+    with pytest.raises(ValueError, match=r"parameters: layer_peeled takes energy_H, energy_W; .*missing"):
+        command(model="layer_peeled", parameters=("energy_H=3",))
+    with pytest.raises(ValueError, match="weight_decay, bias: expected none beside model 'max_margin'"):
+        command(model="max_margin", weight_decay=(0.1,))
+    assert not (tmp_path / "run").exists()

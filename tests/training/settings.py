@@ -1,0 +1,25 @@
+"""A run small enough for tests: 240 digits, 40 steps of an MLP with batch normalisation."""
+
+import dataclasses
+from typing import Any
+
+from ntkcollapse.training import TrainConfig
+
+SMALL = TrainConfig(
+    network="mlp",
+    network_options=("widths=(8, 10)", "batch_norm=True"),
+    dataset="digits",
+    per_class=24,
+    test_per_class=3,
+    epochs=5,
+    batch_size=30,
+    learning_rate=0.5,
+    decay_every=2,
+    probe_per_class=2,
+    measure=("batch", "train", "test"),
+    checkpoint_seconds=1000.0,
+)
+
+
+def small(**changes: Any) -> TrainConfig:
+    return dataclasses.replace(SMALL, **changes)

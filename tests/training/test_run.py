@@ -1,0 +1,274 @@
+"""Whole runs: what they record, what they refuse, what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkcollapse.classes import Classes
+from ntkcollapse.data import Batches, Dataset, Splits
+from ntkcollapse.networks import mlp
+from ntkcollapse.training import (
+    MEASUREMENTS,
+    NonFiniteLoss,
+    RunInUse,
+    TrainConfig,
+    evaluate,
+    read_status,
+    recomputed_statistics,
+    saved_config,
+    saved_variables,
+    train,
+)
+from ntkcollapse.training.run_files import locked
+from ntkcollapse.training.step import _advance
+from ntkcollapse.trajectory import Trajectory
+from tests.training.settings import small
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run with everything measured, and its directory."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    compiled = _advance._cache_size()  # pyright: ignore
+    run = train(small(measure=tuple(MEASUREMENTS), measure_log=4), out)
+    return run, out, _advance._cache_size() - compiled  # pyright: ignore
+
+
+def test_one_compilation_a_run(measured):
+    # None where another test of this process has compiled the same step before.
+    assert measured[2] <= 1
+
+
+def test_what_is_recorded(measured):
+    run, _, _ = measured
+    assert set(np.asarray(run["step"]).tolist()) >= {0, 8, 16, 24, 32, 40}
+    np.testing.assert_array_equal(run["epoch"], np.asarray(run["step"]) / 8)
+    names = {
+        "batch_loss", "gradient_norm", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
+        "nc1_seleznova2023", "nc2_seleznova2023", "nc3_seleznova2023", "nc4_mismatch", "kappa_diagonal",
+        "gamma_between", "kappa_class_pairs", "kappa_alignment", "gamma_alignment", "invariant_norm",
+        "invariant_alignment", "class_means_norm", "scatter_norm", "mean_feature_norm", "residual_single",
+        "residual_class", "residual_global", "weight_norm", "parameter_norm", "learning_rate", "seconds",
+    }  # fmt: skip
+    assert names <= run.observables.keys()
+    assert all(np.isfinite(np.asarray(v)[1:]).all() for v in run.observables.values())
+    assert float(run["train_loss"][-1]) < 0.5 * float(run["train_loss"][0])
+    # The learning rate falls by ten after epochs 2 and 4.
+    at = {int(s): float(r) for s, r in zip(run["step"], run["learning_rate"], strict=True)}
+    assert at[0] == 0.5
+    assert at[16] == pytest.approx(0.05)
+    assert at[32] == pytest.approx(0.005)
+
+
+def test_the_clock_is_flow_time(measured):
+    """η summed over steps / (1 − β) / (N C): 16 steps of 0.5, 16 of 0.05, 8 of 0.005."""
+    run, _, _ = measured
+    assert run.settings["clock"] == "flow"
+    assert float(run.times[-1]) == pytest.approx((8 + 0.8 + 0.04) / 0.1 / (240 * 10), rel=1e-12)
+
+
+def test_states_are_those_of_the_network(measured):
+    run, out, _ = measured
+    network, variables, step = saved_variables(saved_config(out), out)
+    assert step == 40
+    probe = small().build_splits().train.balanced(2)
+    state, _ = network.last_layer(variables, probe.inputs, probe.labels)
+    np.testing.assert_array_equal(np.asarray(state.H, np.float64), run.states["H"][-1])
+    last = run.last_layer(-1)
+    right = np.asarray(last.logits).argmax(0) == probe.labels
+    assert float(run["accuracy"][-1]) == pytest.approx(right.mean())
+
+
+def test_kappa_is_the_mean_of_the_dense_kernel(measured):
+    """Against per-sample gradients of the features, one by one."""
+    run, out, _ = measured
+    network, variables, _ = saved_variables(saved_config(out), out)
+    probe = small().build_splits().train.balanced(2)
+    features, _ = network.evaluation(variables.batch_stats)
+    jacobian = jax.jacrev(features)(variables.params, jnp.asarray(probe.inputs))
+    N, n = 20, 10
+    rows = np.concatenate([np.asarray(leaf).reshape(N, n, -1) for leaf in jax.tree.leaves(jacobian)], axis=2)
+    kernel = np.einsum("ikp,jkp->ij", rows, rows) / n
+    labels = probe.labels
+    same = (labels[:, None] == labels) & ~np.eye(N, dtype=bool)
+    # float32 gradients.
+    assert float(run["kappa_diagonal"][-1]) == pytest.approx(np.diag(kernel).mean(), rel=1e-5)
+    assert float(run["kappa_within"][-1]) == pytest.approx(kernel[same].mean(), rel=1e-5)
+    assert float(run["kappa_between"][-1]) == pytest.approx(kernel[labels[:, None] != labels].mean(), rel=1e-5)
+    Y = (labels[:, None] == labels).astype(float)
+    alignment = (kernel * Y).sum() / np.linalg.norm(kernel) / np.linalg.norm(Y)
+    assert float(run["kappa_alignment"][-1]) == pytest.approx(alignment, rel=1e-5)
+    pairs = np.asarray(run["kappa_class_pairs"])[-1]
+    np.testing.assert_allclose(pairs[3, 5], kernel[6:8, 10:12].mean(), rtol=1e-4)
+    np.testing.assert_allclose(pairs[4, 4], kernel[8, 9], rtol=1e-4)
+
+
+def test_block_means_beyond_dense_probes_agree(monkeypatch):
+    """Large probes take the other way: block sums, never N × N."""
+    config = small(measure=("kappa", "last-layer"), epochs=1)
+    dense = train(config)
+    monkeypatch.setattr("ntkcollapse.training.measurements.DENSE", 0)
+    blocks = train(config)
+    # float32 sums in another order.
+    for name in ("kappa_diagonal", "kappa_within", "kappa_between", "kappa_class_pairs", "invariant_alignment"):
+        np.testing.assert_allclose(blocks[name], dense[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert (np.asarray(blocks["kappa_alignment"]) >= np.asarray(dense["kappa_alignment"]) - 1e-9).all()
+
+
+def test_the_directory_holds_everything(measured):
+    run, out, _ = measured
+    assert {p.name for p in out.iterdir()} >= {"config.toml", "status.json", "trajectory.nc", "checkpoints"}
+    assert read_status(out)["outcome"] == "finished"
+    loaded = Trajectory.load(out)
+    np.testing.assert_array_equal(loaded["train_loss"], run["train_loss"])
+    assert saved_config(out) == small(measure=tuple(MEASUREMENTS), measure_log=4)
+
+
+def test_a_second_start_is_refused(measured):
+    _, out, _ = measured
+    with pytest.raises(FileExistsError, match="found one in use"):
+        train(small(), out)
+    with pytest.raises(ValueError, match=r"learning_rate: expected 0\.5 as the run"):
+        train(small(learning_rate=0.1, measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
+    with locked(out), pytest.raises(RunInUse, match="another process is training here"):
+        train(small(measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
+
+
+def test_other_data_are_refused(tmp_path):
+    splits = small().build_splits()
+    train(small(epochs=1), tmp_path / "run", splits=splits)
+    other = splits._replace(train=splits.train.replace(splits.train.inputs + 1))
+    with pytest.raises(ValueError, match="data: the training set differs"):
+        train(small(epochs=2), tmp_path / "run", splits=other, resume=True)
+
+
+def test_a_measurement_of_ones_own(tmp_path):
+    def largest(moment):
+        return {"largest_feature": moment.last_layer.H.max(), "per_class": moment.last_layer.b}
+
+    run = train(small(epochs=1), measurements={"largest": largest})
+    np.testing.assert_array_equal(run["largest_feature"], run.states["H"].max((1, 2)))
+    assert run["per_class"].shape == (2, 10)
+    assert "seconds_measuring_largest" in run.statistics
+
+    def unsteady(moment):
+        return {"x": np.zeros(1 + moment.step)}
+
+    with pytest.raises(ValueError, match="measurement 'x': expected the same names and shapes"):
+        train(small(epochs=1), measurements={"unsteady": unsteady})
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_divergence_stops_with_the_last_good_state(tmp_path, rate):
+    out = tmp_path / "run"
+    config = small(learning_rate=rate, decay_every=0, network_options=("widths=(8, 10)",))
+    with pytest.raises(NonFiniteLoss, match="not finite at step") as caught:
+        train(config, out)
+    run = caught.value.last
+    assert run.settings["outcome"] == read_status(out)["outcome"] == "diverged"
+    assert np.isfinite(np.asarray(run["train_loss"])[0])
+    assert 0 <= caught.value.step < 40
+    _, variables, step = saved_variables(config, out)
+    assert step == caught.value.step
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(variables))
+
+
+def test_full_batch_is_gradient_descent(tmp_path):
+    """One batch of everything, no momentum, no penalty: the loss falls as plain gradient descent makes it."""
+    from ntkcollapse.training import gradient_descent
+
+    config = small(
+        batch_size=0, epochs=5, momentum=0.0, weight_decay=0.0, decay_every=0, network_options=("widths=(8, 10)",)
+    )
+    run = train(config)
+    splits = config.build_splits()
+    network = config.build_network(10)
+    variables = network.init(jax.random.key(0), splits.train.inputs)
+    seen = gradient_descent(network, variables, splits.train, learning_rate=0.5, at=range(6))
+    wanted = [evaluate(network, s.variables, splits.train, "squared")[0] for s in seen]
+    # float32 sums in another order.
+    np.testing.assert_allclose(run["train_loss"], wanted, rtol=1e-5)
+
+
+def test_evaluation_in_chunks_is_that_of_the_whole():
+    generator = np.random.default_rng(0)
+    classes = Classes((701, 602))
+    data = Dataset(generator.normal(size=(1303, 3)).astype(np.float32), classes, "x")
+    network = mlp((4,), 2)
+    variables = network.init(jax.random.key(0), data.inputs)
+    loss, accuracy = evaluate(network, variables, data, "squared")
+    outputs = np.asarray(network.outputs(variables.params, data.inputs), np.float64)
+    # float32 losses of single samples.
+    assert loss == pytest.approx(((outputs - np.eye(2)[data.labels]) ** 2).mean() / 2, rel=1e-5)
+    assert accuracy == pytest.approx((outputs.argmax(1) == data.labels).mean())
+
+
+def test_recomputed_statistics_are_means_over_batches():
+    generator = np.random.default_rng(0)
+    data = Dataset(generator.normal(1, 2, (12, 3)).astype(np.float32), Classes((6, 6)), "x")
+    network = mlp((4,), 2, batch_norm=True)
+    variables = network.init(jax.random.key(0), data.inputs)
+    batches = Batches(data.classes, 4, seed=0)
+    found = recomputed_statistics(network, variables, data, batches).batch_stats["trunk"]["norm_0"]
+    z = data.inputs[batches.epoch(0)] @ np.asarray(variables.params["trunk"]["linear_0"]["kernel"])
+    # 1/(1 − 0.9) in float32 costs one digit.
+    np.testing.assert_allclose(found["mean"], z.mean(1).mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["var"], z.var(1).mean(0), rtol=1e-4)
+
+
+def test_measuring_on_the_batch():
+    run = train(small(measure_on="batch", epochs=1))
+    assert run.states["H"].shape == (2, 10, 30)
+    # Evaluated after the step, the batch of the last step is not the one at the start.
+    with pytest.raises(ValueError, match="measure_on: measuring on the batch asks for balanced"):
+        small(measure_on="batch", batch_size=0)
+
+
+_DEVICES = """
+import json, sys, jax
+jax.config.update("jax_enable_x64", True)
+from ntkcollapse.training import train
+from tests.training.settings import small
+run = train(small(batch_size=60))
+json.dump({"devices": len(jax.devices()), "loss": run["train_loss"].tolist()}, sys.stdout)
+"""
+
+
+def test_two_devices_agree_with_one():
+    """Each batch is spread over two simulated devices and normalised as one."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", _DEVICES], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
+    assert two["devices"] == 2
+    one = train(small(batch_size=60))
+    # Sums over the batch in another order, over 20 steps in float32; statistics of half a batch would be off by 10%.
+    np.testing.assert_allclose(two["loss"], one["train_loss"], rtol=1e-4)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="network: expected one of"):
+        TrainConfig(network="resnet21")
+    with pytest.raises(ValueError, match="learning_rate: expected numbers above zero"):
+        TrainConfig(learning_rate=0)
+    with pytest.raises(ValueError, match="network_options: expected entries of the form name=value"):
+        TrainConfig(network_options=("depth",)).build_network(10)
+    with pytest.raises(ValueError, match="measure: expected one of"):
+        TrainConfig(measure=("nc1",))
+
+
+def test_data_are_changed_as_asked():
+    changed = small(label_noise=0.25, imbalance=2.0).build_splits().train
+    assert max(changed.classes.sizes) / min(changed.classes.sizes) > 1.5
+    assert isinstance(small(dataset="gaussian-mixture").build_splits(), Splits)
