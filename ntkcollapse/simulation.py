@@ -119,8 +119,9 @@ def simulate(
     model = kappa if isinstance(kappa, Flow) else None
     if isinstance(kappa, Flow):
         _check_model(kappa, start, classes, loss, weight_decay, bias, key)
-        kappa, loss, decay, bias = kappa.kernel, kappa.loss, kappa.decay, kappa.bias
+        kernel, loss, decay, bias = kappa.kernel, kappa.loss, kappa.decay, kappa.bias
     else:
+        kernel = kappa
         loss = SquaredError() if loss is None else loss
         decay = WeightDecay.of(weight_decay)
     check_increasing("times", times)
@@ -129,10 +130,10 @@ def simulate(
     check_positive("steady", [] if steady is None else steady)
     check_bias(bias, start.b)
     times = jnp.asarray(times, dtype=start.W.dtype)
-    _check_kernel(kappa, classes, times)
+    _check_kernel(kernel, classes, times)
     _warn_single_precision(start.W)
 
-    exact = kappa.reducible and isinstance(loss, SquaredError) and (model is None or model.is_plain)
+    exact = kernel.reducible and isinstance(loss, SquaredError) and (model is None or model.is_plain)
     reduced = exact if reduced is None else reduced
     if isinstance(start, ReducedStart) and not reduced:
         raise ValueError("start: a ReducedStart has no columns to integrate in full; give a LastLayer.")
@@ -140,15 +141,15 @@ def simulate(
         more = "" if model is None or model.is_plain else ", with a constraint, noise or relative rates"
         raise ValueError(
             f"reduced: the reduction is exact for squared error under a reducible kernel, got {type(loss).__name__} "
-            f"and {type(kappa).__name__}{more}; use reduced=None or False."
+            f"and {type(kernel).__name__}{more}; use reduced=None or False."
         )
     if isinstance(start, LastLayer):
         start.check(classes)
     else:
         check_shape("M", start.M, (None, classes.num_classes), "(n, C) for classes")
 
-    kappa, decay = _in_precision_of(start.W, (kappa, decay))
-    first = kappa.at(times[0])
+    kernel, decay = _in_precision_of(start.W, (kernel, decay))
+    first = kernel.at(times[0])
     deviations, states = None, {}
     if reduced:
         if isinstance(start, LastLayer):
@@ -157,18 +158,18 @@ def simulate(
         groups = first.group_rates(classes.num_classes).shape[0]
         check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
         flow = ReducedFlow(
-            kappa, classes.weights.astype(times.dtype), start.scatter, scale=loss.scale, decay=decay, bias=bias
+            kernel, classes.weights.astype(times.dtype), start.scatter, scale=loss.scale, decay=decay, bias=bias
         )
         method = RungeKuttaChebyshev(spectral_radius) if solver is None else named_solver(solver)
         out = _solve(flow, start.state, times, method, rtol, atol, max_steps, progress, None, steady)
         states = {name: getattr(out.states, name) for name in ("M", "P", "W", "b")}
         observables = _observe_reduced(flow, out.states, times, deviations, classes)
         if columns and deviations is not None:
-            observables |= _observe_columns(kappa, out.states, times, deviations, classes)
+            observables |= _observe_columns(kernel, out.states, times, deviations, classes)
     else:
         default = "tsit5" if key is None else diffrax.ShARK()
         method = named_solver(default if solver is None else solver)
-        flow = Flow(kappa, classes, loss, decay, bias) if model is None else model
+        flow = Flow(kernel, classes, loss, decay, bias) if model is None else model
         if not isinstance(flow.constraint, Unconstrained):
             method = Retracted(method, flow.retract)
         out = _solve(flow, start, times, method, rtol, atol, max_steps, progress, key, steady)
@@ -178,7 +179,7 @@ def simulate(
         "producer": "theory",
         "flow": "reduced" if reduced else "full",
         "loss": type(loss).__name__,
-        "kernel": type(kappa).__name__,
+        "kernel": type(kernel).__name__,
         "bias": bias,
         "solver": type(method).__name__,
         **{k: float(v) for k, v in (("rtol", rtol), ("atol", atol), ("scale", loss.scale)) if not is_traced(v)},
@@ -190,7 +191,7 @@ def simulate(
         observables,
         classes,
         states=states,
-        kernel=kappa,
+        kernel=kernel,
         deviations=deviations,
         statistics=out.statistics | {"successful": out.successful, "steady": out.is_steady},
         settings=settings,

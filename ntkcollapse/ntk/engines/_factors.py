@@ -49,7 +49,7 @@ def contract_factors(x: Factors, y: Factors | None, outputs: Outputs) -> Float[A
     """`contract` of the gradients of two chunks; of one chunk with itself where y is None."""
     if _pairs_from_grams(x, x if y is None else y, outputs):
         return _from_grams(x, x if y is None else y, outputs)
-    total = 0
+    total = jnp.zeros((), x.d.dtype)
     for part in _pieces(x):
         g = part(x).formed()
         total += contract(g, g if y is None else part(y).formed(), outputs)
@@ -101,7 +101,7 @@ def _sums_from_gradients(G: int, T: int, I: int, O: int, k: int, q: int, pairs: 
 
 def sum_factors(x: Factors, groups: int, signs: Float[Array, "B q"], *, pairs: bool):
     """`weighted` sums of the gradients, and each sample's `own` inner products."""
-    (B, G, T, I), (k, *_, O) = x.a.shape, x.d.shape
+    (_, G, T, I), (k, *_, O) = x.a.shape, x.d.shape
     q = signs.shape[1]
     if _sums_from_gradients(G, T, I, O, k, q, pairs):
         g = x.formed()
