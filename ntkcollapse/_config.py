@@ -96,26 +96,41 @@ def as_mapping(config: Any) -> dict[str, Any]:
 def run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
     """The directory of a run, made if missing; refused where it holds something and `overwrite` is False.
 
+    With `overwrite`, what was made from the earlier run (comparison, report, figures) goes, since it would be taken for
+    the new one's; its settings and trajectory stay until they are replaced.
+
     Raises:
-        FileExistsError: something is there already.
+        FileExistsError: something is there already; or, with `overwrite`, something that is no run.
     """
     path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
+    used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if used and not overwrite:
         raise FileExistsError(
             f"{path}: expected a new or empty run directory, found one in use; choose another --out, "
             "or pass --overwrite to replace what is there."
         )
+    if used and not any((path / name).exists() for name in ("config.toml", "trajectory.nc")):
+        raise FileExistsError(f"{path}: expected a run to overwrite, found other files; choose another --out.")
     path.mkdir(parents=True, exist_ok=True)
+    figures = [file for kind in ("png", "pdf") for file in path.glob(f"figures/*.{kind}")]
+    for file in (path / "comparison.nc", path / "report.html", *figures):
+        file.unlink(missing_ok=True)
     return path
 
 
 def write_config(config: Any, path: Path) -> Path:
     """Writes everything resolved to `config.toml`, all or nothing; `--config` reads it back."""
     file = path / "config.toml"
-    with tempfile.NamedTemporaryFile("wb", dir=path, prefix=".config-", delete=False) as temporary:
-        # Whether to replace a run is said anew each time, not remembered with its settings.
-        tomli_w.dump({k: v for k, v in as_mapping(config).items() if k != "overwrite"}, temporary)
-    os.replace(temporary.name, file)
+    # Whether to replace a run is said anew each time, not remembered with its settings.
+    text = tomli_w.dumps({k: v for k, v in as_mapping(config).items() if k != "overwrite"})
+    handle, temporary = tempfile.mkstemp(dir=path, prefix=".config-")
+    try:
+        with open(handle, "w") as opened:
+            opened.write(text)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     return file
 
 

@@ -145,6 +145,9 @@ class BlockKernel(SampleKernel):
     def as_matrix(self, classes):
         return self.mv(jnp.eye(classes.num_samples, dtype=self.diagonal.dtype), classes)
 
+    def block_means(self, classes):
+        return (self.diagonal, self.within, self.between) if self.is_uniform else super().block_means(classes)
+
     def eigenvalues(self, classes):
         C = classes.num_classes
         sizes = np.asarray(classes.sizes, dtype=float)

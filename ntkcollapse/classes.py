@@ -12,6 +12,14 @@ from ntkcollapse._checks import check_shape
 from ntkcollapse._types import AnyArray
 
 
+def _whole(sizes) -> tuple[int, ...]:
+    sizes = tuple(sizes)
+    for m in sizes:
+        if int(m) != m:
+            raise ValueError(f"sizes: expected whole numbers of samples, got {m}.")
+    return tuple(int(m) for m in sizes)
+
+
 class ResidualParts(NamedTuple):
     """The three orthogonal parts of a residual, R = single + class_ + global_.
 
@@ -35,13 +43,13 @@ class Classes(eqx.Module):
         sizes: number of samples of each class, all at least 1.
 
     Raises:
-        ValueError: fewer than two classes, or an empty one.
+        ValueError: fewer than two classes, an empty one, or a size that is not a whole number.
 
     >>> Classes(sizes=(2, 3)).labels.tolist()
     [0, 0, 1, 1, 1]
     """
 
-    sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda s: tuple(int(m) for m in s))
+    sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda s: _whole(s))
 
     def __check_init__(self):
         if len(self.sizes) < 2:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkcollapse import collapse
+from ntkcollapse._safe import norm, root
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.collapse import ClassStatistics
@@ -22,24 +23,29 @@ from ntkcollapse.theory.invariant import alignment, feature_gram, necessary_cond
 Observables = dict[str, Array]
 
 
-def residual_observables(statistics: ClassStatistics, W: Float[Array, "C n"], b: Float[Array, " C"]) -> Observables:
+def residual_observables(
+    statistics: ClassStatistics, deviations: Float[Array, "n X"], W: Float[Array, "C n"], b: Float[Array, " C"]
+) -> Observables:
     """Frobenius norms of the three orthogonal parts of R, and the loss ½‖R‖² that they add up to.
 
         ‖R_global‖² = ‖R̄ d‖² / N,  ‖R_class‖² = tr(R̄ D R̄ᵀ) − ‖R_global‖²,  ‖R_single‖² = tr(W S Wᵀ)
 
-    with R̄ = W M + b 1ᵀ − I. `residual_class` is the norm of R_class − R_global, orthogonal to the other two.
+    with R̄ = W M + b 1ᵀ − I. `residual_class` is the norm of R_class − R_global, orthogonal to the other two. Any X with
+    X Xᵀ = S serves as `deviations`: ‖W X‖ keeps the digits that a root of tr(W S Wᵀ) loses below √ε.
     """
     M, S, d = statistics.means, statistics.scatter, statistics.sizes
     R = W @ M + b[:, None] - jnp.eye(d.shape[0], dtype=W.dtype)
     overall = (R * d[None, :]).sum(1) / d.sum()
-    single = jnp.sum((W @ S) * W)
-    class_ = jnp.sum(jnp.square(R - overall[:, None]) * d[None, :])
-    global_ = d.sum() * jnp.sum(jnp.square(overall))
+    # The value of ‖W X‖ with the derivative of tr(W S Wᵀ): a root X has none where S is singular.
+    single, square = jax.lax.stop_gradient(norm(W @ deviations)), jnp.sum((W @ S) * W)
+    single = single + (square - jax.lax.stop_gradient(square)) / jnp.where(single > 0, 2 * single, jnp.inf)
+    class_ = norm((R - overall[:, None]) * jnp.sqrt(d)[None, :])
+    global_ = jnp.sqrt(d.sum()) * norm(overall)
     return {
-        "loss": (single + class_ + global_) / 2,
-        "residual_single": _root(single),
-        "residual_class": _root(class_),
-        "residual_global": _root(global_),
+        "loss": (single**2 + class_**2 + global_**2) / 2,
+        "residual_single": single,
+        "residual_class": class_,
+        "residual_global": global_,
     }
 
 
@@ -53,11 +59,11 @@ def collapse_observables(statistics: ClassStatistics, W: Float[Array, "C n"], b:
         "nc1_tirer2022": collapse.nc1_tirer2022(statistics),
         "nc2_seleznova2023": collapse.nc2_seleznova2023(statistics),
         "nc3_seleznova2023": collapse.nc3_seleznova2023(statistics, W),
-        "weight_norm": jnp.linalg.norm(W),
-        "bias_norm": _root(jnp.sum(jnp.square(b))),
-        "class_means_norm": jnp.linalg.norm(M - mean_feature[:, None]),
-        "mean_feature_norm": jnp.linalg.norm(mean_feature),
-        "scatter_norm": _root(jnp.trace(statistics.scatter)),
+        "weight_norm": norm(W),
+        "bias_norm": norm(b),
+        "class_means_norm": norm(M - mean_feature[:, None]),
+        "mean_feature_norm": norm(mean_feature),
+        "scatter_norm": root(jnp.trace(statistics.scatter)),
     }
 
 
@@ -69,12 +75,12 @@ def invariant_observables(
     `invariant_relative` is ‖I‖ over ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖, between 0 and 1, and so is `necessary_condition`.
     """
     A = W.T @ W
-    size = jnp.linalg.norm(A) + jnp.linalg.norm(gram)
+    size = norm(A) + norm(gram)
     size = jnp.where(size > 0, size, 1)
-    norm = jnp.linalg.norm(A - gram)
+    length = norm(A - gram)
     return {
-        "invariant_norm": norm,
-        "invariant_relative": norm / size,
+        "invariant_norm": length,
+        "invariant_relative": length / size,
         "invariant_alignment": alignment(A, gram),
         "necessary_condition": necessary_condition_residual(A - gram, W, mean_feature) / size,
     }
@@ -119,7 +125,7 @@ def observe(
     """
     statistics = ClassStatistics.from_columns(state.H, classes)
     W, b = state.W, state.b
-    seen: dict[str, Any] = residual_observables(statistics, W, b)
+    seen: dict[str, Any] = residual_observables(statistics, classes.deviations(state.H), W, b)
     if loss is not None:
         seen["loss"] = loss.value(state.logits, classes.Y.astype(state.H.dtype))
     seen |= collapse_observables(statistics, W, b)
@@ -127,12 +133,6 @@ def observe(
         gram = feature_gram(state.H, kernel, classes) if gram is None else gram
         seen |= invariant_observables(W, gram, statistics.means.mean(1)) | kernel_observables(kernel)
     return seen | column_observables(state, classes)
-
-
-def _root(square: Float[Array, ""]) -> Float[Array, ""]:
-    # A norm has no derivative at 0; this one has derivative 0 there instead of NaN.
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def stack(records: list[Observables]) -> Observables:

@@ -52,6 +52,19 @@ class SampleKernel(eqx.Module):
     def eigenvalues(self, classes: Classes) -> tuple[Float[Array, " E"], Float[np.ndarray, " E"]]:
         """Eigenvalues in ascending order, and how often each occurs (the multiplicities sum to N)."""
 
+    def block_means(self, classes: Classes) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """Means of its entries over i = j, over pairs i ≠ j of one class, and over pairs of different classes.
+
+        For equal classes these are the kernel's best approximation by three numbers in the Frobenius norm. NaN where
+        there are no pairs.
+        """
+        K = self.as_matrix(classes)
+        d = classes.weights.astype(K.dtype)
+        pairs = classes.sums(classes.sums(K).T)
+        trace, same, total = jnp.trace(K), jnp.trace(pairs), pairs.sum()
+        N, squares = d.sum(), jnp.sum(d * d)
+        return trace / N, (same - trace) / (squares - N), (total - same) / (N * N - squares)
+
     def check(self, classes: Classes) -> None:
         """Raises ValueError where K is not positive definite on these classes, or not of their size."""
         values, _ = self.eigenvalues(classes)

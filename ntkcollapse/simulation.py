@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ntkcollapse._checks import check_increasing, check_positive, check_shape, is_traced
+from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes
 from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.kernel_path import KernelPath
@@ -160,10 +161,13 @@ def simulate(
         flow = ReducedFlow(
             kernel, classes.weights.astype(times.dtype), start.scatter, scale=loss.scale, decay=decay, bias=bias
         )
-        method = RungeKuttaChebyshev(spectral_radius) if solver is None else named_solver(solver)
+        solver = RungeKuttaChebyshev(spectral_radius) if solver in (None, "chebyshev") else solver
+        method = named_solver(solver)
         out = _solve(flow, start.state, times, method, rtol, atol, max_steps, progress, None, steady)
         states = {name: getattr(out.states, name) for name in ("M", "P", "W", "b")}
-        observables = _observe_reduced(flow, out.states, times, deviations, classes)
+        # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
+        columns_of = None if deviations is None else (deviations, classes)
+        observables = _observe_reduced(flow, out.states, times, columns_of)
         if columns and deviations is not None:
             observables |= _observe_columns(kernel, out.states, times, deviations, classes)
     else:
@@ -249,11 +253,14 @@ def _solve(flow, start, times, solver, rtol, atol, max_steps, progress, key, ste
 
 
 @eqx.filter_jit
-def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, deviations, classes) -> Observables:
-    """Everything that class means and scatter tell; `deviations` add the scatter class by class."""
-    spread = _class_spread(deviations, classes)
+def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of) -> Observables:
+    """Everything that class means and scatter tell; deviations and their classes add the scatter class by class."""
+    spread = None if columns_of is None else _class_spread(*columns_of)
+    values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(flow.scatter))
+    start_root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
 
-    def at(t, state):
+    def at(inputs):
+        t, state = inputs
         kernel = flow.kernel.at(t)
         scatter = state.scatter(flow.scatter)
         square_deviations = jnp.zeros_like(state.M) if spread is None else spread(kernel, state.P)
@@ -261,7 +268,8 @@ def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, deviations,
             sizes=flow.sizes, means=state.M, scatter=scatter.sum(0), square_deviations=square_deviations
         )
         gram = reduced_feature_gram(state.M, scatter, kernel, flow.sizes)
-        seen = residual_observables(statistics, state.W, state.b)
+        deviations = jnp.concatenate(list(state.P @ start_root), axis=1)
+        seen = residual_observables(statistics, deviations, state.W, state.b)
         seen["loss"] = flow.scale * seen["loss"]
         seen |= collapse_observables(statistics, state.W, state.b)
         seen |= invariant_observables(state.W, gram, state.M.mean(1)) | kernel_observables(kernel)
@@ -269,14 +277,16 @@ def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, deviations,
             del seen["nc1_seleznova2023"]
         return seen, state.W.T @ state.W, gram
 
-    observables, weight_gram, gram = jax.vmap(at)(times, states)
+    if spread is None or states.P.shape[1] == 1:
+        observables, weight_gram, gram = jax.vmap(at)((times, states))
+    else:
+        # Groups of rates mix the columns of a class: one time after the other, so that no (T, n, N) array is made.
+        observables, weight_gram, gram = jax.lax.map(at, (times, states))
     return observables | _drift(weight_gram, gram)
 
 
 def _class_spread(deviations, classes):
-    """The function (kernel, P) ↦ (n, C) of each class's squared deviations, feature by feature; None if unknown."""
-    if deviations is None:
-        return None
+    """The function (kernel, P) ↦ (n, C) of each class's squared deviations, feature by feature."""
     by_class = jnp.split(deviations, np.cumsum(classes.sizes)[:-1], axis=1)
     start = jnp.stack([X @ X.T for X in by_class])
 
@@ -318,8 +328,9 @@ def _observe_full(flow: Flow, states: LastLayer, times) -> Observables:
 def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> Observables:
     """‖I(t) − I(0)‖ over ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖: rounding and solver error alone, where I is conserved."""
     invariants = weight_gram - gram
-    size = jnp.linalg.norm(weight_gram, axis=(1, 2)) + jnp.linalg.norm(gram, axis=(1, 2))
-    moved = jnp.linalg.norm(invariants - invariants[:1], axis=(1, 2))
+    norms = jax.vmap(norm)
+    size = norms(weight_gram) + norms(gram)
+    moved = norms(invariants - invariants[:1])
     return {"invariant_drift": moved / jnp.where(size > 0, size, 1)}
 
 

@@ -49,7 +49,8 @@ class Trajectory(eqx.Module):
         settings: what made it; anything JSON can hold.
 
     Raises:
-        ValueError: times that do not increase, or records without one entry a time.
+        ValueError: times that do not increase, records without one entry a time, or states of other sizes than
+            `classes`.
     """
 
     times: Float[Array, " T"]
@@ -89,7 +90,9 @@ class Trajectory(eqx.Module):
             check_shape(f"observables[{name!r}]", value, (T, *(None,) * (value.ndim - 1)), "one record a time")
         for name, value in self.states.items():
             check_choice("states", name, _AXES)
-            check_shape(f"states[{name!r}]", value, (T, *(None,) * len(_AXES[name])), "one state a time")
+            sizes = {"sample": self.classes.num_samples, "class": self.classes.num_classes}
+            expected = (T, *(sizes.get(axis) for axis in _AXES[name]))
+            check_shape(f"states[{name!r}]", value, expected, f"(time, {', '.join(_AXES[name])})")
 
     @property
     def settings(self) -> dict[str, Any]:

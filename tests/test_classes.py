@@ -44,6 +44,8 @@ def test_bad_labels_and_shapes_say_what_is_wrong():
         Classes(sizes=(3,))
     with pytest.raises(ValueError, match="got 0 in class 1"):
         Classes(sizes=(3, 0))
+    with pytest.raises(ValueError, match=r"whole numbers of samples, got 2\.7"):
+        Classes(sizes=(2.7, 3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"W: expected shape \(any, 5\)"):
         LastLayer(H=np.zeros((5, 6)), W=np.zeros((2, 4)), b=np.zeros(2))
     with pytest.raises(ValueError, match=r"H: expected finite numbers, got nan at index \(0, 1\)"):

@@ -62,6 +62,15 @@ def test_reduction_splits_the_kernel(case):
     np.testing.assert_allclose(np.einsum("g,gni->ni", rates, np.asarray(groups)), deviations @ K, atol=1e-12)
 
 
+def test_block_means_are_means_over_pairs():
+    cases = [(kernel, entries(kernel, classes), classes) for kernel, classes in CASES.values()]
+    for kernel, K, classes in [*cases, (DenseKernel(measured(UNEQUAL)), measured(UNEQUAL), UNEQUAL)]:
+        y = np.asarray(classes.labels)
+        same, apart = y[:, None] == y[None, :], ~np.eye(len(y), dtype=bool)
+        expected = np.diag(K).mean(), K[same & apart].mean(), K[~same].mean()
+        np.testing.assert_allclose(kernel.block_means(classes), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_theorem_eigenvalues():
     kappa = BlockKernel(3.0, 2.0, 0.6)
     lambda_single, lambda_class, lambda_global = kappa.rates(BALANCED)

@@ -11,6 +11,7 @@ import pytest
 import ntkcollapse.simulation as module
 from ntkcollapse import BlockKernel, Classes, CrossEntropy, KernelPath, LastLayer, SquaredError
 from ntkcollapse.simulation import SimulationError, simulate
+from ntkcollapse.theory.initial import collapsed
 from ntkcollapse.theory.reduced import ReducedStart
 from tests.cases import UNEQUAL, kernels, random_state
 
@@ -132,21 +133,69 @@ def test_gradient_against_finite_differences():
     np.testing.assert_allclose(gradient, differences, rtol=1e-4)
 
 
+def test_gradient_is_finite_where_norms_vanish():
+    """Zero invariant, zero mean and zero scatter: norms without a derivative, of which the loss must not hear."""
+    start = collapsed(CLASSES, 5, KAPPA, key=jax.random.key(0))
+
+    def final(scale):
+        moved = LastLayer(H=start.H, W=scale * start.W, b=start.b)
+        run = simulate(moved, KAPPA, CLASSES, TIMES[:3], rtol=1e-9, atol=1e-11)
+        return run.observables["residual_class"][-1] + run.observables["loss"][-1]
+
+    # The step is 10⁵ times the error of a run, and its square still small.
+    h = 1e-4
+    difference = (final(1.1 + h) - final(1.1 - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(final)(1.1), difference, rtol=1e-4)
+    observables = ("invariant_norm", "invariant_alignment", "necessary_condition", "mean_feature_norm", "weight_norm")
+
+    def all_of_them(scale):
+        moved = LastLayer(H=0 * scale * start.H, W=scale * start.W, b=start.b)
+        return sum(simulate(moved, KAPPA, CLASSES, TIMES[:2]).observables[name].sum() for name in observables)
+
+    assert np.isfinite(jax.grad(all_of_them)(0.0))
+
+
+def test_state_that_overflows_says_until_when_it_was_finite(monkeypatch):
+    """A solver that reports success and hands back infinite states is not believed."""
+    original = module._solve
+
+    def broken(*args):
+        out = original(*args)
+        return eqx.tree_at(lambda o: o.states.W, out, out.states.W.at[5:].set(jnp.nan))
+
+    monkeypatch.setattr(module, "_solve", broken)
+    with pytest.raises(SimulationError, match=r"stopped after t = 1 of 2 \(5 of 9 .*no longer finite") as caught:
+        simulate(START, KAPPA, CLASSES, TIMES)
+    assert caught.value.trajectory is not None
+    assert caught.value.trajectory.times.shape == (5,)
+
+
+def test_chebyshev_is_the_default_of_the_reduced_flow_and_has_a_name():
+    runs = [simulate(START, KAPPA, CLASSES, TIMES, solver=name) for name in (None, "chebyshev")]
+    assert {run.settings["solver"] for run in runs} == {"RungeKuttaChebyshev"}
+    np.testing.assert_array_equal(runs[0].states["W"], runs[1].states["W"])
+    full = simulate(START, KAPPA, CLASSES, TIMES, solver="chebyshev", reduced=False)
+    # Without the bound of the reduced flow the spectral radius is estimated: the same method, other steps.
+    np.testing.assert_allclose(full.states["W"], runs[0].states["W"], atol=1e-4)
+
+
 def test_one_compilation_for_each_shape(monkeypatch):
     count = []
-    original = module.integrate
+    for name in ("integrate", "reduced_feature_gram"):
+        original = getattr(module, name)
 
-    def counted(*args, **kwargs):
-        count.append(1)
-        return original(*args, **kwargs)
+        def counted(*args, name=name, original=original, **kwargs):
+            count.append(name)
+            return original(*args, **kwargs)
 
-    monkeypatch.setattr(module, "integrate", counted)
+        monkeypatch.setattr(module, name, counted)
     times = np.linspace(0.0, 0.5, 7)
     for m, between in ((4, 0.6), (4, 0.3), (400, 0.3)):
         classes = Classes.balanced(3, m)
         start = ReducedStart(M=START.class_means(CLASSES), scatter=m * jnp.eye(5), W=START.W, b=START.b)
         simulate(start, BlockKernel(3.0, 2.0, between), classes, times, rtol=1e-5)
-    assert len(count) == 1
+    # One trace of the integration, one of what is observed.
+    assert sorted(count) == ["integrate", "reduced_feature_gram"]
 
 
 def test_steady_state_ends_the_run():

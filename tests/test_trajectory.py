@@ -80,6 +80,8 @@ def test_nothing_saved_is_overwritten_or_half_written(tmp_path, monkeypatch):
 def test_bad_records_and_files_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"observables\['loss'\]: expected shape \(3\)"):
         Trajectory(TIMES, {"loss": np.zeros(2)}, UNEQUAL)
+    with pytest.raises(ValueError, match=r"states\['H'\]: expected shape \(3, any, 9\), \(time, feature, sample\)"):
+        Trajectory(TIMES, {}, UNEQUAL, states={"H": np.zeros((3, 5, 8))})
     with pytest.raises(ValueError, match="strictly increasing"):
         Trajectory(TIMES[::-1].copy(), {}, UNEQUAL)
     with pytest.raises(ValueError, match=r"Did you mean 'loss'"):

@@ -8,8 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from ntkcollapse import _safe
 from ntkcollapse._checks import check_finite, check_shape, is_traced
-from ntkcollapse.collapse import _safe
 from ntkcollapse.collapse.nc2 import simplex_gram
 from ntkcollapse.collapse.statistics import check_labels
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse.collapse import _safe
+from ntkcollapse import _safe
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 

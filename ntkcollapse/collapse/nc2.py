@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from ntkcollapse.collapse import _safe
+from ntkcollapse import _safe
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 # Whose geometry is measured: class means through their statistics, or the rows of a classifier W (C, n).

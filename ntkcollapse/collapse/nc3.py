@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ntkcollapse import _safe
 from ntkcollapse._checks import check_shape
-from ntkcollapse.collapse import _safe
 from ntkcollapse.collapse.nc2 import simplex_gram, warn_if_no_simplex
 from ntkcollapse.collapse.statistics import ClassStatistics
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse.collapse import _safe
+from ntkcollapse import _safe
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 

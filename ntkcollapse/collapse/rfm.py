@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ntkcollapse import _safe
 from ntkcollapse._checks import check_finite, check_positive, check_shape
-from ntkcollapse.collapse import _safe
 from ntkcollapse.collapse.agop import matrix_square_root
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from ntkcollapse import _safe
 from ntkcollapse._checks import check_choice, check_finite, check_shape, is_traced
 from ntkcollapse.classes import Classes
-from ntkcollapse.collapse import _safe
 
 WEIGHTINGS = ("class", "sample")
 

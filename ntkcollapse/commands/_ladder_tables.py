@@ -18,7 +18,7 @@ SHOWN = {
     "nc3_seleznova2023": "NC3",
 }
 # Shown along the run, but no part of the horizons and prices: the first moves in steps of one sample, the others are
-# what a rung assumes rather than what it predicts.
+# the kernel that a rung assumes rather than something it predicts, and the invariant that goes with it.
 COURSE_ONLY = ("nc4_mismatch", "invariant_relative", "kappa_diagonal", "kappa_within", "kappa_between")
 
 

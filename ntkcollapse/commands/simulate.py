@@ -55,7 +55,10 @@ class SimulateConfig:
     bias: str = setting("free", "whether the bias moves", choices=("free", "frozen", "absent"))
     until: float | None = setting(None, "flow time to stop at (default: 10 of the slowest predicted decay times)")
     times: int = setting(200, "number of times to save, log-spaced")
-    solver: str | None = setting(None, "tsit5, dopri5, dopri8, kvaerno3, kvaerno5 (default: stabilised explicit)")
+    solver: str | None = setting(
+        None,
+        "chebyshev, tsit5, dopri5, dopri8, kvaerno3, kvaerno5 (default: chebyshev where the flow reduces, else tsit5)",
+    )
     rtol: float = setting(1e-6, "relative tolerance of the solver")
     atol: float = setting(1e-9, "absolute tolerance of the solver")
     seed: int = setting(0, "of the initial condition")

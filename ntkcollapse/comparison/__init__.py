@@ -14,7 +14,7 @@ from ntkcollapse.comparison.parametric import (
     ParametricModel,
 )
 from ntkcollapse.comparison.predict import COMPARED, Gap, gaps
-from ntkcollapse.comparison.rates import MeasuredRate, measured_rates, within_class_spectrum
+from ntkcollapse.comparison.rates import MeasuredRate, implied_rates, measured_rates, within_class_spectrum
 from ntkcollapse.comparison.rungs import RUNGS, Course, Rung
 from ntkcollapse.comparison.start import MeasuredStart
 
@@ -45,6 +45,7 @@ __all__ = [
     "climb",
     "collapse_points",
     "gaps",
+    "implied_rates",
     "invariant_course",
     "load_ladders",
     "measured_rates",

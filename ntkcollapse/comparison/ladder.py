@@ -12,6 +12,7 @@ from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison.rungs import RUNGS, Course
 from ntkcollapse.comparison.start import MeasuredStart
+from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.observables import Observables, observe
 from ntkcollapse.sample_kernel import SampleKernel
@@ -93,8 +94,11 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
         logits = jnp.einsum("tcn,tni->tci", course.W, course.H) + course.b[:, :, None]
     kernel = jax.vmap(run.kernel.at)(course.times)
     observables = _observe((course.H, course.W, course.b), logits, kernel, start.classes)
-    # They are the network's, not the rung's: its own kernel is named in the settings.
+    # The measured κ goes into the invariant alone; what stands beside it is the rung's own kernel, where it has one.
     observables = {k: v for k, v in observables.items() if not k.startswith("kappa_")}
+    if course.kernel is not None:
+        means = _block_means(course.kernel, course.times, start.classes)
+        observables |= dict(zip(("kappa_diagonal", "kappa_within", "kappa_between"), means, strict=True))
     return Trajectory(
         course.times,
         observables,
@@ -134,6 +138,11 @@ def _observe(states, logits, kernels: SampleKernel, classes: Classes) -> Observa
         return seen | {"loss": jnp.sum(jnp.square(R)) / 2, "accuracy": jnp.mean(hits.astype(f.dtype))}
 
     return jax.lax.map(at, (states, logits, kernels))
+
+
+@eqx.filter_jit
+def _block_means(kernel: SampleKernel | KernelPath, times, classes: Classes):
+    return jax.lax.map(lambda t: kernel.at(t).block_means(classes), times)
 
 
 def step_of(run: Trajectory, index: int) -> int | None:

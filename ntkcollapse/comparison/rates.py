@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
-from ntkcollapse.theory.rates import SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
+from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
 from ntkcollapse.trajectory import Trajectory
 
 PARTS = ("single", "class", "global")
@@ -134,7 +134,22 @@ def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
         return float(lazy_rates(gamma, run.classes)[part])
 
 
+def implied_rates(run: Trajectory, record: int) -> Rates:
+    """`instantaneous_rates` at a record of a run, with the loss scale, decay and bias that its settings name.
+
+    Of a network only the decay of W is known; what its own decay does to the features is left out.
+    """
+    settings = run.settings
+    if settings.get("producer") == "network":
+        N = settings.get("training_samples", run.classes.num_samples)
+        known: dict[str, Any] = {"decay": {"W": settings.get("weight_decay", 0.0) * N * run.classes.num_classes}}
+    else:
+        named = {"scale": "scale", "decay": "weight_decay", "bias": "bias"}
+        known = {name: settings[key] for name, key in named.items() if key in settings}
+    return instantaneous_rates(run.last_layer(record), run.kernel_at(record), run.classes, **known)
+
+
 def _implied(run: Trajectory, record: int, part: int) -> float:
     if run.kernel is None or "W" not in run.states or ("H" not in run.states and run.deviations is None):
         return math.nan
-    return float(instantaneous_rates(run.last_layer(record), run.kernel_at(record), run.classes)[part])
+    return float(implied_rates(run, record)[part])

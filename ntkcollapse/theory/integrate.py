@@ -7,9 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.retraction import Retracted
 
 # What `solver=` may name; any diffrax solver instance is taken as well.
@@ -20,6 +22,7 @@ SOLVERS = {
     "kvaerno3": diffrax.Kvaerno3,
     "kvaerno5": diffrax.Kvaerno5,
     "shark": diffrax.ShARK,
+    "chebyshev": RungeKuttaChebyshev,
 }
 
 
@@ -76,9 +79,9 @@ def integrate(
 ) -> Integration:
     """Integrates a vector field `flow(t, state, args)` from times[0] to times[-1], saving at all of them.
 
-    Steps adapt to max over components of error / (atol + rtol |y|) in the root mean square; reverse-mode
-    differentiable by checkpointing. A failure is a result, not an exception: `successful` is False, and the states that
-    were not reached are infinite.
+    Steps adapt to the largest, over the parts of the state (H, W and b; or M, P, W and b), of the root mean square of
+    error / (atol + rtol |y|); reverse-mode differentiable by checkpointing. A failure is a result, not an exception:
+    `successful` is False, and the states that were not reached are infinite.
 
     With `steady` it stops as soon as ‖d state/dt‖ < steady · ‖state‖ (root mean squares): times after are infinite, and
     `is_steady` is True.
@@ -87,7 +90,7 @@ def integrate(
     solver must be one for additive noise. With a `Retracted` solver saved states are retracted too.
     """
     terms, step = diffrax.ODETerm(_call), None
-    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_part)
     if key is not None:
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
         # Finer than any step that the tolerances below lead to.
@@ -121,6 +124,11 @@ def integrate(
         states = jax.vmap(solver.retract)(states)
         statistics["largest_correction"] = solution.solver_state.largest_correction  # pyright: ignore
     return Integration(states=states, statistics=statistics, result=solution.result)
+
+
+def _largest_part(error: PyTree) -> Array:
+    """Over the parts of a state: a mean over all of it would hide W behind many columns of H or groups in P."""
+    return jnp.stack([optx.rms_norm(part) for part in jax.tree.leaves(error)]).max()
 
 
 def _call(t, state, flow) -> Any:

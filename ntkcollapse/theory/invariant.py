@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntkcollapse._safe import norm, unit
 from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
@@ -75,8 +76,7 @@ def alignment(A: Float[AnyArray, "n n"], B: Float[AnyArray, "n n"]) -> Float[Arr
     Of A = WᵀW and B = H K⁻¹ Hᵀ it is the paper's alignment of the invariant: 1 where the two are proportional, which
     does not yet mean that the invariant vanishes. 0 where either matrix is 0.
     """
-    norms = jnp.linalg.norm(A) * jnp.linalg.norm(B)
-    return jnp.where(norms > 0, jnp.sum(A * B) / jnp.where(norms > 0, norms, 1), 0)
+    return jnp.sum(unit(jnp.asarray(A)) * unit(jnp.asarray(B)))
 
 
 def necessary_condition_residual(
@@ -98,14 +98,13 @@ def necessary_condition_residual(
     References:
         Seleznova et al. (2023), Section 5.3.
     """
-    A, B = W.T @ W, mean_feature[:, None] * mean_feature[None, :]
-    size = jnp.linalg.norm(A)
-    unit = A / jnp.where(size > 0, size, 1)
+    A, B = jnp.asarray(W.T @ W), jnp.asarray(mean_feature[:, None] * mean_feature[None, :])
+    unit_A = unit(A)
     # Gram-Schmidt instead of normal equations: ⟨h⟩ = 0 and ⟨h⟩⟨h⟩ᵀ ∝ WᵀW are ordinary cases here.
-    B = B - jnp.sum(B * unit) * unit
-    norm_B = jnp.linalg.norm(B)
+    B = B - jnp.sum(B * unit_A) * unit_A
+    norm_B = norm(B)
     small = norm_B <= 1e-12 * (jnp.sum(jnp.square(mean_feature)) + jnp.finfo(B.dtype).tiny)
     unit_B = jnp.where(small, 0, B / jnp.where(small, 1, norm_B))
-    rest = invariant - jnp.sum(invariant * unit) * unit
+    rest = jnp.asarray(invariant) - jnp.sum(invariant * unit_A) * unit_A
     rest = rest - jnp.sum(rest * unit_B) * unit_B
-    return jnp.linalg.norm(rest)
+    return norm(rest)

@@ -4,7 +4,7 @@ Rates are those of residual *norms*, in units of 1/flow time of the loss ½‖R�
 stands for decays at twice the rate.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.theory.flow import WeightDecay
 
 Optimiser = Literal["gradient-descent", "nesterov", "heavy-ball"]
 
@@ -137,19 +138,29 @@ def largest_learning_rate(
     return 2 * reach[optimiser] / (scale * collapse_rates(kappa, classes).largest)
 
 
-def instantaneous_rates(state: LastLayer, kernel: SampleKernel, classes: Classes) -> Rates:
+def instantaneous_rates(
+    state: LastLayer,
+    kernel: SampleKernel,
+    classes: Classes,
+    *,
+    scale: Float[ArrayLike, ""] = 1.0,
+    decay: Any = 0.0,
+    bias: str = "free",
+) -> Rates:
     r"""−d ln‖R_part‖/dt of the three parts at this moment, in the feature-learning regime.
 
-        dR/dt = −Θ[R],   Θ[R] = W Wᵀ R K + R (HᵀH + 11ᵀ),   rate = ⟨R_part, Θ[R]⟩ / ‖R_part‖²
+        dR/dt = −s Θ[R] − (λ_H + λ_W) W H − λ_b b 1ᵀ,   Θ[R] = W Wᵀ R K + R (HᵀH + 11ᵀ)
+        rate  = −⟨R_part, dR/dt⟩ / ‖R_part‖²
 
-    Exact for the squared error without weight decay and a free bias, with classes of any sizes. Parts feed each other
-    through Θ, so that a rate may be negative (the part grows) and differs from the eigenvalue of any one part; without
-    bias leave out 11ᵀ. Never forms the CN × CN matrix: costs one product by K and about 4 n C N multiplications.
+    Exact for the squared error, with classes of any sizes; 11ᵀ and λ_b only where the bias is free. Parts feed each
+    other through Θ, so that a rate may be negative (the part grows) and differs from the eigenvalue of any one part.
+    Never forms the CN × CN matrix: costs one product by K and about 4 n C N multiplications.
 
     Args:
         state: last layer at that moment.
         kernel: of the features.
         classes: behind the columns.
+        scale, decay, bias: as in `Flow`: of the loss ½‖R‖², the decay of H, W and b, whether the bias moves.
     Returns:
         The rates; NaN for a part that is 0.
     Raises:
@@ -159,8 +170,14 @@ def instantaneous_rates(state: LastLayer, kernel: SampleKernel, classes: Classes
     """
     state.check(classes)
     H, W = state.H, state.W
+    decay = jax.tree.map(lambda x: x.astype(W.dtype), WeightDecay.of(decay))
     R = state.residual(classes)
-    change = W @ (W.T @ kernel.mv(R, classes)) + (R @ H.T) @ H + R.sum(1, keepdims=True)
+    change = W @ (W.T @ kernel.mv(R, classes)) + (R @ H.T) @ H
+    shrinking = (decay.H + decay.W) * (W @ H)
+    if bias == "free":
+        change = change + R.sum(1, keepdims=True)
+        shrinking = shrinking + (decay.b * state.b)[:, None]
+    change = jnp.asarray(scale, W.dtype) * change + shrinking
     # The parts are orthogonal; taking that part of Θ[R] too keeps the rounding of large parts out of small ones.
     pairs = zip(classes.parts(R), classes.parts(change), strict=True)
     return Rates(*(jnp.sum(part * moved) / jnp.sum(part * part) for part, moved in pairs))

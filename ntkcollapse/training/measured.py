@@ -81,7 +81,8 @@ def measured_descent(
         settings={
             "producer": "network",
             "loss": "squared",
-            "optimiser": "gradient descent",
+            "clock": "flow",
+            "optimizer": "gradient descent",
             "learning_rate": learning_rate,
             "scale": clock.scale,
             "data": data.name,

@@ -261,7 +261,7 @@ class _Run:
         return Trajectory(
             times,
             values | {"step": steps, "epoch": steps / self.batches.per_epoch},
-            self.probe.classes,
+            self._probe().classes,
             states=states,
             kernel=_kernel_path(times, values),
             statistics={f"seconds_{name}": value for name, value in self.seconds.items()},
@@ -332,9 +332,10 @@ class _Run:
         self.records.append(_Record(self.step, values))
 
     def _probe(self) -> Dataset:
-        if self.config.measure_on == "probe" or self.step == 0:
-            size = self.config.batch_size // self.splits.train.classes.num_classes
-            return self.probe if self.config.measure_on == "probe" else self.splits.train.balanced(size)
+        if self.config.measure_on == "probe":
+            return self.probe
+        if self.step == 0:
+            return self.splits.train.balanced(self.config.batch_size // self.splits.train.classes.num_classes)
         epoch, batch = divmod(self.step - 1, self.batches.per_epoch)
         rows = self.batches.epoch(epoch)[batch]
         train = self.splits.train

@@ -39,6 +39,18 @@ def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
     assert "pass --overwrite" in capsys.readouterr().err
     assert (out / "trajectory.nc").read_bytes() == before
 
+    # Told to, it replaces the run, and takes away what was made from the earlier one; but only from a run.
+    (out / "comparison.nc").write_text("of the earlier run")
+    assert main(["simulate", *SMALL, "--until", "2", "--out", str(out), "--overwrite"]) == 0
+    assert float(Trajectory.load(out).times[-1]) == pytest.approx(2.0)
+    assert not (out / "comparison.nc").exists()
+    other = tmp_path / "figures"
+    other.mkdir()
+    (other / "mine.png").write_text("mine")
+    assert main(["simulate", *SMALL, "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "found other files" in capsys.readouterr().err
+    assert (other / "mine.png").exists()
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),

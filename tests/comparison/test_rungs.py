@@ -64,6 +64,11 @@ def test_all_rungs_coincide_on_a_linear_network_with_a_block_kernel(linear):
                 rtol=2e-5,
                 err_msg=f"{name} {observable}",
             )
+        # The kernel that a rung assumes stands beside the measured one; the last rungs assume none.
+        assert ("kappa_within" in rung.observables) == (RUNGS[name].number[0] in "123")
+        for observable in ("kappa_diagonal", "kappa_within", "kappa_between"):
+            if observable in rung.observables:
+                np.testing.assert_allclose(rung[observable], run[observable], rtol=1e-12, err_msg=observable)
 
 
 def test_rung_5_is_the_matrix_exponential_of_the_ntk(linear):

@@ -87,6 +87,27 @@ def test_instantaneous_rates(classes):
             np.testing.assert_allclose(part @ theta @ R.reshape(-1) / (part @ part), rate, rtol=1e-10)
 
 
+def test_instantaneous_rates_with_decay_scale_and_bias():
+    """Against a short step of the equations written out: H, W, b decay at rates of their own, the loss is scaled."""
+    state, K = random_state(5, UNEQUAL, seed=4), np.asarray(kernels(UNEQUAL)["dense"].as_matrix(UNEQUAL))
+    H, W, b = (np.asarray(x) for x in (state.H, state.W, state.b))
+    R = np.asarray(state.residual(UNEQUAL))
+    for bias, moves in (("free", 1.0), ("frozen", 0.0)):
+        sides = []
+        for h in (1e-6, -1e-6):
+            moved = LastLayer(
+                H=H - h * (0.3 * W.T @ R @ K + 0.2 * H),
+                W=W - h * (0.3 * R @ H.T + 0.5 * W),
+                b=b - h * moves * (0.3 * R.sum(1) + 0.7 * b),
+            )
+            sides.append([np.log(np.linalg.norm(part)) for part in UNEQUAL.parts(moved.residual(UNEQUAL))])
+        expected = (np.array(sides[1]) - np.array(sides[0])) / 2e-6
+        options = {"scale": 0.3, "decay": {"H": 0.2, "W": 0.5, "b": 0.7}, "bias": bias}
+        found = instantaneous_rates(state, kernels(UNEQUAL)["dense"], UNEQUAL, **options)
+        # A central difference errs by the square of its step and by rounding over it, 1e-10.
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_instantaneous_rates_are_lazy_rates_of_a_wide_start():
     # W of orthogonal rows and features of size 0: Θ = F K + 11ᵀ for every output, the lazy kernel.
     W = 7.0 * np.linalg.qr(np.random.default_rng(0).normal(size=(6, 3)))[0].T

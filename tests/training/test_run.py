@@ -228,6 +228,7 @@ def test_recomputed_statistics_are_means_over_batches():
 def test_measuring_on_the_batch():
     run = train(small(measure_on="batch", epochs=1))
     assert run.states["H"].shape == (2, 10, 30)
+    assert run.classes.num_samples == 30
     # Evaluated after the step, the batch of the last step is not the one at the start.
     with pytest.raises(ValueError, match="measure_on: measuring on the batch asks for balanced"):
         small(measure_on="batch", batch_size=0)

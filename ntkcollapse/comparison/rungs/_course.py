@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.parametric import Parameters, ParametricFlow, ParametricModel
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.integrate import integrate
 from ntkcollapse.trajectory import Trajectory
@@ -18,7 +20,8 @@ from ntkcollapse.trajectory import Trajectory
 class Course(NamedTuple):
     """States of a rung at T times, fewer where its integration ended early.
 
-    logits: f where they are not W H + b 1ᵀ; statistics: of the solver.
+    logits: f where they are not W H + b 1ᵀ; statistics: of the solver; kernel: K where the rung
+    assumes one.
     """
 
     times: Float[Array, " T"]
@@ -27,13 +30,14 @@ class Course(NamedTuple):
     b: Float[Array, "T C"]
     logits: Float[Array, "T C N"] | None
     statistics: dict[str, Array]
+    kernel: SampleKernel | KernelPath | None = None
 
     @classmethod
     def of(cls, run: Trajectory) -> "Course":
         """The states of a theory run, all columns recovered."""
         states = [run.last_layer(i) for i in range(len(run.times))]
         H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
-        return cls(run.times, H, W, b, None, run.statistics)
+        return cls(run.times, H, W, b, None, run.statistics, run.kernel)
 
 
 def integrate_parameters(
