@@ -148,7 +148,7 @@ with plots.style():
 
     ratios, key = np.logspace(0, 2.3, 15), jax.random.key(0)
     axes[1].semilogx(ratios, models.layer_peeled.cosine_curve(ratios, 4, 2, 5.0, 1.0, key=key), "o-")
-    axes[1].axvline(models.layer_peeled.threshold(4, 2, 5.0, 1.0, key=key), **EXACT)
+    axes[1].axvline(models.layer_peeled.threshold(4, 2, 5.0, 1.0), **EXACT)
     axes[1].set(xlabel=r"$m_A/m_B$", title="layer_peeled: minority cosine")
 plt.show()
 

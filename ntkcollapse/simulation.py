@@ -214,6 +214,13 @@ def _check_model(model: Flow, start, classes, loss, weight_decay, bias, key) -> 
         if not isinstance(start, LastLayer):
             raise ValueError("start: a model with a constraint is integrated in full; give a LastLayer.")
         model.constraint.check(start, classes)
+    n, C = start.W.shape[1], classes.num_classes
+    if n < C - 1:
+        warnings.warn(
+            f"start: n = {n} features have no room for a simplex ETF of C = {C} classes, which needs n ≥ C - 1 = "
+            f"{C - 1}; the flow is integrated all the same, but cannot collapse, nor reach the model's exact answers.",
+            stacklevel=3,
+        )
 
 
 def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:

@@ -128,10 +128,9 @@ def imbalance_diagram(config: Config) -> Diagram:
 
     ratio, energy = np.logspace(0, 3, config.grid), np.linspace(1.0, 8.0, config.grid)
     values = mapped(point, ratio, energy, config, "imbalance")
-    some = energy[np.linspace(0, config.grid - 1, min(config.grid, 7)).astype(int)]
-    threshold = [nc.models.layer_peeled.threshold(C, majority, float(e), 1.0, key=key) for e in some]
+    threshold = [nc.models.layer_peeled.threshold(C, majority, float(e), 1.0) for e in energy]
     labels = (r"imbalance $m_A/m_B$", r"feature budget $E_H$", "cosine of minority classifiers")
-    return Diagram(ratio, energy, values, labels, line=np.stack([threshold, some]))
+    return Diagram(ratio, energy, values, labels, line=np.stack([threshold, energy]))
 
 
 DIAGRAMS = {"invariant": invariant_diagram, "decay": decay_diagram, "imbalance": imbalance_diagram}

@@ -136,9 +136,18 @@ class CentralPath(Constraint):
         Σ_W = (1/N) Σ_i (h_i − mean)(h_i − mean)ᵀ = I_n,     (W, b) = argmin ‖W H + b 1ᵀ − Y‖
 
     Needs N − C ≥ n, or Σ_W has no full rank.
+
+    Raises:
+        ValueError: more than N − C features.
     """
 
     def retract(self, state, classes):
+        n, room = state.H.shape[0], classes.num_samples - classes.num_classes
+        if n > room:
+            raise ValueError(
+                f"H: expected at most N - C = {room} features, or their within-class covariance is singular; got {n}; "
+                "take more samples or fewer features."
+            )
         deviations = classes.deviations(state.H)
         covariance = deviations @ deviations.T / classes.num_samples
         # Any root will do, since the flow does not see rotations of feature space; this one is smooth.

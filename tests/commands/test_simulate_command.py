@@ -52,6 +52,18 @@ def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
     assert (other / "mine.png").exists()
 
 
+def test_simulate_a_named_model(tmp_path, capsys):
+    out = tmp_path / "run"
+    model = ["--model", "spherical_features", "--parameters", "radius_H=2", "radius_W=1.5"]
+    small = "--classes 3 --per-class 4 --features 5 --times 20 --until 300".split()
+    assert main(["simulate", *model, *small, "--out", str(out)]) == 0
+    assert "largest correction back to the constraint" in capsys.readouterr().out
+    run = Trajectory.load(out)
+    # The closed form of its minimum, log(1 + (C − 1) e^{−r_H r_W C/(C − 1)}).
+    assert float(run["loss"][-1]) == pytest.approx(np.log1p(2 * np.exp(-4.5)), rel=1e-5)
+    assert {p.name for p in (out / "figures").iterdir()} == {"simulation.pdf", "simulation.png"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -10,6 +10,7 @@ trained networks stand at the end.
 import warnings
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, is_traced
@@ -91,8 +92,8 @@ def regularised_features(
     classes: Classes, decay_W: Number, decay_H: Number, *, decay_b: Number = 0.0, bias: str = "free"
 ) -> Flow:
     """Weight decay on free features; "free" or "absent" bias."""
-    largest = max(classes.sizes)
-    _warn_trivial(largest > classes.num_samples**2 * decay_W * decay_H, "N² λ_W λ_H exceeds every class size")
+    largest, limit = squared_error.largest_mode(classes, bias=bias), classes.num_samples**2 * decay_W * decay_H
+    _warn_trivial(largest > limit, "N² λ_W λ_H is not below the largest mode of the labels")
     loss = SquaredError(1 / classes.num_samples)
     return Flow(unconstrained(), classes, loss, _decay(decay_H, decay_W, decay_b), bias)
 
@@ -100,13 +101,17 @@ def regularised_features(
 @model(
     title="features under a deep linear classifier",
     assumes="W = W_L ⋯ W_1, loss (1/2N)‖R‖², decay of every layer and of H, no bias",
-    predicts="orthogonal frames layer by layer; classes vanish by a jump for L ≥ 2",
+    predicts="orthogonal frames layer by layer; for L ≥ 2 classes vanish by a jump, from (L − 1)/L to 0",
     source="Tirer and Bruna (2022); Dang et al. (2023)",
     test=TESTS + "test_deep_linear_minimiser",
     minimizer=squared_error.deep_linear_minimiser,
+    threshold=squared_error.deep_vanishing_size,
 )
 def deep_linear(classes: Classes, decay_W: Float[Array, " L"], decay_H: Number) -> DeepLinearFlow:
     """The classifier a product of L weight layers; a flow of `DeepLastLayer`, for `theory.integrate`."""
+    if not is_traced(decay_W, decay_H) and min(float(jnp.min(decay_W)), float(decay_H)) > 0:
+        smallest = squared_error.deep_vanishing_size(classes, decay_W, decay_H)
+        _warn_trivial(max(classes.sizes) > smallest, "no class is as large as `deep_linear.threshold`")
     return DeepLinearFlow(classes, SquaredError(1 / classes.num_samples), decay_W, decay_H)
 
 
@@ -218,6 +223,10 @@ def batch_norm_head(classes: Classes, decay: Number) -> Flow:
 )
 def homogeneous(classes: Classes, decay: Number, *, layers: int = 2) -> Flow:
     """The last layer as a network of `layers` homogeneous layers moves it: features of degree `layers` − 1."""
+    if layers < 2:
+        raise ValueError(f"layers: expected at least 2, the last of them the classifier, got {layers}.")
+    limit = classes.num_samples**2 * (layers - 1) * decay**2
+    _warn_trivial(squared_error.largest_mode(classes) > limit, "N λ √(L − 1) is not below the largest mode")
     loss = SquaredError(1 / classes.num_samples)
     return Flow(unconstrained(), classes, loss, _decay((layers - 1) * decay, decay), "free")
 

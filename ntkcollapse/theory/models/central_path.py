@@ -14,7 +14,12 @@ from ntkcollapse.theory.constraints import least_squares_classifier
 
 
 def signal_to_noise(H: Float[Array, "n N"], classes: Classes) -> Float[Array, " r"]:
-    """Singular values ω of Σ_W^{-1/2} (M − ⟨h⟩ 1ᵀ), the largest min(n, C − 1) of them, descending; balanced classes."""
+    """Singular values ω of Σ_W^{-1/2} (M − ⟨h⟩ 1ᵀ), the largest min(n, C − 1) of them, descending; balanced classes.
+
+    Raises:
+        ValueError: unequal classes.
+    """
+    _ = classes.per_class
     deviations, M = classes.deviations(H), classes.means(H)
     root = jnp.linalg.cholesky(deviations @ deviations.T / classes.num_samples)
     centred = M - M.mean(1)[:, None]

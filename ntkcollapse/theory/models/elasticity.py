@@ -60,8 +60,7 @@ class ElasticFlow(eqx.Module):
             return self.classes.expand(M @ E)
         check_shape("H", H, (C, None), "n = C features for the L-model")
         D = jnp.eye(C, dtype=H.dtype) - 1 / C
-        along = jnp.sum(D * M, axis=0) / jnp.sum(jnp.square(D), axis=0)
-        return self.classes.expand(D * (E @ along)[None, :])
+        return self.classes.expand(D * (E @ _along_vertices(M))[None, :])
 
     def diffusion(self, H: Float[Array, "n N"]) -> Float[Array, "n N"]:
         """σ on every entry."""
@@ -131,29 +130,47 @@ class Elasticity(NamedTuple):
     inter: Float[Array, " T-1"]
 
 
-def estimate_elasticity(times: Float[ArrayLike, " T"], means: Float[Array, "T n C"]) -> Elasticity:
-    r"""α and β of an I-model from measured class means, interval by interval.
+def estimate_elasticity(times: Float[ArrayLike, " T"], means: Float[Array, "T n C"], *, kind: str = "I") -> Elasticity:
+    r"""α and β from measured class means, interval by interval.
 
-        (α + (C − 1) β)/C = log of the growth of ⟨h⟩ per time,   (α − β)/C = log of that of M − ⟨h⟩ 1ᵀ
+        (α + (C − 1) β)/C = log of the growth of ⟨x⟩ per time,   (α − β)/C = log of that of x − ⟨x⟩ 1ᵀ
 
-    Growth is measured along the direction at the start of the interval; exact on noiseless I-models with constant
-    intensities. NaN where a factor is not positive (the model then says nothing of the interval).
+    with x = M for an I-model, and x_k = d_k · M_k/‖d_k‖² (d_k = e_k − 1/C, n = C) for an L-model. Growth is measured
+    along the direction at the start of the interval; exact on noiseless models, where it gives the means of α(t) and
+    β(t) over the interval. With noise of variance σ² t/m in each mean, the error of both is of order σ/(‖x‖ √(m Δt)).
+    NaN where a factor is not positive (the model then says nothing of the interval).
 
+    Args:
+        times: of the measurements, (T,).
+        means: class means at each of them, (T, n, C): `classes.means(H)` of any trajectory, of a model or a network.
+        kind: "I" or "L".
     Raises:
-        ValueError: times that do not increase, means without one entry a time.
+        ValueError: times that do not increase, means without one entry a time, an unknown kind, n ≠ C for "L".
     References:
         Zhang, Wang and Su (2021): the model whose intensities these are.
     """
+    check_choice("kind", kind, get_args(Kind))
     check_increasing("times", times)
     check_shape("means", means, (len(jnp.asarray(times)), None, None), "(T, n, C), one set of class means a time")
     C, steps = means.shape[2], jnp.diff(jnp.asarray(times, dtype=float))
-    mean = means.mean(2, keepdims=True)
-    parts = (jnp.broadcast_to(mean, means.shape), means - mean)
+    x = means
+    if kind == "L":
+        check_shape("means", means, (None, C, C), "n = C features for the L-model")
+        x = _along_vertices(means)[:, None, :]
+    mean = x.mean(2, keepdims=True)
+    parts = (jnp.broadcast_to(mean, x.shape), x - mean)
     whole, contrast = (
         jnp.log(jnp.sum(X[1:] * X[:-1], axis=(1, 2)) / jnp.sum(jnp.square(X[:-1]), axis=(1, 2))) / steps for X in parts
     )
     β = whole - contrast
     return Elasticity(intra=C * contrast + β, inter=β)
+
+
+def _along_vertices(M: Float[Array, "... C C"]) -> Float[Array, "... C"]:
+    """d_k · M_k / ‖d_k‖²."""
+    C = M.shape[-1]
+    D = jnp.broadcast_to(jnp.eye(C, dtype=M.dtype) - 1 / C, M.shape)
+    return jnp.sum(D * M, axis=-2) / (1 - 1 / C)
 
 
 class StepSimilarity(NamedTuple):

@@ -113,24 +113,71 @@ def cosine_curve(
 class CollapsedOdds(NamedTuple):
     """What a majority sample gives, at the collapsed optimum, to its own class and to each other majority class."""
 
-    own: float
-    other: float
+    own: Float[Array, ""]
+    other: Float[Array, ""]
+    value: Float[Array, ""]
 
 
 def collapsed_odds(
-    ratio: float, num_classes: int, majority: int, energy_H: float, energy_W: float, *, key: jax.Array
+    ratio: Float[ArrayLike, ""],
+    num_classes: int,
+    majority: int,
+    energy_H: Float[ArrayLike, ""],
+    energy_W: Float[ArrayLike, ""],
 ) -> CollapsedOdds:
-    """The best state whose minority classes coincide, seen from a majority sample."""
-    sizes = np.where(np.arange(num_classes) < majority, ratio, 1.0)
-    tied = tuple(min(k, majority) for k in range(num_classes))
-    best = layer_peeled_minimiser(sizes, energy_H, energy_W, key=key, tied=tied)
-    P = jax.nn.softmax(best.W @ best.M[:, :majority], axis=0)
-    own = float(jnp.mean(jnp.diagonal(P[:majority])))
-    other = float((jnp.sum(P[:majority]) - majority * own) / (majority * (majority - 1)))
-    return CollapsedOdds(own, other)
+    r"""The best state whose minority classes coincide, seen from a majority sample; value: its loss.
+
+    The loss is convex in the Gram matrix of (W, H), so that averaging over permutations of the A majority classes
+    costs nothing: a simplex among them and one direction u that tells them from the B minority classes are left,
+
+        w_a = p s_a + (B/C) q u,   w_b = −(A/C) q u,   h_a = x s_a + y u,   h_b = −z u,
+        (s_a) a simplex with Gram matrix Π_A, orthogonal to u,
+
+    and of (p, q), (x, y, z) only the directions, both budgets being spent: three angles, minimised by BFGS.
+    """
+    settings = tuple(jnp.asarray(x, dtype=float) for x in (ratio, energy_H, energy_W))
+    return _collapsed_odds(settings, majority, num_classes - majority)
 
 
-def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: float, *, key: jax.Array) -> float:
+@eqx.filter_jit
+def _collapsed_odds(settings, A, B):
+    ratio, energy_H, energy_W = settings
+    C = A + B
+
+    def logits(angles):
+        # Σ‖w‖² = (A − 1) p² + (AB/C) q² = C energy_W,   Σ‖h‖² = (A − 1) x² + A y² + B z² = C energy_H.
+        α, β, γ = angles
+        p, q = jnp.cos(α) / (A - 1) ** 0.5, jnp.sin(α) / (A * B / C) ** 0.5
+        x, y, z = jnp.cos(β) / (A - 1) ** 0.5, jnp.sin(β) * jnp.cos(γ) / A**0.5, jnp.sin(β) * jnp.sin(γ) / B**0.5
+        size = C * jnp.sqrt(energy_W * energy_H)
+        apart, along, back = size * p * x, size * q * y, size * q * z
+        # Of a majority sample, its own class, another of the majority, one of the minority; of a minority sample,
+        # one of the majority, one of the minority.
+        return (
+            apart * (1 - 1 / A) + along * B / C,
+            along * B / C - apart / A,
+            -along * A / C,
+            -back * B / C,
+            back * A / C,
+        )
+
+    def log_odds(angles):
+        own, other, minor, wrong, right = logits(angles)
+        major = jnp.logaddexp(jnp.logaddexp(own, jnp.log(A - 1.0) + other), jnp.log(1.0 * B) + minor)
+        return own - major, other - major, right - jnp.logaddexp(jnp.log(1.0 * A) + wrong, jnp.log(1.0 * B) + right)
+
+    def risk(angles, _):
+        own, _, right = log_odds(angles)
+        return -(A * ratio * own + B * right) / (A * ratio + B)
+
+    solver = optx.BFGS(rtol=1e-12, atol=1e-12)
+    start = jnp.full(3, jnp.pi / 4, energy_H.dtype)
+    best = optx.minimise(risk, solver, start, max_steps=500, throw=False).value
+    own, other, _ = log_odds(best)
+    return CollapsedOdds(jnp.exp(own), jnp.exp(other), risk(best, None))
+
+
+def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: float) -> float:
     r"""R₀: minority classifiers coincide exactly if m_A/m_B ≥ R₀.
 
     At the collapsed optimum the gradient of the loss with respect to the logits has the largest singular value
@@ -138,20 +185,21 @@ def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: f
     class: R₀ solves r (1 − p_own(r) + p_other(r)) = 1.
 
     Raises:
-        ValueError: fewer than two majority or minority classes.
+        ValueError: fewer than two majority or minority classes, energies not above zero.
     References:
         Fang et al. (2021) for the phenomenon; the criterion is derived here.
     """
     if not 2 <= majority <= num_classes - 2:
         raise ValueError(f"majority: expected 2 to C - 2 = {num_classes - 2} classes, got {majority}.")
+    check_positive("energy_H, energy_W", (energy_H, energy_W))
 
     def excess(log_ratio):
-        own, other = collapsed_odds(float(np.exp(log_ratio)), num_classes, majority, energy_H, energy_W, key=key)
-        return np.exp(log_ratio) * (1 - own + other) - 1
+        odds = collapsed_odds(float(np.exp(log_ratio)), num_classes, majority, energy_H, energy_W)
+        return float(np.exp(log_ratio) * (1 - odds.own + odds.other)) - 1
 
     low, high = 0.0, 1.0
     # r (1 − p_own + p_other) grows from below 1 at r = 1: the majority is fitted better, but not as fast as r grows.
     while excess(high) < 0 and high < 30:
         low, high = high, high * 1.5
-    root = brentq(excess, low, high, xtol=1e-7)
+    root = brentq(excess, low, high, xtol=1e-10)
     return float(np.exp(np.asarray(root)))

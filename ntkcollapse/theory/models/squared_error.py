@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse.classes import Classes
+from ntkcollapse.theory.models.cross_entropy import check_dimension
 
 
 class FeatureMinimiser(NamedTuple):
@@ -27,7 +29,12 @@ class FeatureMinimiser(NamedTuple):
 
 
 def features_minimiser(
-    classes: Classes, decay_W: Float[ArrayLike, ""], decay_H: Float[ArrayLike, ""], *, bias: str = "free"
+    classes: Classes,
+    decay_W: Float[ArrayLike, ""],
+    decay_H: Float[ArrayLike, ""],
+    *,
+    bias: str = "free",
+    num_features: int | None = None,
 ) -> FeatureMinimiser:
     r"""Global minimiser of (1/2N)‖W H + b 1ᵀ − Y‖² + (λ_W/2)‖W‖² + (λ_H/2)‖H‖², classes of any sizes.
 
@@ -38,15 +45,23 @@ def features_minimiser(
 
     Balanced, σ = √m: an orthogonal frame without a bias (W M = (1 − c) I, c = C √(m λ_W λ_H)), a simplex ETF with one
     (I − 11ᵀ/C in place of I), nothing for c ≥ 1. Unequal classes without a bias: each for itself, s_k = (W M)_kk =
-    (1 − N √(λ_W λ_H / m_k))₊, so that class k vanishes exactly if m_k ≤ N² λ_W λ_H.
+    (1 − N √(λ_W λ_H / m_k))₊, so that class k vanishes exactly if m_k ≤ N² λ_W λ_H. Needs n ≥ C − 1 with a free bias
+    and n ≥ C without.
 
     Raises:
-        ValueError: decays not above zero, or a bias mode other than "free" and "absent".
+        ValueError: decays not above zero, a bias mode other than "free" and "absent", too small a `num_features`.
     References:
         Tirer and Bruna (2022) for balanced classes; Dang et al. (2023) for unequal ones without a bias.
     """
     check_choice("bias", bias, ("free", "absent"))
     check_positive("decay_W, decay_H", (decay_W, decay_H))
+    if bias == "free":
+        check_dimension(num_features, classes.num_classes)
+    elif num_features is not None and num_features < classes.num_classes:
+        raise ValueError(
+            f"num_features: an orthogonal frame of C = {classes.num_classes} vectors needs as many dimensions, "
+            f"got {num_features}."
+        )
     N, d = classes.num_samples, classes.weights
     Λ, ratio = N * jnp.sqrt(jnp.asarray(decay_W) * decay_H), jnp.sqrt(jnp.asarray(decay_H) / decay_W)
     free = bias == "free"
@@ -65,6 +80,13 @@ def features_minimiser(
         value=jnp.sum(jnp.minimum(σ, Λ) ** 2 / 2 + Λ * z) / N,
         alive=jnp.sum(z > 0),
     )
+
+
+def largest_mode(classes: Classes, *, bias: str = "free") -> float:
+    """max σ² of T in `features_minimiser`: nothing is learned from N² λ_W λ_H = max σ² on."""
+    d = np.asarray(classes.sizes, dtype=float)
+    T = np.eye(len(d)) - (d[:, None] / d.sum() if bias == "free" else 0)
+    return float(np.linalg.eigvalsh(T @ np.diag(d) @ T.T)[-1])
 
 
 def vanishing_size(classes: Classes, decay_W: Float[ArrayLike, ""], decay_H: Float[ArrayLike, ""]) -> Array:
@@ -89,7 +111,8 @@ def deep_linear_minimiser(
 
         min over s ≥ 0 of (m_k/2N)(s − 1)² + ((L + 1)/2) (m_k λ_H Π_l λ_l)^{1/(L+1)} s^{2/(L+1)}
 
-    For L ≥ 2 the local minimum near s = 1 competes with s = 0, so that classes vanish by a jump.
+    For L ≥ 2 the local minimum near s = 1 competes with s = 0, so that classes vanish by a jump from s = (L − 1)/L:
+    those of size up to `deep_vanishing_size`.
 
     Raises:
         ValueError: decays not above zero.
@@ -114,6 +137,24 @@ def deep_linear_minimiser(
     stationary = jnp.abs(s - 1 + cost / share * s ** (2 / p - 1)) < 1e-9
     s = jnp.where(stationary & (objective(s) < share / 2), s, 0)
     return DeepLinearMinimiser(outputs=s, value=jnp.sum(objective(s)))
+
+
+def deep_vanishing_size(classes: Classes, decay_W: Float[ArrayLike, " L"], decay_H: Float[ArrayLike, ""]) -> Array:
+    r"""m* = (N^{L+1} λ_H Π_l λ_l · L^{2L}/(L − 1)^{L−1})^{1/L}: classes of this size and smaller vanish at the minimum.
+
+    There s = (L − 1)/L is stationary in `deep_linear_minimiser`, and the objective as high as at s = 0. L = 1 gives
+    N² λ_W λ_H, without a jump.
+
+    Raises:
+        ValueError: decays not above zero.
+    References:
+        Dang et al. (2023), the phenomenon; in this form derived here.
+    """
+    check_positive("decay_W, decay_H", (decay_W, decay_H))
+    λ = jnp.atleast_1d(jnp.asarray(decay_W, dtype=float))
+    L, N = λ.shape[0], classes.num_samples
+    shape = L ** (2 * L) / (L - 1) ** (L - 1)
+    return (N ** (L + 1) * jnp.asarray(decay_H, dtype=float) * jnp.prod(λ) * shape) ** (1 / L)
 
 
 class BatchNormMinimiser(NamedTuple):
