@@ -19,7 +19,7 @@
 #   \dot b = -\eta_b G 1 - \lambda_b b,\qquad G = \partial\,\text{loss}/\partial\,\text{logits}$$
 #
 # Each model of the literature chooses a kernel $K$, a loss, a constraint $\Pi$ and a noise. Below, each is built by
-# its name, integrated by `simulate` (or by the same solver) from a random start, and drawn beside its exact answer
+# its name, integrated by `simulate` from a random start, and drawn beside its exact answer
 # (dashed). Sizes are small, so that the page runs in a minute or two.
 
 # %%
@@ -30,7 +30,6 @@ import numpy as np
 
 import ntkcollapse as nc
 from ntkcollapse import models, plots
-from ntkcollapse.theory.integrate import integrate, named_solver
 
 jax.config.update("jax_enable_x64", True)
 
@@ -165,20 +164,12 @@ with plots.style():
         nc.Classes.balanced(num_classes=2, per_class=400),
         jnp.concatenate([jnp.ones(1), jnp.logspace(0.5, 3, 9)]),
     )
-    origin, sign = two.expand(jnp.asarray([[-0.5, 0.5]])), np.repeat([-1.0, 1.0], 400)
+    sign = np.repeat([-1.0, 1.0], 400)
+    origin = nc.LastLayer(H=0.5 * sign[None, :], W=np.zeros((2, 1)), b=np.zeros(2))
     for c in (0.5, 1.0, 1.5):
         flow = models.elastic(two, jnp.asarray(c), 0.0, 1.0, power=1.0)
-        out = integrate(
-            flow,
-            origin,
-            times,
-            solver=named_solver("shark"),
-            rtol=1e-3,
-            atol=1e-1,
-            max_steps=1000,
-            key=jax.random.key(1),
-        )
-        X = np.asarray(out.states[:, 0])
+        run = nc.simulate(origin, flow, two, times, key=jax.random.key(1), rtol=1e-3, atol=1e-1)
+        X = np.asarray(run.states["H"][:, 0])
         axes[0].semilogx(times, ((X - X.mean(1, keepdims=True)) * sign < 0).mean(1), "o", label=f"c = {c}")
         axes[0].semilogx(times[1:], models.elastic.error(times[1:], 1.0, c, 1.0, 2), **EXACT)
     axes[0].set(xlabel="t", title="elastic: error of nearest mean")

@@ -29,9 +29,10 @@ from ntkcollapse.observables import (
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.constraints import Unconstrained
-from ntkcollapse.theory.flow import Flow, WeightDecay, check_bias
+from ntkcollapse.theory.flow import AbstractFlow, Flow, WeightDecay, check_bias
 from ntkcollapse.theory.integrate import Integration, integrate, named_solver
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
+from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius
 from ntkcollapse.theory.retraction import Retracted
 from ntkcollapse.trajectory import Trajectory
@@ -46,8 +47,8 @@ class SimulationError(RuntimeError):
 
 
 def simulate(
-    start: LastLayer | ReducedStart,
-    kappa: SampleKernel | KernelPath | Flow,
+    start: LastLayer | ReducedStart | DeepLastLayer,
+    kappa: SampleKernel | KernelPath | AbstractFlow,
     classes: Classes,
     times: Float[Array, " T"] | Float[np.ndarray, " T"],
     *,
@@ -117,8 +118,8 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    model = kappa if isinstance(kappa, Flow) else None
-    if isinstance(kappa, Flow):
+    model = kappa if isinstance(kappa, AbstractFlow) else None
+    if isinstance(kappa, AbstractFlow):
         _check_model(kappa, start, classes, loss, weight_decay, bias, key)
         kernel, loss, decay, bias = kappa.kernel, kappa.loss, kappa.decay, kappa.bias
     else:
@@ -144,8 +145,8 @@ def simulate(
             f"reduced: the reduction is exact for squared error under a reducible kernel, got {type(loss).__name__} "
             f"and {type(kernel).__name__}{more}; use reduced=None or False."
         )
-    if isinstance(start, LastLayer):
-        start.check(classes)
+    if not isinstance(start, ReducedStart):
+        (start if isinstance(start, LastLayer) else start.last_layer).check(classes)
     else:
         check_shape("M", start.M, (None, classes.num_classes), "(n, C) for classes")
 
@@ -174,11 +175,12 @@ def simulate(
         default = "tsit5" if key is None else diffrax.ShARK()
         method = named_solver(default if solver is None else solver)
         flow = Flow(kernel, classes, loss, decay, bias) if model is None else model
-        if not isinstance(flow.constraint, Unconstrained):
+        if isinstance(flow, Flow) and not isinstance(flow.constraint, Unconstrained):
             method = Retracted(method, flow.retract)
         out = _solve(flow, start, times, method, rtol, atol, max_steps, progress, key, steady)
-        states = {name: getattr(out.states, name) for name in ("H", "W", "b")}
-        observables = _observe_full(flow, out.states, times)
+        layers = jax.vmap(flow.last_layer)(out.states)
+        states = {name: getattr(layers, name) for name in ("H", "W", "b")}
+        observables = _observe_full(flow, layers, times)
     settings = {
         "producer": "theory",
         "flow": "reduced" if reduced else "full",
@@ -203,24 +205,20 @@ def simulate(
     return run if is_traced(out.states) else _deliver(run, out, throw)
 
 
-def _check_model(model: Flow, start, classes, loss, weight_decay, bias, key) -> None:
+def _check_model(model: AbstractFlow, start, classes, loss, weight_decay, bias, key) -> None:
     if loss is not None or bias != "free" or isinstance(weight_decay, Mapping) or weight_decay != 0.0:
         raise ValueError("loss, weight_decay, bias: expected none of them beside a model, which has its own.")
     if model.classes != classes:
         raise ValueError("classes: expected the classes that the model was built for; pass model.classes.")
+    if isinstance(start, DeepLastLayer) != isinstance(model, DeepLinearFlow):
+        wanted = "DeepLastLayer" if isinstance(model, DeepLinearFlow) else "LastLayer"
+        raise ValueError(f"start: expected a {wanted} for this model, got a {type(start).__name__}.")
     if (model.noise is None) != (key is None):
         raise ValueError("key: expected a key for a model with noise, and none for a model without.")
     if not isinstance(model.constraint, Unconstrained):
         if not isinstance(start, LastLayer):
             raise ValueError("start: a model with a constraint is integrated in full; give a LastLayer.")
         model.constraint.check(start, classes)
-    n, C = start.W.shape[1], classes.num_classes
-    if n < C - 1:
-        warnings.warn(
-            f"start: n = {n} features have no room for a simplex ETF of C = {C} classes, which needs n ≥ C - 1 = "
-            f"{C - 1}; the flow is integrated all the same, but cannot collapse, nor reach the model's exact answers.",
-            stacklevel=3,
-        )
 
 
 def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:
@@ -320,7 +318,7 @@ def _observe_columns(kappa, states: ReducedState, times, deviations, classes: Cl
 
 
 @eqx.filter_jit
-def _observe_full(flow: Flow, states: LastLayer, times) -> Observables:
+def _observe_full(flow: AbstractFlow, states: LastLayer, times) -> Observables:
     def at(inputs):
         t, state = inputs
         kernel = flow.kernel.at(t)

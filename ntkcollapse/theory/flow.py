@@ -1,5 +1,6 @@
 """The one state equation: gradient flow of the last layer under a kernel, a loss, a constraint and noise."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -51,7 +52,35 @@ def check_bias(bias: str, b: Float[Array, " C"]) -> None:
         raise ValueError("bias: expected b = 0 where the bias is absent, got b ≠ 0; use bias='frozen' to keep it.")
 
 
-class Flow(eqx.Module):
+class AbstractFlow(eqx.Module):
+    """What `simulate` integrates and observes: a vector field on states from which a last layer can be read.
+
+    kernel, loss and bias say in whose terms it is observed; constraint and noise what the solver is to do.
+    """
+
+    kernel: eqx.AbstractVar[SampleKernel | KernelPath]
+    classes: eqx.AbstractVar[Classes]
+    loss: eqx.AbstractVar[Loss]
+    decay: eqx.AbstractVar[WeightDecay]
+    bias: eqx.AbstractVar[str]
+    constraint: eqx.AbstractVar[Constraint]
+    noise: eqx.AbstractVar[Any]
+
+    @property
+    @abc.abstractmethod
+    def is_plain(self) -> bool:
+        """Whether it is the theory's own flow: no constraint, no noise, one learning rate."""
+
+    @abc.abstractmethod
+    def last_layer(self, state: Any) -> LastLayer:
+        """H, W, b of a state."""
+
+    @abc.abstractmethod
+    def __call__(self, t, state: Any, args: None = None) -> Any:
+        """d state/dt."""
+
+
+class Flow(AbstractFlow):
     """Gradient flow of (H, W, b) in the metric that the kernel K defines on the features.
 
         Ḣ = Π_H[−Wᵀ G K − λ_H H] + noise,   Ẇ = Π_W[−η_W G Hᵀ − λ_W W],   ḃ = −η_b G 1 − λ_b b,
@@ -97,9 +126,11 @@ class Flow(eqx.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the theory's own flow: no constraint, no noise, one learning rate."""
         same_rates = not is_traced(self.rate_W, self.rate_b) and self.rate_W == 1 and self.rate_b == 1
         return isinstance(self.constraint, Unconstrained) and self.noise is None and bool(same_rates)
+
+    def last_layer(self, state: LastLayer) -> LastLayer:
+        return state
 
     def retract(self, state: LastLayer) -> LastLayer:
         """The nearest state that the constraint allows."""

@@ -84,10 +84,15 @@ def test_the_invariant_for_random_kernels_losses_and_sizes(sizes, n, seed, loss,
     np.testing.assert_allclose(dE, -2 * decay * E, rtol=0, atol=1e-10 * max(1, float(jnp.abs(E).max())))
 
 
+@eqx.filter_jit
+def in_full(flow, start: LastLayer, times):
+    return integrate(flow, start, times, solver=named_solver("tsit5"), rtol=1e-9, atol=1e-11, max_steps=20_000)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     sizes=st.sampled_from([(2, 3, 1), (2, 2, 2)]),
-    n=st.sampled_from([3, 5]),
+    n=st.just(4),
     seed=st.integers(0, 10_000),
     loss=st.sampled_from([SquaredError(0.7), CrossEntropy(1.3)]),
     decay=st.sampled_from([0.0, 0.3]),
@@ -98,9 +103,9 @@ def test_the_invariant_along_integrations(sizes, n, seed, loss, decay):
     A = np.random.default_rng(seed).normal(size=(6, 6))
     K = A @ A.T / 6 + 0.5 * np.eye(6)
     flow = models.ntk_collapse(classes, DenseKernel(K), weight_decay=jnp.asarray(decay), loss=loss)
-    times = np.array([0.0, 0.5, 3.0])
-    run = simulate(random_state(n, classes, seed), flow, classes, times, reduced=False, rtol=1e-9, atol=1e-11)
-    H, W = np.asarray(run.states["H"]), np.asarray(run.states["W"])
+    times = jnp.asarray([0.0, 0.5, 3.0])
+    out = in_full(flow, random_state(n, classes, seed), times)
+    H, W = np.asarray(out.states.H), np.asarray(out.states.W)
     E = np.swapaxes(W, 1, 2) @ W - H @ np.linalg.solve(K, np.swapaxes(H, 1, 2))
     # The state moves by its own size; E does not, but for the solver's 1e-9 a step over up to some hundred steps.
     assert np.linalg.norm(W[-1] - W[0]) > 0.1 * np.linalg.norm(W[0])
@@ -251,7 +256,7 @@ def test_deep_linear_classes_vanish_by_a_jump(depth):
         shallow = models.regularised_features.threshold(classes, 0.02, λH)
         np.testing.assert_allclose(at_limit, shallow, rtol=1e-12)
     with pytest.warns(UserWarning, match="nothing is learned"):
-        models.deep_linear(classes, 100 * λW, λH)
+        models.deep_linear(classes, 1e3 * λW, λH)
 
 
 def test_deep_linear_flow_descends():
@@ -260,13 +265,15 @@ def test_deep_linear_flow_descends():
     rng = np.random.default_rng(0)
     layers = tuple(jnp.asarray(0.7 * rng.normal(size=s)) for s in ((4, 4), (3, 4)))
     start = DeepLastLayer(H=jnp.asarray(0.7 * rng.normal(size=(4, 11))), layers=layers)
-    times = jnp.asarray([0.0, 1000.0, 3000.0])
-    out = integrate(flow, start, times, solver=named_solver("tsit5"), rtol=1e-6, atol=1e-8, max_steps=10_000)
-    end = jax.tree.map(lambda x: x[-1], out.states)
+    run = simulate(start, flow, classes, np.array([0.0, 1000.0, 3000.0]))
     # Slowest rate about λ_H = 0.01.
+    answer = models.deep_linear.minimizer(classes, jnp.full(2, 0.02), 0.01)
+    np.testing.assert_allclose(run["loss"][-1], jnp.sum((answer.outputs - 1) ** 2 * classes.weights) / 22, rtol=1e-6)
     np.testing.assert_allclose(
-        flow.objective(end), models.deep_linear.minimizer(classes, jnp.full(2, 0.02), 0.01).value
+        classes.means(run.last_layer(-1).W @ run.states["H"][-1]), np.diag(answer.outputs), atol=1e-6
     )
+    with pytest.raises(ValueError, match="start: expected a DeepLastLayer for this model, got a LastLayer"):
+        simulate(random_state(4, classes), flow, classes, np.array([0.0, 1.0]))
 
 
 def test_batch_normalised_head():
@@ -435,7 +442,7 @@ def test_layer_peeled_thresholds(num_classes, majority, energy, published, digit
 def test_layer_peeled_threshold_is_where_minority_classifiers_merge():
     """Found by the criterion at the collapsed optimum, seen in the free minimum, where nothing is tied."""
     key, R0 = jax.random.key(0), models.layer_peeled.threshold(4, 2, 2.0, 1.0)
-    below, above = models.layer_peeled.cosine_curve([0.97 * R0, 1.03 * R0], 4, 2, 2.0, 1.0, key=key)
+    below, above = models.layer_peeled.cosine_curve(jnp.asarray([0.97 * R0, 1.03 * R0]), 4, 2, 2.0, 1.0, key=key)
     assert float(below) < 0.98
     np.testing.assert_allclose(above, 1.0, atol=1e-6)
     # The collapsed optimum in its three angles, against descent in all coordinates with the minority tied together.
@@ -546,13 +553,17 @@ def test_quasi_interpolation_on_the_model_and_on_networks():
     np.testing.assert_allclose(models.homogeneous.floor(α, C), np.sum(R**2) / (2 * C), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("decay", "bias"), [(0.003, False), (0.003, True), (0.0, False)])
-def test_identities_of_a_trained_network(decay, bias):
-    """A ReLU network on random inputs, with and without weight decay, its last layer with and without a bias."""
-    classes, steps = Classes.balanced(3, 5), 30_000
+@pytest.mark.parametrize(
+    ("decay", "bias", "scatter"), [(0.003, True, 0.0), (0.003, False, 0.0), (0.003, True, 1.0), (0.0, False, 1.0)]
+)
+def test_identities_of_a_trained_network(decay, bias, scatter):
+    """A ReLU network with and without weight decay, with and without a bias, on prototypes or scatter."""
+    classes, width, steps = Classes.balanced(3, 5), 24, 30_000
     rng = np.random.default_rng(0)
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 15)))
-    start = tuple(jnp.asarray(1.4 * rng.normal(size=s) / np.sqrt(s[1])) for s in ((12, 6), (12, 12), (3, 12)))
+    prototypes = 2 * np.eye(6)[:, :3] * (scatter == 0)
+    x = jnp.asarray(np.repeat(prototypes, 5, axis=1) + scatter * np.random.default_rng(1).normal(size=(6, 15)))
+    shapes = ((width, 6), (width, width), (3, width))
+    start = tuple(jnp.asarray(1.4 * rng.normal(size=s) / np.sqrt(s[1])) for s in shapes)
     # Steps that shrink by 10⁵ settle on the kinks of the ReLU instead of jumping over them.
     adam = optax.adam(optax.exponential_decay(1e-2, steps, 1e-5))
 
@@ -580,24 +591,26 @@ def test_identities_of_a_trained_network(decay, bias):
     penalty, fit = models.homogeneous.weight_identity(state, classes, decay)
     imbalance = float(models.homogeneous.layer_imbalance(layers))
     seen = models.homogeneous.quasi_interpolation(state.logits, classes)
-    norms = np.asarray(jnp.sum(state.W**2, axis=1))
-    print(decay, bias, penalty, fit, imbalance, seen, norms)
-    if not decay:
-        # Interpolation: nothing of the symmetric pattern is left to see, and layers keep the norms they came with.
-        np.testing.assert_allclose(fit, 0, atol=1e-6)
+    if decay == 0:
+        # Interpolation, which leaves nothing to be symmetric; and layers keep the norms they came with.
+        np.testing.assert_allclose(fit, 0, atol=1e-12)
+        assert float(seen.epsilon) < 1e-12
         assert imbalance > 0.1
         return
-    # A critical point to what the last steps leave, 1e-5 here.
-    np.testing.assert_allclose(penalty, fit, rtol=2e-4)
-    assert imbalance < 1e-3
-    predicted = float(models.homogeneous.weight_norm(seen.epsilon, decay, 3))
-    if bias:
-        assert float(seen.residual) < 0.01
-        np.testing.assert_allclose(norms, predicted, rtol=0.01)
+    # A critical point to what the last steps leave: 6e-5 and 1e-3 measured.
+    np.testing.assert_allclose(penalty, fit, rtol=5e-4)
+    assert imbalance < 2e-3
+    norms = jnp.sum(state.W**2, axis=1)
+    if scatter == 0 and bias:
+        # One input a class: the assumption holds, and with it the norm and the direction of every w_c.
+        assert float(seen.residual) < 1e-4
+        np.testing.assert_allclose(norms, models.homogeneous.weight_norm(seen.epsilon, decay, 3), rtol=2e-4)
+        M = classes.means(state.H)
+        direction = seen.epsilon / (2 * decay) * (M - M.mean(1)[:, None]).T
+        np.testing.assert_allclose(state.W, direction, atol=1e-3)
     else:
-        # A bias-free network is no symmetric quasi-interpolator: the measure says so, and the formula misses its norms.
-        assert float(seen.residual) > 0.01
-        assert np.abs(norms / predicted - 1).max() > 0.05
+        # Without a bias, or with samples that differ, it does not, and the measure says so: 0.57 and 0.92 measured.
+        assert float(seen.residual) > 0.5
 
 
 def test_local_elasticity_tends_to_the_kernel():
@@ -627,16 +640,23 @@ def test_local_elasticity_tends_to_the_kernel():
 # --- stochastic
 
 
+def looked_on(H, classes: Classes) -> LastLayer:
+    """Features beside a classifier that only looks on."""
+    C = classes.num_classes
+    return LastLayer(H=H, W=jnp.zeros((C, H.shape[0])), b=jnp.zeros(C))
+
+
 def test_elastic_means_and_their_estimated_intensities():
     classes = Classes.balanced(3, 4)
     flow = models.elastic(classes, 0.9, 0.2, 0.0)
-    H = random_state(2, classes).H
-    times = jnp.linspace(0.0, 2.0, 5)
-    out = integrate(flow, H, times, solver=named_solver("tsit5"), rtol=1e-9, atol=1e-11, max_steps=1000)
-    means = jax.vmap(classes.means)(out.states)
-    np.testing.assert_allclose(means, models.elastic.solution(times, classes.means(H), flow), rtol=1e-7)
-    # All samples of a class get the same push: deviations stay.
-    np.testing.assert_allclose(classes.deviations(out.states[-1]), classes.deviations(H), atol=1e-12)
+    start = random_state(2, classes)
+    times = np.linspace(0.0, 2.0, 5)
+    run = simulate(start, flow, classes, times, rtol=1e-9, atol=1e-11)
+    means = jax.vmap(classes.means)(run.states["H"])
+    np.testing.assert_allclose(means, models.elastic.solution(times, classes.means(start.H), flow), rtol=1e-7)
+    # All samples of a class get the same push: deviations stay. So does the classifier.
+    np.testing.assert_allclose(classes.deviations(run.states["H"][-1]), classes.deviations(start.H), atol=1e-12)
+    np.testing.assert_array_equal(run.states["W"][-1], start.W)
     estimate = models.elastic.estimate(times, means)
     np.testing.assert_allclose(estimate.intra, 0.9, rtol=1e-6)
     np.testing.assert_allclose(estimate.inter, 0.2, rtol=1e-6)
@@ -645,12 +665,11 @@ def test_elastic_means_and_their_estimated_intensities():
 def test_elasticity_from_measured_trajectories():
     """Intensities that fall like 1/t, an L-model, and class means that carry noise."""
     classes = Classes.balanced(3, 4)
-    times = jnp.linspace(1.0, 3.0, 5)
-    options = {"solver": named_solver("tsit5"), "rtol": 1e-9, "atol": 1e-11, "max_steps": 1000}
+    times = np.linspace(1.0, 3.0, 5)
     for kind in ("I", "L"):
         flow = models.elastic(classes, 0.9, 0.2, 0.0, kind=kind, power=1.0)
-        out = integrate(flow, random_state(3, classes).H, times, **options)
-        means = jax.vmap(classes.means)(out.states)
+        run = simulate(random_state(3, classes), flow, classes, times, rtol=1e-9, atol=1e-11)
+        means = jax.vmap(classes.means)(run.states["H"])
         estimate = models.elastic.estimate(times, means, kind=kind)
         # Means over each interval of α/t and β/t.
         falling = np.diff(np.log(times)) / np.diff(times)
@@ -662,11 +681,10 @@ def test_elasticity_from_measured_trajectories():
     # Simulated with noise, and estimated from class means of 400 samples.
     classes = Classes.balanced(3, 400)
     flow = models.elastic(classes, 0.9, 0.2, 0.5)
-    start = classes.expand(jnp.asarray(np.random.default_rng(0).normal(size=(40, 3))))
-    options = {"solver": named_solver("shark"), "rtol": 1e-3, "atol": 1e-2, "max_steps": 1000}
-    times = jnp.asarray([0.0, 1.0, 2.0])
-    out = integrate(flow, start, times, key=jax.random.key(0), **options)
-    estimate = models.elastic.estimate(times, jax.vmap(classes.means)(out.states))
+    start = looked_on(classes.expand(jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)))), classes)
+    times = np.array([0.0, 1.0, 2.0])
+    run = simulate(start, flow, classes, times, key=jax.random.key(0), rtol=1e-3, atol=1e-2, columns=False)
+    estimate = models.elastic.estimate(times, jax.vmap(classes.means)(run.states["H"]))
     # Noise σ √(C/(m Δt))/‖x‖ = 0.5 √(3/400)/√40 = 0.7% of growth, times C in α and 1 in β; thrice that.
     np.testing.assert_allclose(estimate.intra, 0.9, atol=0.06)
     np.testing.assert_allclose(estimate.inter, 0.2, atol=0.04)
@@ -675,13 +693,22 @@ def test_elasticity_from_measured_trajectories():
 def test_elastic_l_model_tends_to_a_simplex():
     classes = Classes.balanced(4, 2)
     flow = models.elastic(classes, 3.0, 1.0, 0.0, kind="L")
-    start = random_state(4, classes).H
-    times = jnp.asarray([0.0, 30.0, 60.0])
-    out = integrate(flow, start, times, solver=named_solver("tsit5"), rtol=1e-8, atol=1e-10, max_steps=5000)
-    M = np.asarray(classes.means(out.states[-1]))
+    run = simulate(random_state(4, classes), flow, classes, np.array([0.0, 30.0, 60.0]), rtol=1e-8, atol=1e-10)
+    M = np.asarray(classes.means(run.states["H"][-1]))
     unit = M / np.linalg.norm(M, axis=0)
     # Differences die out relative to the mean as exp(−t β) ≥ e^{−60}.
     np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=1e-6)
+    # Noise spreads samples about those vertices and no more: variance σ² t in every entry.
+    noisy = models.elastic(Classes.balanced(4, 500), 3.0, 1.0, 0.1, kind="L")
+    start = looked_on(noisy.classes.expand(classes.means(random_state(4, classes).H)), noisy.classes)
+    times, options = np.array([0.0, 5.0, 10.0]), {"rtol": 1e-3, "atol": 1e-2}
+    run = simulate(start, noisy, noisy.classes, times, key=jax.random.key(0), **options)
+    M = np.asarray(noisy.classes.means(run.states["H"][-1]))
+    unit = M / np.linalg.norm(M, axis=0)
+    np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=2e-3)
+    # Relative error of a variance from 8,000 numbers: 1.6%; thrice that.
+    scatter = jnp.mean(jnp.square(noisy.classes.deviations(run.states["H"][-1])))
+    np.testing.assert_allclose(scatter, 0.1**2 * 10 * (1 - 1 / 500), rtol=0.05)
 
 
 def test_elastic_sde_separates_at_the_threshold():
@@ -689,24 +716,15 @@ def test_elastic_sde_separates_at_the_threshold():
     C, m, end = 2, 2000, 1e4
     classes = Classes.balanced(C, m)
     assert models.elastic.threshold(C) == 1.0
-    start = classes.expand(jnp.asarray([[-0.5, 0.5]]))
-    run = eqx.filter_jit(integrate)
+    start = looked_on(classes.expand(jnp.asarray([[-0.5, 0.5]])), classes)
     for c, published in ((0.5, 0.480), (1.0, 0.309), (1.5, 3e-7)):
         flow = models.elastic(classes, jnp.asarray(c), 0.0, 1.0, power=1.0)
-        out = run(
-            flow,
-            start,
-            jnp.asarray([1.0, 3.0, end]),
-            solver=named_solver("shark"),
-            rtol=1e-3,
-            atol=1e-1,
-            max_steps=1000,
-            key=jax.random.key(3),
-        )
+        times, options = np.array([1.0, 3.0, end]), {"rtol": 1e-3, "atol": 1e-1}
+        run = simulate(start, flow, classes, times, key=jax.random.key(3), **options)
         # Pure Brownian motion about the class means; times between the solver's own steps are no less noisy.
-        middle_of_run = classes.deviations(out.states[1])
+        middle_of_run = classes.deviations(run.states["H"][1])
         np.testing.assert_allclose(jnp.var(middle_of_run) / 2, 1, rtol=0.1)
-        H = np.asarray(out.states[-1][0])
+        H = np.asarray(run.states["H"][-1][0])
         sign = np.repeat([-1.0, 1.0], m)
         middle = H.mean()
         error = np.mean((H - middle) * sign < 0)
@@ -915,7 +933,7 @@ def test_too_few_dimensions():
     with pytest.raises(ValueError, match="orthogonal frame of C = 4 vectors needs as many dimensions, got 3"):
         models.regularised_features.minimizer(uneven, 0.01, 0.01, bias="absent", num_features=3)
     flow = models.unconstrained_features(uneven)
-    with pytest.warns(UserWarning, match="n = 2 features have no room for a simplex ETF of C = 4 classes"):
+    with pytest.warns(UserWarning, match=r"2 features cannot hold a simplex ETF of C = 4 vectors, which needs n ≥ C"):
         simulate(random_state(2, uneven), flow, uneven, np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"H: expected at most N - C = 5 features.*got 6"):
         models.central_path(uneven).retract(random_state(6, uneven))

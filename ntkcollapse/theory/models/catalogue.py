@@ -108,7 +108,7 @@ def regularised_features(
     threshold=squared_error.deep_vanishing_size,
 )
 def deep_linear(classes: Classes, decay_W: Float[Array, " L"], decay_H: Number) -> DeepLinearFlow:
-    """The classifier a product of L weight layers; a flow of `DeepLastLayer`, for `theory.integrate`."""
+    """The classifier a product of L weight layers; starts from a `DeepLastLayer`."""
     if not is_traced(decay_W, decay_H) and min(float(jnp.min(decay_W)), float(decay_H)) > 0:
         smallest = squared_error.deep_vanishing_size(classes, decay_W, decay_H)
         _warn_trivial(max(classes.sizes) > smallest, "no class is as large as `deep_linear.threshold`")
@@ -273,7 +273,7 @@ def logit_ball(classes: Classes, radius: Number) -> Flow:
 def elastic(
     classes: Classes, intra: Number, inter: Number, noise: Number, *, kind: str = "I", power: Number = 0.0
 ) -> elasticity.ElasticFlow:
-    """Drift and diffusion of features without a classifier, for `theory.integrate` with a key."""
+    """Drift and diffusion of features; the classifier of a start only looks on."""
     return elasticity.ElasticFlow(classes, intra, inter, noise, kind, power)
 
 

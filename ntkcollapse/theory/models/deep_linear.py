@@ -9,9 +9,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_shape
+from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss
+from ntkcollapse.theory.constraints import Unconstrained
+from ntkcollapse.theory.flow import AbstractFlow, WeightDecay
 
 
 class DeepLastLayer(eqx.Module):
@@ -27,16 +30,25 @@ class DeepLastLayer(eqx.Module):
             width = W.shape[0]
 
     @property
+    def W(self) -> Float[Array, "C n"]:
+        """W_L ⋯ W_1."""
+        return functools.reduce(lambda below, W: W @ below, self.layers)
+
+    @property
+    def b(self) -> Float[Array, " C"]:
+        """0: there is no bias."""
+        return jnp.zeros(self.layers[-1].shape[0], self.H.dtype)
+
+    @property
     def last_layer(self) -> LastLayer:
         """The state as a single last layer, with the product of the weight layers as W."""
-        W = functools.reduce(lambda below, W: W @ below, self.layers)
-        return LastLayer(H=self.H, W=W, b=jnp.zeros(W.shape[0], W.dtype))
+        return LastLayer(H=self.H, W=self.W, b=self.b)
 
 
-class DeepLinearFlow(eqx.Module):
+class DeepLinearFlow(AbstractFlow):
     """Ḣ = −∂J/∂H, Ẇ_l = −∂J/∂W_l of J = loss(W_L ⋯ W_1 H) + Σ_l (λ_l/2)‖W_l‖² + (λ_H/2)‖H‖².
 
-    The state equation with W a product; a vector field on `DeepLastLayer` for `theory.integrate`.
+    The state equation with K = I and W a product; `simulate` starts it from a `DeepLastLayer`.
     """
 
     classes: Classes
@@ -51,10 +63,42 @@ class DeepLinearFlow(eqx.Module):
             jnp.asarray(decay_H, dtype=float),
         )
 
+    @property
+    def kernel(self) -> BlockKernel:
+        """I."""
+        return BlockKernel(1.0, 0.0, 0.0)
+
+    @property
+    def constraint(self) -> Unconstrained:
+        """None."""
+        return Unconstrained()
+
+    @property
+    def bias(self) -> str:
+        """Absent."""
+        return "absent"
+
+    @property
+    def noise(self) -> None:
+        """None."""
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    @property
+    def decay(self) -> WeightDecay:
+        """λ_H, and for W the geometric mean of its layers' rates: the minimum depends on nothing else of them."""
+        mean = jnp.exp(jnp.mean(jnp.log(self.decay_W)))
+        return WeightDecay(H=self.decay_H, W=mean, b=jnp.zeros_like(mean))
+
+    def last_layer(self, state: DeepLastLayer) -> LastLayer:
+        return state.last_layer
+
     def objective(self, state: DeepLastLayer) -> Float[Array, ""]:
         """J."""
         penalties = [λ * jnp.sum(jnp.square(W)) / 2 for λ, W in zip(self.decay_W, state.layers, strict=True)]
-        f = state.last_layer.W @ state.H
+        f = state.W @ state.H
         return (
             self.loss.value(f, self.classes.Y.astype(f.dtype)) + sum(penalties) + self.decay_H * jnp.sum(state.H**2) / 2
         )

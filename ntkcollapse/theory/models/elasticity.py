@@ -8,26 +8,32 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape
+from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape, is_traced
+from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.losses import SquaredError
+from ntkcollapse.theory.constraints import Unconstrained
+from ntkcollapse.theory.flow import AbstractFlow, WeightDecay
 
 Kind = Literal["I", "L"]
 
 
-class ElasticFlow(eqx.Module):
+class ElasticFlow(AbstractFlow):
     r"""dX = (1/C) Σ_l E_kl T_kl X̄_l dt + σ dB for every sample X of class k: the classes pull and push each other.
 
         E = (α − β) I + β 11ᵀ,   T_kl = I (I-model)  or  d_k d_lᵀ/‖d_l‖²,  d_k = e_k − 1/C, n = C  (L-model)
 
     X̄_l are class means; α and β are intensities within and between classes, α(t) = intra / t^power and likewise β, so
-    that power 1 is the borderline of separation. State: features (n, N).
+    that power 1 is the borderline of separation. Only features move: the W and b of a start are there to be observed
+    with, and stay.
 
     In the general state equation this is K the class-block matrix E/(C m), W = I and the loss −½‖f‖² (I-model).
 
     Args:
         classes: balanced.
         intra, inter: α and β at t = 1.
-        noise: σ.
+        sigma: σ, of the noise.
         kind: "I" or "L".
         power: of the decay of intensities in time; needs t > 0 where it is not 0.
 
@@ -40,17 +46,61 @@ class ElasticFlow(eqx.Module):
     classes: Classes
     intra: float | Float[Array, ""]
     inter: float | Float[Array, ""]
-    noise: float | Float[Array, ""]
+    sigma: float | Float[Array, ""]
     kind: str = eqx.field(static=True, default="I")
     power: float | Float[Array, ""] = 0.0
 
     def __check_init__(self):
         check_choice("kind", self.kind, get_args(Kind))
-        check_positive("noise", self.noise, zero=True)
+        check_positive("noise", self.sigma, zero=True)
         _ = self.classes.per_class
 
-    def __call__(self, t, H: Float[Array, "n N"], args: None = None) -> Float[Array, "n N"]:
+    @property
+    def noise(self) -> float | Array | None:
+        """σ, or None where it is known to be 0."""
+        return None if not is_traced(self.sigma) and float(self.sigma) == 0 else self.sigma
+
+    @property
+    def kernel(self) -> BlockKernel:
+        """I: in which the invariant is observed; it is not conserved here."""
+        return BlockKernel(1.0, 0.0, 0.0)
+
+    @property
+    def loss(self) -> SquaredError:
+        """½‖R‖² of the classifier that looks on."""
+        return SquaredError()
+
+    @property
+    def constraint(self) -> Unconstrained:
+        """None."""
+        return Unconstrained()
+
+    @property
+    def bias(self) -> str:
+        """Frozen."""
+        return "frozen"
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    @property
+    def decay(self) -> WeightDecay:
+        """None."""
+        return WeightDecay.of(0.0)
+
+    def last_layer(self, state: LastLayer) -> LastLayer:
+        return state
+
+    def __call__(self, t, state: LastLayer, args: None = None) -> LastLayer:
         del args
+        return _moving(state, self._drift(t, state.H))
+
+    def diffusion(self, state: LastLayer) -> LastLayer:
+        """σ on every entry of H."""
+        return _moving(state, jnp.broadcast_to(jnp.asarray(self.sigma, state.H.dtype), state.H.shape))
+
+    def _drift(self, t, H: Float[Array, "n N"]) -> Float[Array, "n N"]:
         C = self.classes.num_classes
         M = self.classes.means(H)
         # On means centred over classes E acts as α − β, on their mean as α + (C − 1) β.
@@ -62,9 +112,10 @@ class ElasticFlow(eqx.Module):
         D = jnp.eye(C, dtype=H.dtype) - 1 / C
         return self.classes.expand(D * (E @ _along_vertices(M))[None, :])
 
-    def diffusion(self, H: Float[Array, "n N"]) -> Float[Array, "n N"]:
-        """σ on every entry."""
-        return jnp.broadcast_to(jnp.asarray(self.noise, H.dtype), H.shape)
+
+def _moving(state: LastLayer, H: Float[Array, "n N"]) -> LastLayer:
+    """H, and 0 for W and b."""
+    return eqx.tree_at(lambda s: (s.H, s.W, s.b), state, (H, jnp.zeros_like(state.W), jnp.zeros_like(state.b)))
 
 
 def elastic_means(
