@@ -14,7 +14,7 @@ import json
 import sys
 import time
 
-import cvxpy as cp
+import cvxpy as cp  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 

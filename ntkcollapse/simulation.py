@@ -154,6 +154,8 @@ def simulate(
     first = kernel.at(times[0])
     deviations, states = None, {}
     if reduced:
+        if isinstance(start, DeepLastLayer):
+            raise ValueError("start: a DeepLastLayer needs the model `deep_linear`.")
         if isinstance(start, LastLayer):
             deviations = classes.deviations(start.H)
             start = ReducedStart.of(start, first, classes)

@@ -121,17 +121,26 @@ def invariant_diagrams(config: Config) -> dict[str, Diagram]:
     unseen = np.eye(n) - np.linalg.pinv(W, rcond=1e-9) @ W
     left = size[:, None] * np.trace(unseen @ extra) / (C * m)
     theory = left / ((C - 1) / C * np.sqrt(ratio / m))[None, :]
-    axes = {"xlabel": r"$\lambda_{\mathrm{class}}/\lambda_{\mathrm{single}}$", "ylabel": r"$\|E(0)\|$"}
+    xlabel, ylabel = r"$\lambda_{\mathrm{class}}/\lambda_{\mathrm{single}}$", r"$\|E(0)\|$"
     levels = (1e-4, 1e-3, 1e-2, 1e-1)
     return {
         "invariant": Diagram(
-            ratio, size, runs[..., -1], **axes, title="NC1 in the end", limits=(1e-5, 1), levels=levels, theory=theory
+            ratio,
+            size,
+            runs[..., -1],
+            xlabel,
+            ylabel,
+            title="NC1 in the end",
+            limits=(1e-5, 1),
+            levels=levels,
+            theory=theory,
         ),
         "invariant_time": Diagram(
             ratio,
             size,
             first_below(times, runs, 1e-2),
-            **axes,
+            xlabel,
+            ylabel,
             title=r"$\lambda_{\mathrm{single}}\,t$ until NC1 < 1%",
             limits=(0.3, 10.0),
             absent="never",

@@ -110,7 +110,7 @@ def test_the_invariant_along_integrations(sizes, n, seed, loss, decay):
     # The state moves by its own size; E does not, but for the solver's 1e-9 a step over up to some hundred steps.
     assert np.linalg.norm(W[-1] - W[0]) > 0.1 * np.linalg.norm(W[0])
     expected = E[0] * np.exp(-2 * decay * times)[:, None, None]
-    np.testing.assert_allclose(E, expected, rtol=0, atol=3e-7 * np.linalg.norm(E[0]))
+    np.testing.assert_allclose(E, expected, rtol=0, atol=3e-7 * float(np.linalg.norm(E[0])))
 
 
 def test_weight_decay_takes_the_invariant_to_zero():
@@ -265,10 +265,10 @@ def test_deep_linear_flow_descends():
     rng = np.random.default_rng(0)
     layers = tuple(jnp.asarray(0.7 * rng.normal(size=s)) for s in ((4, 4), (3, 4)))
     start = DeepLastLayer(H=jnp.asarray(0.7 * rng.normal(size=(4, 11))), layers=layers)
-    run = simulate(start, flow, classes, np.array([0.0, 1000.0, 3000.0]))
-    # Slowest rate about λ_H = 0.01.
+    run = simulate(start, flow, classes, np.array([0.0, 1000.0, 3000.0]), rtol=1e-8, atol=1e-10)
+    # Slowest rate about λ_H = 0.01; the loss is of first order in the error of outputs, 1e-6 beside 1 − s = 0.04.
     answer = models.deep_linear.minimizer(classes, jnp.full(2, 0.02), 0.01)
-    np.testing.assert_allclose(run["loss"][-1], jnp.sum((answer.outputs - 1) ** 2 * classes.weights) / 22, rtol=1e-6)
+    np.testing.assert_allclose(run["loss"][-1], jnp.sum((answer.outputs - 1) ** 2 * classes.weights) / 22, rtol=1e-4)
     np.testing.assert_allclose(
         classes.means(run.last_layer(-1).W @ run.states["H"][-1]), np.diag(answer.outputs), atol=1e-6
     )
@@ -648,7 +648,7 @@ def looked_on(H, classes: Classes) -> LastLayer:
 
 def test_elastic_means_and_their_estimated_intensities():
     classes = Classes.balanced(3, 4)
-    flow = models.elastic(classes, 0.9, 0.2, 0.0)
+    flow = models.elastic(classes, 0.9, 0.2)
     start = random_state(2, classes)
     times = np.linspace(0.0, 2.0, 5)
     run = simulate(start, flow, classes, times, rtol=1e-9, atol=1e-11)
@@ -667,7 +667,7 @@ def test_elasticity_from_measured_trajectories():
     classes = Classes.balanced(3, 4)
     times = np.linspace(1.0, 3.0, 5)
     for kind in ("I", "L"):
-        flow = models.elastic(classes, 0.9, 0.2, 0.0, kind=kind, power=1.0)
+        flow = models.elastic(classes, 0.9, 0.2, kind=kind, power=1.0)
         run = simulate(random_state(3, classes), flow, classes, times, rtol=1e-9, atol=1e-11)
         means = jax.vmap(classes.means)(run.states["H"])
         estimate = models.elastic.estimate(times, means, kind=kind)
@@ -678,37 +678,37 @@ def test_elasticity_from_measured_trajectories():
     with pytest.raises(ValueError, match="n = C features for the L-model"):
         models.elastic.estimate(times, means[:, :2], kind="L")
 
-    # Simulated with noise, and estimated from class means of 400 samples.
-    classes = Classes.balanced(3, 400)
-    flow = models.elastic(classes, 0.9, 0.2, 0.5)
-    start = looked_on(classes.expand(jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)))), classes)
+    # Simulated with noise, and estimated from class means of 100 samples.
+    classes = Classes.balanced(3, 100)
+    flow = models.elastic(classes, 0.9, 0.2, 0.1)
+    start = looked_on(classes.expand(jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))), classes)
     times = np.array([0.0, 1.0, 2.0])
     run = simulate(start, flow, classes, times, key=jax.random.key(0), rtol=1e-3, atol=1e-2, columns=False)
     estimate = models.elastic.estimate(times, jax.vmap(classes.means)(run.states["H"]))
-    # Noise σ √(C/(m Δt))/‖x‖ = 0.5 √(3/400)/√40 = 0.7% of growth, times C in α and 1 in β; thrice that.
-    np.testing.assert_allclose(estimate.intra, 0.9, atol=0.06)
-    np.testing.assert_allclose(estimate.inter, 0.2, atol=0.04)
+    # Noise σ/√m = 0.01 in each coordinate beside ‖x‖ of about 2: 0.5% of growth, times C in α, √2 in β; thrice that.
+    np.testing.assert_allclose(estimate.intra, 0.9, atol=0.05)
+    np.testing.assert_allclose(estimate.inter, 0.2, atol=0.03)
 
 
 def test_elastic_l_model_tends_to_a_simplex():
     classes = Classes.balanced(4, 2)
-    flow = models.elastic(classes, 3.0, 1.0, 0.0, kind="L")
+    flow = models.elastic(classes, 3.0, 1.0, kind="L")
     run = simulate(random_state(4, classes), flow, classes, np.array([0.0, 30.0, 60.0]), rtol=1e-8, atol=1e-10)
     M = np.asarray(classes.means(run.states["H"][-1]))
     unit = M / np.linalg.norm(M, axis=0)
     # Differences die out relative to the mean as exp(−t β) ≥ e^{−60}.
     np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=1e-6)
     # Noise spreads samples about those vertices and no more: variance σ² t in every entry.
-    noisy = models.elastic(Classes.balanced(4, 500), 3.0, 1.0, 0.1, kind="L")
+    noisy = models.elastic(Classes.balanced(4, 100), 3.0, 1.0, 0.1, kind="L")
     start = looked_on(noisy.classes.expand(classes.means(random_state(4, classes).H)), noisy.classes)
-    times, options = np.array([0.0, 5.0, 10.0]), {"rtol": 1e-3, "atol": 1e-2}
-    run = simulate(start, noisy, noisy.classes, times, key=jax.random.key(0), **options)
+    times = np.array([0.0, 5.0, 10.0])
+    run = simulate(start, noisy, noisy.classes, times, key=jax.random.key(0), rtol=1e-3, atol=1e-2)
     M = np.asarray(noisy.classes.means(run.states["H"][-1]))
     unit = M / np.linalg.norm(M, axis=0)
     np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=2e-3)
-    # Relative error of a variance from 8,000 numbers: 1.6%; thrice that.
+    # Relative error of a variance from 1,600 numbers: 3.5%; thrice that.
     scatter = jnp.mean(jnp.square(noisy.classes.deviations(run.states["H"][-1])))
-    np.testing.assert_allclose(scatter, 0.1**2 * 10 * (1 - 1 / 500), rtol=0.05)
+    np.testing.assert_allclose(scatter, 0.1**2 * 10 * (1 - 1 / 100), rtol=0.1)
 
 
 def test_elastic_sde_separates_at_the_threshold():
@@ -719,8 +719,8 @@ def test_elastic_sde_separates_at_the_threshold():
     start = looked_on(classes.expand(jnp.asarray([[-0.5, 0.5]])), classes)
     for c, published in ((0.5, 0.480), (1.0, 0.309), (1.5, 3e-7)):
         flow = models.elastic(classes, jnp.asarray(c), 0.0, 1.0, power=1.0)
-        times, options = np.array([1.0, 3.0, end]), {"rtol": 1e-3, "atol": 1e-1}
-        run = simulate(start, flow, classes, times, key=jax.random.key(3), **options)
+        times = np.array([1.0, 3.0, end])
+        run = simulate(start, flow, classes, times, key=jax.random.key(3), rtol=1e-3, atol=1e-1)
         # Pure Brownian motion about the class means; times between the solver's own steps are no less noisy.
         middle_of_run = classes.deviations(run.states["H"][1])
         np.testing.assert_allclose(jnp.var(middle_of_run) / 2, 1, rtol=0.1)

@@ -271,10 +271,10 @@ def logit_ball(classes: Classes, radius: Number) -> Flow:
     estimate=elasticity.estimate_elasticity,
 )
 def elastic(
-    classes: Classes, intra: Number, inter: Number, noise: Number, *, kind: str = "I", power: Number = 0.0
+    classes: Classes, intra: Number, inter: Number, noise: Number | None = None, *, kind: str = "I", power: Number = 0.0
 ) -> elasticity.ElasticFlow:
     """Drift and diffusion of features; the classifier of a start only looks on."""
-    return elasticity.ElasticFlow(classes, intra, inter, noise, kind, power)
+    return elasticity.ElasticFlow(classes=classes, intra=intra, inter=inter, noise=noise, kind=kind, power=power)
 
 
 @model(

@@ -11,9 +11,11 @@ from jaxtyping import Array, Float
 from ntkcollapse._checks import check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss
-from ntkcollapse.theory.constraints import Unconstrained
+from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.theory.constraints import Constraint, Unconstrained
 from ntkcollapse.theory.flow import AbstractFlow, WeightDecay
 
 
@@ -55,6 +57,11 @@ class DeepLinearFlow(AbstractFlow):
     loss: Loss
     decay_W: Float[Array, " L"]
     decay_H: Float[Array, ""]
+    decay: WeightDecay
+    kernel: SampleKernel | KernelPath
+    bias: str = eqx.field(static=True)
+    constraint: Constraint
+    noise: None
 
     def __init__(self, classes: Classes, loss: Loss, decay_W: Float[ArrayLike, " L"], decay_H: Float[ArrayLike, ""]):
         self.classes, self.loss = classes, loss
@@ -62,35 +69,15 @@ class DeepLinearFlow(AbstractFlow):
             jnp.atleast_1d(jnp.asarray(decay_W, dtype=float)),
             jnp.asarray(decay_H, dtype=float),
         )
-
-    @property
-    def kernel(self) -> BlockKernel:
-        """I."""
-        return BlockKernel(1.0, 0.0, 0.0)
-
-    @property
-    def constraint(self) -> Unconstrained:
-        """None."""
-        return Unconstrained()
-
-    @property
-    def bias(self) -> str:
-        """Absent."""
-        return "absent"
-
-    @property
-    def noise(self) -> None:
-        """None."""
+        # Of the layers' rates the minimum depends on the geometric mean alone.
+        mean = jnp.exp(jnp.mean(jnp.log(self.decay_W)))
+        self.decay = WeightDecay(H=self.decay_H, W=mean, b=jnp.zeros_like(mean))
+        self.kernel, self.bias = BlockKernel(1.0, 0.0, 0.0), "absent"
+        self.constraint, self.noise = Unconstrained(), None
 
     @property
     def is_plain(self) -> bool:
         return False
-
-    @property
-    def decay(self) -> WeightDecay:
-        """λ_H, and for W the geometric mean of its layers' rates: the minimum depends on nothing else of them."""
-        mean = jnp.exp(jnp.mean(jnp.log(self.decay_W)))
-        return WeightDecay(H=self.decay_H, W=mean, b=jnp.zeros_like(mean))
 
     def last_layer(self, state: DeepLastLayer) -> LastLayer:
         return state.last_layer

@@ -11,9 +11,11 @@ from jaxtyping import Array, Float
 from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape, is_traced
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import SquaredError
-from ntkcollapse.theory.constraints import Unconstrained
+from ntkcollapse.losses import Loss, SquaredError
+from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.theory.constraints import Constraint, Unconstrained
 from ntkcollapse.theory.flow import AbstractFlow, WeightDecay
 
 Kind = Literal["I", "L"]
@@ -33,7 +35,7 @@ class ElasticFlow(AbstractFlow):
     Args:
         classes: balanced.
         intra, inter: α and β at t = 1.
-        sigma: σ, of the noise.
+        noise: σ; None without noise, and then `simulate` wants no key.
         kind: "I" or "L".
         power: of the decay of intensities in time; needs t > 0 where it is not 0.
 
@@ -46,48 +48,25 @@ class ElasticFlow(AbstractFlow):
     classes: Classes
     intra: float | Float[Array, ""]
     inter: float | Float[Array, ""]
-    sigma: float | Float[Array, ""]
+    noise: float | Float[Array, ""] | None
     kind: str = eqx.field(static=True, default="I")
     power: float | Float[Array, ""] = 0.0
+    # In whose terms it is observed; the invariant of this kernel is not conserved here.
+    kernel: SampleKernel | KernelPath = eqx.field(default_factory=lambda: BlockKernel(1.0, 0.0, 0.0))
+    loss: Loss = SquaredError()
+    decay: WeightDecay = eqx.field(default_factory=lambda: WeightDecay.of(0.0))
+    constraint: Constraint = Unconstrained()
+    bias: str = eqx.field(static=True, default="frozen")
 
     def __check_init__(self):
         check_choice("kind", self.kind, get_args(Kind))
-        check_positive("noise", self.sigma, zero=True)
+        if self.noise is not None:
+            check_positive("noise", self.noise, zero=True)
         _ = self.classes.per_class
-
-    @property
-    def noise(self) -> float | Array | None:
-        """σ, or None where it is known to be 0."""
-        return None if not is_traced(self.sigma) and float(self.sigma) == 0 else self.sigma
-
-    @property
-    def kernel(self) -> BlockKernel:
-        """I: in which the invariant is observed; it is not conserved here."""
-        return BlockKernel(1.0, 0.0, 0.0)
-
-    @property
-    def loss(self) -> SquaredError:
-        """½‖R‖² of the classifier that looks on."""
-        return SquaredError()
-
-    @property
-    def constraint(self) -> Unconstrained:
-        """None."""
-        return Unconstrained()
-
-    @property
-    def bias(self) -> str:
-        """Frozen."""
-        return "frozen"
 
     @property
     def is_plain(self) -> bool:
         return False
-
-    @property
-    def decay(self) -> WeightDecay:
-        """None."""
-        return WeightDecay.of(0.0)
 
     def last_layer(self, state: LastLayer) -> LastLayer:
         return state
@@ -98,7 +77,8 @@ class ElasticFlow(AbstractFlow):
 
     def diffusion(self, state: LastLayer) -> LastLayer:
         """σ on every entry of H."""
-        return _moving(state, jnp.broadcast_to(jnp.asarray(self.sigma, state.H.dtype), state.H.shape))
+        σ = jnp.asarray(0.0 if self.noise is None else self.noise, state.H.dtype)
+        return _moving(state, jnp.broadcast_to(σ, state.H.shape))
 
     def _drift(self, t, H: Float[Array, "n N"]) -> Float[Array, "n N"]:
         C = self.classes.num_classes
