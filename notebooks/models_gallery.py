@@ -74,15 +74,15 @@ with plots.style():
         gap = np.linalg.norm(end.W @ end.W.T - limit.weight_gram), np.linalg.norm(end.H - classes.expand(end.W.T / 2))
         ends.append(gap)
     axes[1].loglog(sizes, np.array(ends), "o-", label=[r"$WW^\top$", r"$H$"])
-    axes[1].loglog(sizes, 5 * sizes**2, **EXACT)
-    axes[1].loglog(sizes, sizes, **EXACT)
+    for power in (1, 2):
+        axes[1].loglog(sizes, 5 * sizes**power, **EXACT)
     axes[1].set(xlabel=r"size $\varepsilon$ of the start", title="unconstrained_features: errors of collapse")
     axes[1].legend()
 
-    uneven, times = nc.Classes(sizes=(7, 3, 2)), np.linspace(0, 1500, 60)
+    uneven, times = nc.Classes(sizes=(7, 3, 2)), np.concatenate([[0.0], np.geomspace(0.1, 1500, 80)])
     flow = models.regularised_features(uneven, 0.03, 0.01)
     run = nc.simulate(start, flow, uneven, times)
-    axes[2].plot(times, np.linalg.eigvalsh(run.states["W"] @ np.swapaxes(run.states["W"], 1, 2)))
+    axes[2].semilogx(times[1:], np.linalg.eigvalsh(run.states["W"] @ np.swapaxes(run.states["W"], 1, 2))[1:])
     for value in np.linalg.eigvalsh(models.regularised_features.minimizer(uneven, 0.03, 0.01).weight_gram):
         axes[2].axhline(value, **EXACT)
     axes[2].set(xlabel="t", title=r"regularised_features: spectrum of $WW^\top$")
@@ -149,6 +149,61 @@ with plots.style():
     axes[1].semilogx(ratios, models.layer_peeled.cosine_curve(ratios, 4, 2, 5.0, 1.0, key=key), "o-")
     axes[1].axvline(models.layer_peeled.threshold(4, 2, 5.0, 1.0), **EXACT)
     axes[1].set(xlabel=r"$m_A/m_B$", title="layer_peeled: minority cosine")
+plt.show()
+
+# %% [markdown]
+# ## Depth, normalisation, and what one measures on networks
+# From left to right: under two weight layers a class vanishes by a jump, from ½ to 0, at its threshold; batch
+# normalisation is weight decay in polar coordinates; logits in a ball end at the vertices of a simplex; a last layer
+# under three homogeneous layers gets the norm that symmetric quasi-interpolation predicts; and the local elasticity of a
+# network tends to its NTK in proportion to the step.
+
+# %%
+with plots.style():
+    figure, axes = plt.subplots(1, 5, figsize=(15, 2.8), constrained_layout=True)
+    decays = np.geomspace(1e-3, 0.1, 300)
+    kept = [models.deep_linear.minimizer(uneven, jnp.full(2, 0.02), decay).outputs for decay in decays]
+    axes[0].semilogx(decays, np.array(kept), label=[f"m = {size}" for size in uneven.sizes])
+    for size in uneven.sizes:
+        # m* = size: m* goes like the square root of λ_H.
+        at_one = models.deep_linear.threshold(uneven, jnp.full(2, 0.02), 1.0)
+        axes[0].axvline((size / at_one) ** 2, **EXACT)
+    axes[0].set(xlabel=r"$\lambda_H$", title="deep_linear: outputs at the minimum")
+    axes[0].legend()
+
+    times = np.linspace(0, 20, 60)
+    run = nc.simulate(start, models.batch_norm_head(classes, 0.6), classes, times)
+    gain, _, shift = jax.vmap(models.batch_norm_head.parameters)(run.states["H"])
+    weights = (gain**2).sum(1) + (shift**2).sum(1) + (run.states["W"] ** 2).sum((1, 2))
+    axes[1].semilogy(times, run["loss"] + 0.3 * weights)
+    axes[1].axhline(models.batch_norm_head.minimizer(classes, 0.6).value, **EXACT)
+    axes[1].set(xlabel="t", title="batch_norm_head: objective")
+
+    times = np.linspace(0, 400, 60)
+    inside = nc.LastLayer(H=0.1 * H[:3], W=np.eye(3), b=np.zeros(3))
+    run = nc.simulate(inside, models.logit_ball(classes, 2.0), classes, times)
+    axes[2].plot(times, run["loss"])
+    axes[2].axhline(models.logit_ball.minimizer(classes, 2.0).value, **EXACT)
+    axes[2].set(xlabel="t", title="logit_ball: loss")
+
+    times = np.concatenate([[0.0], np.geomspace(1, 4000, 60)])
+    run = nc.simulate(start, models.homogeneous(classes, 0.01, layers=3), classes, times)
+    axes[3].semilogx(times[1:], (run.states["W"][1:] ** 2).sum(2))
+    seen = models.homogeneous.quasi_interpolation(run.last_layer(-1).logits, classes)
+    axes[3].axhline(models.homogeneous.weight_norm(seen.epsilon, 0.01, 3), **EXACT)
+    axes[3].set(xlabel="t", title=r"homogeneous: $\|w_c\|^2$")
+
+    V, w, x, others = (jnp.asarray(rng.normal(size=s)) for s in ((8, 5), (8,), (5,), (6, 5)))
+    network = lambda params, x: params[1] @ jnp.tanh(params[0] @ x)  # noqa: E731
+    gradient = jax.vmap(lambda z: jnp.concatenate([g.ravel() for g in jax.grad(network)([V, w], z)]))
+    kernel, steps = gradient(others) @ gradient(x[None])[0], np.logspace(-5, -2, 7)
+    ratios = [
+        models.local_elasticity(network, [V, w], x, others, loss_slope=1.0, step=step).kernelised / kernel
+        for step in steps
+    ]
+    axes[4].loglog(steps, np.abs(np.array(ratios) - 1), "o-")
+    axes[4].loglog(steps, 10 * steps, **EXACT)
+    axes[4].set(xlabel="step", title="local_elasticity: off the NTK by")
 plt.show()
 
 # %% [markdown]

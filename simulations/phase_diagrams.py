@@ -8,8 +8,9 @@ Every diagram is one function of a point, mapped over the whole grid by `vmap`, 
 accelerators. The grid goes through in batches of one shape (one compilation) behind a progress bar. Contours of what
 was integrated are solid, those of theory dashed.
 
-- invariant: κ ratio λ_class/λ_single against ‖E(0)‖, without weight decay: NC1 in the end, and when it fell below 1%.
-  Scatter that W does not see never vanishes: to first order in E what is left is −λ_single E on the kernel of W.
+- invariant: κ ratio λ_class/λ_single against ‖E(0)‖, without weight decay: NC1 in the end, and when it fell a
+  hundredfold. Scatter that W does not see never vanishes: to first order in E what is left is −λ_single E on the kernel
+  of W.
 - decay: weight decay against the scale of the start: NC1 after a fixed time. E decays like e^{−2λt} and takes the
   scatter outside the row space of W with it; from λ = √m on nothing is learned.
 - imbalance: m_A/m_B against the budget of the features in the layer-peeled model: mean cosine of minority classifiers,
@@ -138,11 +139,11 @@ def invariant_diagrams(config: Config) -> dict[str, Diagram]:
         "invariant_time": Diagram(
             ratio,
             size,
-            first_below(times, runs, 1e-2),
+            first_below(times, runs / runs[..., :1], 1e-2),
             xlabel,
             ylabel,
-            title=r"$\lambda_{\mathrm{single}}\,t$ until NC1 < 1%",
-            limits=(0.3, 10.0),
+            title=r"$\lambda_{\mathrm{single}}\,t$ until NC1 is 1% of its start",
+            limits=(0.5, 10.0),
             absent="never",
         ),
     }
@@ -239,11 +240,16 @@ def draw(ax: plt.Axes, diagram: Diagram) -> None:
     ax.set(xlabel=diagram.xlabel, ylabel=diagram.ylabel, title=diagram.title)
     for values, style in ((diagram.values, "solid"), (diagram.theory, "dashed")):
         if diagram.levels and values is not None:
-            colours = {"levels": diagram.levels, "colors": "white", "linestyles": style, "linewidths": 0.9}
-            ax.contour(diagram.x, diagram.y, np.ma.masked_invalid(values), **colours)
+            # In logarithms, in which the grid is even and the values are smooth.
+            levels, line = np.log10(diagram.levels), {"colors": "white", "linestyles": style, "linewidths": 1.0}
+            ax.contour(diagram.x, diagram.y, np.ma.masked_invalid(np.log10(values)), levels=levels, **line)
+            ax.plot([], [], color="white", linestyle=style, label="theory" if style == "dashed" else "integrated")
     if diagram.line is not None:
         ax.plot(*diagram.line, color="red", linestyle="--", linewidth=1.2, label=diagram.line_name)
-        ax.legend(loc="upper left", labelcolor="white")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(
+            loc="upper left", labelcolor="white", frameon=True, facecolor="0.25", framealpha=0.6, edgecolor="none"
+        )
     ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     gone = np.isnan(diagram.values)
     if gone.any():

@@ -55,7 +55,7 @@ def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
 def test_simulate_a_named_model(tmp_path, capsys):
     out = tmp_path / "run"
     model = ["--model", "spherical_features", "--parameters", "radius_H=2", "radius_W=1.5"]
-    small = "--classes 3 --per-class 4 --features 5 --times 20 --until 300".split()
+    small = "--classes 3 --per-class 4 --features 5 --times 20 --until 10000".split()
     assert main(["simulate", *model, *small, "--out", str(out)]) == 0
     assert "largest correction back to the constraint" in capsys.readouterr().out
     run = Trajectory.load(out)

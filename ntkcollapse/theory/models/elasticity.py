@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape, is_traced
+from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
