@@ -155,7 +155,7 @@ plt.show()
 # ## Depth, normalisation, and what one measures on networks
 # From left to right: under two weight layers a class vanishes by a jump, from ½ to 0, at its threshold; batch
 # normalisation is weight decay in polar coordinates; logits in a ball end at the vertices of a simplex; a last layer
-# under three homogeneous layers gets the norm that symmetric quasi-interpolation predicts; and the local elasticity of a
+# under three homogeneous layers gets the norm that symmetric quasi-interpolation predicts; the local elasticity of a
 # network tends to its NTK in proportion to the step.
 
 # %%
