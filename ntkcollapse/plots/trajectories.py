@@ -34,20 +34,24 @@ def line_styles(runs: Mapping[str, Trajectory]) -> dict[str, dict[str, Any]]:
 def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], *, scale: str = "log") -> Axes:
     """Draws the named observables of every run into the axes, time logarithmic; colour says which observable."""
     styles = line_styles(runs)
-    drawn = []
+    drawn, points = [], 0
     for name in names:
         present = {label: run for label, run in runs.items() if name in run.observables}
         for label, run in present.items():
             t, y = np.asarray(run.times), np.asarray(run.observables[name])
             keep = (t > 0) & np.isfinite(y) & ((y > 0) | (scale != "log"))
+            points += int(keep.sum())
             ax.plot(t[keep], y[keep], color=COLOURS.get(name, BLACK), **styles[label])
         if present:
             drawn.append(Line2D([], [], color=COLOURS.get(name, BLACK), label=LABELS.get(name, name)))
-    ax.set_xscale("log")
-    ax.set_yscale(scale)
-    if scale == "log":
+    # Without a point above 0 (a run that ended where it began) there is nothing to take the logarithm of.
+    if points:
+        ax.set_xscale("log")
+        ax.set_yscale(scale)
+    if points and scale == "log":
         label_short_decades(ax.yaxis)
-    ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+    steps = any(run.settings.get("clock") == "steps" for run in runs.values())
+    ax.set_xlabel("step" if steps else r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
     if drawn:
         # Above the axes: curves that cross everything leave no room inside.
         ax.legend(handles=drawn, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2, labelspacing=0.2)

@@ -1,0 +1,93 @@
+"""train and sweep from the command line: what they leave, what they say, how they end."""
+
+import csv
+import tomllib
+
+import numpy as np
+import pytest
+
+from ntkcollapse import Trajectory
+from ntkcollapse.cli import main
+
+SMALL = (
+    "--network mlp --network-options widths=(8,10) --dataset digits --per-class 24 --test-per-class 3 --epochs 2 "
+    "--batch-size 30 --learning-rate 0.5 --decay-every 1 --probe-per-class 2 --measure last-layer train test kappa"
+).split()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def test_train_leaves_a_run_that_can_be_read_and_repeated(trained, tmp_path, capsys):
+    run = Trajectory.load(trained)
+    assert {p.name for p in (trained / "figures").iterdir()} == {"training.pdf", "training.png"}
+    settings = tomllib.loads((trained / "config.toml").read_text())
+    assert settings["learning_rate"] == 0.5
+    # 240 samples in batches of 30, two epochs; the rate falls after the first.
+    np.testing.assert_array_equal(run["step"], [0, 8, 16])
+    np.testing.assert_allclose(run["learning_rate"], [0.5, 0.05, 0.005], rtol=1e-6)
+    # Flow time: Σ learning rates / (N C) / (1 − momentum 0.9).
+    np.testing.assert_allclose(run.times, np.array([0, 8 * 0.5, 8 * 0.5 + 8 * 0.05]) / (240 * 10) / 0.1, rtol=1e-6)
+
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(trained / "config.toml"), "--out", str(again)]) == 0
+    said = capsys.readouterr().out
+    assert "s training" in said
+    assert "test_accuracy" in said
+    np.testing.assert_array_equal(Trajectory.load(again)["train_loss"], run["train_loss"])
+
+
+def test_train_refuses_a_directory_in_use_and_resumes_with_its_settings(trained, capsys):
+    before = (trained / "trajectory.nc").read_bytes()
+    assert main(["train", *SMALL, "--out", str(trained)]) == 2
+    assert "in use" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(trained), "--seed", "3"]) == 2
+    assert "seed: expected 0 as the run in" in capsys.readouterr().err
+    assert (trained / "trajectory.nc").read_bytes() == before
+    # A finished run has nothing left to do; it is shown again.
+    assert main(["train", "--resume", "--out", str(trained)]) == 0
+    assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_diverged_training_ends_with_status_1_and_what_it_has(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *SMALL, "--learning-rate", "1e30", "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "step" in said.err
+    assert said.err.count("\n") == 1
+    assert Trajectory.load(out).settings["outcome"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--network", "resnet21"], "Did you mean 'resnet20'"),
+        (["--dataset", "mnits"], "mnist"),
+        (["--batch-size", "33"], "multiple of the 10 classes"),
+        (["--measure", "nc5"], "measure"),
+        (["--learning-rate", "-1"], "learning_rate"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message):
+    assert main(["train", *SMALL, *flags, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run" / "trajectory.nc").exists()
+
+
+def test_sweep_prints_a_line_a_run(tmp_path, capsys):
+    out = tmp_path / "runs"
+    flags = [*SMALL, "--learning-rate", "0.5", "1e30", "--epochs", "1", "--out", str(out)]
+    assert main(["sweep", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "finished" in said
+    assert "diverged" in said
+    with (out / "summary.csv").open() as file:
+        assert [row["outcome"] for row in csv.DictReader(file)] == ["finished", "diverged"]
+    assert main(["sweep", *SMALL, "--out", str(tmp_path / "one")]) == 2
+    assert "expected several values" in capsys.readouterr().err
