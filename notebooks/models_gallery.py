@@ -172,7 +172,7 @@ with plots.style():
     axes[0].legend()
 
     times = np.linspace(0, 20, 60)
-    run = nc.simulate(start, models.batch_norm_head(classes, 0.6), classes, times)
+    run = nc.simulate(start, models.batch_norm_head(classes, 0.6), classes, times, reduced=False)
     gain, _, shift = jax.vmap(models.batch_norm_head.parameters)(run.states["H"])
     weights = (gain**2).sum(1) + (shift**2).sum(1) + (run.states["W"] ** 2).sum((1, 2))
     axes[1].semilogy(times, run["loss"] + 0.3 * weights)

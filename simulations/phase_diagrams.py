@@ -163,7 +163,7 @@ def decay_diagram(config: Config) -> dict[str, Diagram]:
         rates = {"H": decay, "W": decay}
         return nc.simulate(start, kappa, classes, times, weight_decay=rates, columns=False)["nc1_tirer2022"][-1]
 
-    decay, scale = np.logspace(-3, 0.75, config.grid), np.logspace(-2, 1, config.grid)
+    decay, scale = np.logspace(-3, 1, config.grid), np.logspace(-2, 1, config.grid)
     values = mapped(point, decay, scale, config, "decay")
     learned = decay < m**0.5
     # A small start learns in the row space of Π (W + √m Mᵀ). Outside of it −E, where positive, is scatter.
@@ -238,18 +238,19 @@ def draw(ax: plt.Axes, diagram: Diagram) -> None:
     mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(diagram.values), cmap="viridis", norm=norm, rasterized=True)
     ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
     ax.set(xlabel=diagram.xlabel, ylabel=diagram.ylabel, title=diagram.title)
-    for values, style in ((diagram.values, "solid"), (diagram.theory, "dashed")):
+    for values, name, colour, style in (
+        (diagram.values, "integrated", "white", "solid"),
+        (diagram.theory, "theory", "black", "dashed"),
+    ):
         if diagram.levels and values is not None:
             # In logarithms, in which the grid is even and the values are smooth.
-            levels, line = np.log10(diagram.levels), {"colors": "white", "linestyles": style, "linewidths": 1.0}
+            levels, line = np.log10(diagram.levels), {"colors": colour, "linestyles": style, "linewidths": 1.0}
             ax.contour(diagram.x, diagram.y, np.ma.masked_invalid(np.log10(values)), levels=levels, **line)
-            ax.plot([], [], color="white", linestyle=style, label="theory" if style == "dashed" else "integrated")
+            ax.plot([], [], color=colour, linestyle=style, label=name)
     if diagram.line is not None:
         ax.plot(*diagram.line, color="red", linestyle="--", linewidth=1.2, label=diagram.line_name)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(
-            loc="upper left", labelcolor="white", frameon=True, facecolor="0.25", framealpha=0.6, edgecolor="none"
-        )
+        ax.legend(loc="upper left", labelcolor="white", frameon=True, facecolor="0.5", framealpha=0.7, edgecolor="none")
     ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     gone = np.isnan(diagram.values)
     if gone.any():
