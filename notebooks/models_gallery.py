@@ -161,7 +161,7 @@ plt.show()
 # %%
 with plots.style():
     figure, axes = plt.subplots(1, 5, figsize=(15, 2.8), constrained_layout=True)
-    decays = np.geomspace(1e-3, 0.1, 300)
+    decays = np.geomspace(1e-3, 10, 300)
     kept = [models.deep_linear.minimizer(uneven, jnp.full(2, 0.02), decay).outputs for decay in decays]
     axes[0].semilogx(decays, np.array(kept), label=[f"m = {size}" for size in uneven.sizes])
     for size in uneven.sizes:
