@@ -156,8 +156,8 @@ def _check_uncoupled(f: Restricted, params: PyTree, x: Any) -> None:
     if np.issubdtype(first.dtype, np.floating):
         other = -2 * second + 1
     else:
-        # Integers (tokens) may not leave their range: values of the same sample in reverse order.
-        other = second[:, ::-1]
+        # Integers (tokens) may not leave their range: another sample, or values of the same one in reverse order.
+        other = second[:, ::-1] if np.array_equal(first, second) else first
     a, b = (np.asarray(_outputs(f, params, jnp.asarray(np.concatenate([first, z]))))[0] for z in (second, other))
     check_finite("f(params, x)", a)
     # The same compiled code ran twice, so that only a real dependence shows; rounding has no part in it.

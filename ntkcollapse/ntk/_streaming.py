@@ -1,8 +1,5 @@
 """Sums of gradients over all samples, batch by batch, which can be stopped and taken up again."""
 
-import hashlib
-import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +14,11 @@ from ntkcollapse._checks import check_finite
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk._devices import Devices
 from ntkcollapse.ntk._grouping import Grouping
+from ntkcollapse.ntk._partial import PartialResults, fingerprint
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines import Chunks, Engine
 from ntkcollapse.ntk.engines._contract import EXACT
 from ntkcollapse.ntk.engines._engine import Batch, Sums
-
-_SECONDS_BETWEEN_SAVES = 60.0
 
 
 class OutputTotals(NamedTuple):
@@ -61,19 +57,22 @@ def stream(
     C, K, q = classes.num_classes, problem.num_outputs, signs.shape[1]
     output_pairs = output_pairs and chunks.outputs >= K
     turns = range(0, K, chunks.outputs)
-    state = _Saved(checkpoint, lambda: _fingerprint(problem, x, signs, grouping, chunks, engine, output_pairs))
+    settings = (chunks, engine.name, output_pairs)
+    saved = PartialResults(checkpoint, lambda: fingerprint(problem, (x, signs, *grouping), settings))
     placed, done = devices.everywhere(problem), []
     bar = tqdm(total=len(turns) * len(grouping), desc="class sums", unit="batch", disable=None, delay=1.0, leave=False)
     with bar:
         for turn, first in enumerate(turns):
             keep = min(chunks.outputs, K - first)
             like = eqx.filter_eval_shape(Sums.zeros, problem, chunks.outputs, C, q, output_pairs=output_pairs)
-            start, sums, finished = state.load(turn, len(grouping), like, _like_totals(keep, C, q, output_pairs))
+            start, arrays = saved.load(f"sums{turn}")
             bar.update(start)
-            if finished is not None:
-                done.append(finished)
+            if start == len(grouping):
+                done.append(jax.tree.unflatten(jax.tree.structure(_like_totals(keep, C, q, output_pairs)), arrays))
                 continue
-            if sums is None:
+            if start:
+                sums = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(a) for a in arrays])
+            else:
                 sums = Sums.zeros(problem, chunks.outputs, C, q, output_pairs=output_pairs)
             sums = devices.everywhere(sums)
             for i, (members, mask, group_class) in enumerate(grouping.batches(start), start):
@@ -88,11 +87,11 @@ def stream(
                     check_finite("gradients of f", devices.fetch(sums.squares))
                 bar.update()
                 if i + 1 < len(grouping):
-                    state.save(turn, i + 1, sums, devices)
+                    saved.save(f"sums{turn}", i + 1, lambda sums=sums: jax.tree.leaves(devices.fetch(sums)))
             done.append(devices.fetch(_totals(sums, keep)))
             check_finite("gradients of f", done[-1].squares)
-            state.save(turn, len(grouping), done[-1], devices, at_once=True)
-    state.remove()
+            saved.save(f"sums{turn}", len(grouping), lambda: jax.tree.leaves(done[-1]), at_once=True)
+    saved.remove(*(f"sums{turn}" for turn in range(len(turns))))
     squares, gram = (jnp.concatenate([part[i] for part in done]) for i in (0, 1))
     outputs = done[0].outputs
     return Totals(squares, gram, None if outputs is None else OutputTotals(*map(jnp.asarray, outputs)))
@@ -136,66 +135,3 @@ def _like_totals(k: int, C: int, q: int, output_pairs: bool) -> Totals:
     """A tree of the same structure, to be filled from a file."""
     outputs = OutputTotals(*(np.zeros((k, k)),) * 3) if output_pairs else None  # pyright: ignore
     return Totals(np.zeros((k, C)), np.zeros((k, C + q, C + q)), outputs)  # pyright: ignore
-
-
-class _Saved:
-    """Partial sums in a folder: one file a turn of outputs, written to one side and moved into place.
-
-    All processes write the same numbers, each under a name of its own until the file is whole.
-    """
-
-    def __init__(self, folder: str | Path | None, fingerprint):
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.fingerprint = fingerprint()
-        self.last = time.monotonic()
-
-    def load(self, turn: int, batches: int, sums: Any, totals: Totals):
-        """(batches done, partial sums or None, totals or None)."""
-        path = self._path(turn)
-        if path is None or not path.exists():
-            return 0, None, None
-        with np.load(path) as saved:
-            if str(saved["fingerprint"]) != self.fingerprint:
-                raise ValueError(
-                    f"checkpoint: {path} holds partial sums of another computation (other parameters, samples or "
-                    "settings); give another folder, or remove it."
-                )
-            done = int(saved["done"])
-            arrays = [saved[f"array{i}"] for i in range(len(saved.files) - 2)]
-        if done == batches:
-            return done, None, jax.tree.unflatten(jax.tree.structure(totals), arrays)
-        return done, jax.tree.unflatten(jax.tree.structure(sums), [jnp.asarray(a) for a in arrays]), None
-
-    def save(self, turn: int, done: int, state: Any, devices: Devices, *, at_once: bool = False) -> None:
-        path = self._path(turn)
-        if path is None or not (at_once or time.monotonic() - self.last > _SECONDS_BETWEEN_SAVES):
-            return
-        arrays = {f"array{i}": leaf for i, leaf in enumerate(jax.tree.leaves(devices.fetch(state)))}
-        beside = path.with_suffix(f".part{jax.process_index()}")
-        with open(beside, "wb") as file:
-            np.savez(file, fingerprint=self.fingerprint, done=done, **arrays)
-        os.replace(beside, path)
-        self.last = time.monotonic()
-
-    def remove(self) -> None:
-        """The files are of no use once all is summed."""
-        if self.folder is not None:
-            for path in self.folder.glob("sums*.npz"):
-                path.unlink(missing_ok=True)
-
-    def _path(self, turn: int) -> Path | None:
-        return None if self.folder is None else self.folder / f"sums{turn:04d}.npz"
-
-
-def _fingerprint(problem: Problem, x, signs, grouping: Grouping, chunks: Chunks, engine: Engine, output_pairs) -> str:
-    """A digest of all numbers and settings that the sums depend on, but for the code of f."""
-    digest = hashlib.sha256()
-    for leaf in [*jax.tree.leaves(eqx.filter(problem, eqx.is_array)), x, signs, *grouping]:
-        array = np.ascontiguousarray(np.asarray(leaf))
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(array.data if array.size else b"")
-    digest.update(f"{chunks}{engine.name}{output_pairs}".encode())
-    return digest.hexdigest()

@@ -167,6 +167,52 @@ def _convolution(params, shapes, results, operand) -> Use | None:
     )
 
 
+class Rows(Use):
+    """Rows of a table by their numbers, `gather` along its first dimension: an embedding.
+
+    It is a matrix product with the numbers written as unit vectors.
+    """
+
+    row: tuple[int, ...] = eqx.field(static=True)
+    clipped: bool = eqx.field(static=True)
+
+    def input(self, a):
+        # One number a position, in the last dimension; the gradient of a number out of range is zero, or goes to the
+        # nearest row.
+        numbers = a.reshape(1, self.positions, 1)
+        if self.clipped:
+            numbers = jnp.clip(numbers, 0, self.inputs - 1)
+        return numbers == jnp.arange(self.inputs, dtype=a.dtype)[None, None, :]
+
+    def cotangent(self, d):
+        return d.reshape(1, self.positions, self.outputs)
+
+    def gradient(self, g):
+        return g[0].T.reshape(self.inputs, *self.row)
+
+
+def _rows(params, shapes, operand) -> Use | None:
+    table, numbers = (s.shape for s in shapes)
+    d, mode = params["dimension_numbers"], params["mode"]
+    modes = jax.lax.GatherScatterMode
+    known = (modes.FILL_OR_DROP, modes.PROMISE_IN_BOUNDS, modes.CLIP)
+    whole_rows = tuple(params["slice_sizes"]) == (1, *table[1:])
+    along_first = tuple(d.start_index_map) == tuple(d.collapsed_slice_dims) == (0,) and not d.operand_batching_dims
+    # The entries of a row come last in the result.
+    first = len(numbers) - 1
+    last = tuple(d.offset_dims) == tuple(range(first, first + len(table) - 1))
+    if operand != 0 or mode not in known or not (whole_rows and along_first and last):
+        return None
+    return Rows(
+        groups=1,
+        positions=prod(numbers),
+        inputs=table[0],
+        outputs=prod(table[1:]),
+        row=tuple(table[1:]),
+        clipped=mode == modes.CLIP,
+    )
+
+
 def recognise(
     name: str,
     params: dict[str, Any],
@@ -181,4 +227,6 @@ def recognise(
         return _matrix_product(params, shapes, results, operand)
     if name == "conv_general_dilated":
         return _convolution(params, shapes, results, operand)
+    if name == "gather":
+        return _rows(params, shapes, operand)
     return None

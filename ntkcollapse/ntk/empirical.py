@@ -1,6 +1,7 @@
 """The empirical NTK between samples."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from tqdm import tqdm
 
 from ntkcollapse._checks import check_choice, check_finite, is_traced
 from ntkcollapse.ntk._devices import Devices
+from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._memory import budget
+from ntkcollapse.ntk._partial import PartialResults, fingerprint
 from ntkcollapse.ntk._problem import one_like, prepare
-from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, get_engine, kernel_shape
+from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, kernel_shape
 
 
 def empirical_ntk(
@@ -25,6 +28,7 @@ def empirical_ntk(
     engine: str | Engine = "layerwise",
     parameters: Any = None,
     memory: int | float | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Float[Array, "A B ..."]:
     r"""Empirical neural tangent kernel of a pure function, exact.
 
@@ -38,22 +42,29 @@ def empirical_ntk(
         x1: samples, (A, ...).
         x2: samples, (B, ...); x1 with itself where None.
         outputs: "full" (A, B, K, K), "diagonal" (A, B, K) for k = s, "mean" (A, B) for its mean over k.
-        engine: how it is computed; the numbers are the same.
+        engine: how it is computed; the numbers are the same. "layerwise", "jacobian", "ntvp", "neural-tangents", or
+            "auto": the fastest of the first two, and of the third where the samples are few, by trying each on some
+            samples, once for every f and shape (compilation included, so for long work or many calls; under `jit`,
+            where nothing can be tried, "layerwise").
         parameters: part of the parameters: a path such as "trunk/Dense_0", several paths, or a pytree of True and
             False shaped like `params` or like its upper levels.
         memory: bytes for intermediate arrays, on each device; what peaks is one chunk of samples in the engine.
             Default: a quarter of what is free, on a CPU at most 512 MiB. The kernel itself comes on top.
+        checkpoint: a folder for the finished part of the kernel, written every minute: a stopped call goes on from
+            there when made again with the same arguments. Not needed once the call returns, and not under `jit`.
     Returns:
         Θ, in squared units of f over squared units of the parameters.
     Raises:
-        ValueError: an f that is not (N, K) or couples samples, numbers that are not finite, unknown names.
+        ValueError: an f that is not (N, K) or couples samples, numbers that are not finite, unknown names, or a
+            checkpoint of other work.
     References:
         Jacot et al. (2018), "Neural tangent kernel"; Novak et al. (2022), "Fast finite width neural tangent kernel".
     """
     check_choice("outputs", outputs, OUTPUTS)
-    engine = get_engine(engine)
     samples = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
+    engine = known(engine)
     problem = prepare(f, params, samples, parameters)
+    engine = resolve(engine, problem, x1, outputs, budget(memory))
     K = problem.num_outputs
     like = one_like(x1)
     A, B = np.shape(x1)[0], np.shape(x1 if x2 is None else x2)[0]
@@ -71,7 +82,17 @@ def empirical_ntk(
     def chunk(x, i, ii):
         return jnp.asarray(x[i:ii]) if traced else devices.split(devices.padded(x[i:ii]))
 
-    for (i, ii), (j, jj) in tqdm(tiles, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False):
+    if traced and checkpoint is not None:
+        raise ValueError(
+            "checkpoint: expected a call outside of `jit`, whose numbers can be written; got traced arrays."
+        )
+    partial = PartialResults(
+        checkpoint, lambda: fingerprint(problem, list(samples.values()), outputs, engine.name, chunks, devices.count)
+    )
+    done, saved = partial.load("kernel")
+    kernel = saved[0] if done else kernel
+    bar = tqdm(total=len(tiles), initial=done, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False)
+    for n, ((i, ii), (j, jj)) in enumerate(tiles[done:], done + 1):
         right = None if x2 is None and i == j else chunk(x1 if x2 is None else x2, j, jj)
         tile = engine.kernel(placed, chunk(x1, i, ii), right, outputs, chunks)
         if not traced:
@@ -80,6 +101,11 @@ def empirical_ntk(
         kernel = _write(kernel, slice(i, ii), slice(j, jj), tile)
         if x2 is None and i != j:
             kernel = _write(kernel, slice(j, jj), slice(i, ii), _mirror(tile))
+        bar.update()
+        if n < len(tiles):
+            partial.save("kernel", n, lambda kernel=kernel: [kernel])
+    bar.close()
+    partial.remove("kernel")
     theta = jnp.asarray(kernel)
     return theta / K if outputs == "mean" else theta
 

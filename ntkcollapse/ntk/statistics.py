@@ -15,13 +15,14 @@ from ntkcollapse._checks import check_choice, check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes, class_order
 from ntkcollapse.ntk._devices import Devices
+from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._grouping import group
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._problem import one_like, prepare
 from ntkcollapse.ntk._spread import Spread, from_matrix, from_probes
 from ntkcollapse.ntk._streaming import Totals, from_kernel, stream
 from ntkcollapse.ntk.empirical import empirical_ntk
-from ntkcollapse.ntk.engines import Engine, get_engine
+from ntkcollapse.ntk.engines import Engine
 
 
 class OutputBlocks(eqx.Module):
@@ -159,8 +160,8 @@ def block_statistics(
         params: any pytree.
         x: samples, (N, ...), in any order.
         labels: integer class of each sample, (N,).
-        engine, parameters: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N; the others make the
-            whole kernel first.
+        engine, parameters: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N, and "auto" is the faster
+            of the two; the others make the whole kernel first.
         memory: bytes for intermediate arrays: half for the C·P sums an output, half for one batch of samples. Where
             not all K outputs fit, they are taken in turns.
         output_pairs: means of Θ_ks for k ≠ s too, where all outputs fit.
@@ -176,9 +177,10 @@ def block_statistics(
         Seleznova et al. (2023), Section 2.3: the block structure that these numbers measure.
     """
     check_choice("residual", residual, ("none", "exact", "estimate"))
-    engine = get_engine(engine)
+    engine = known(engine)
     order, classes = _classes(x, labels)
     problem = prepare(f, params, {"x": x}, parameters)
+    engine = resolve(engine, problem, x, None, budget(memory))
     signs = np.zeros((len(order), 0))
     if residual == "estimate":
         signs = _probes(order, classes, probes, key)
@@ -201,14 +203,18 @@ def block_statistics(
         )
     else:
         outputs = "full" if output_pairs else "diagonal"
-        theta = empirical_ntk(f, params, x, outputs=outputs, engine=engine, parameters=parameters, memory=memory)
+        theta = empirical_ntk(
+            f, params, x, outputs=outputs, engine=engine, parameters=parameters, memory=memory, checkpoint=checkpoint
+        )
         totals = from_kernel(theta, np.eye(classes.num_classes)[np.asarray(labels)], signs)
     statistics = _from_totals(totals, classes)
     if residual == "none":
         return statistics
     if residual == "exact":
         x = np.asarray(x)[order]
-        theta = empirical_ntk(f, params, x, outputs="mean", engine=engine, parameters=parameters, memory=memory)
+        theta = empirical_ntk(
+            f, params, x, outputs="mean", engine=engine, parameters=parameters, memory=memory, checkpoint=checkpoint
+        )
         spread = from_matrix(theta, statistics.kernel, classes)
     else:
         spread = from_probes(totals.gram.mean(0), jnp.asarray(signs.T @ signs), statistics.kernel, classes)

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +18,16 @@ import jax
 jax.config.update("jax_enable_x64", True)
 from tests.ntk.test_devices import measured
 import numpy as np
-port, process, out = sys.argv[1:]
+port, process, out, folder = sys.argv[1:]
 if port != "none":
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
     assert jax.process_count() == 2
 assert len(jax.devices()) == 8, jax.devices()
-np.savez(out, *measured())
+np.savez(out, *measured(folder))
 """
 
 
-def measured():
+def measured(folder):
     """Kernels and statistics of a small convolutional network on 11 samples: eight devices share unevenly."""
     import jax
     import jax.numpy as jnp
@@ -40,18 +41,19 @@ def measured():
 
     theta = empirical_ntk(f, params, x)
     cross = empirical_ntk(f, params, x[:3], x, outputs="mean")
-    stats = block_statistics(f, params, x, labels, residual="estimate", key=jax.random.key(0))
+    estimate: dict[str, Any] = {"residual": "estimate", "key": jax.random.key(0)}
+    stats = block_statistics(f, params, x, labels, **estimate, memory=6e4, checkpoint=folder)
     return [np.asarray(a) for a in (theta, cross, stats.output_diagonal, stats.output_pairs, stats.residual)]
 
 
-def start(devices: int, port: str, process: int, out: Path) -> subprocess.Popen:
+def start(devices: int, port: str, process: int, out: Path, folder: Path) -> subprocess.Popen:
     root = str(Path(__file__).parents[2])
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": root,
     }
-    command = [sys.executable, "-c", SCRIPT, port, str(process), str(out)]
+    command = [sys.executable, "-c", SCRIPT, port, str(process), str(out), str(folder)]
     return subprocess.Popen(command, env=env, cwd=root, stderr=subprocess.PIPE, text=True)
 
 
@@ -60,8 +62,13 @@ def test_eight_devices_and_two_processes(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     outs = [tmp_path / f"{name}.npz" for name in ("devices", "first", "second")]
-    running = [start(8, "none", 0, outs[0]), start(4, port, 0, outs[1]), start(4, port, 1, outs[2])]
-    want = measured()
+    folders = [tmp_path / "alone", tmp_path / "shared", tmp_path / "shared", tmp_path / "here"]
+    running = [
+        start(8, "none", 0, outs[0], folders[0]),
+        start(4, port, 0, outs[1], folders[1]),
+        start(4, port, 1, outs[2], folders[2]),
+    ]
+    want = measured(folders[3])
     for process, out in zip(running, outs, strict=True):
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error[-3000:]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntkcollapse.ntk import empirical_ntk
+from ntkcollapse.ntk import _fastest, _partial, block_statistics, empirical_ntk
 from ntkcollapse.ntk._trace import Traced
-from ntkcollapse.ntk.engines import _factors
+from ntkcollapse.ntk.engines import NTVP, Jacobian, Layerwise, _factors
 from tests.ntk.zoo import MAKERS, case, dense_jacobian, dense_ntk, normal
 
 
@@ -60,9 +60,9 @@ def test_small_chunks_change_nothing(engine):
 def test_formed_gradients_and_grams_agree(traffic, outputs, monkeypatch):
     # Both ways to the same inner product, on a product with several groups, positions, inputs and outputs.
     monkeypatch.setattr(_factors, "_TRAFFIC", traffic)
-    x = _factors.Factors(jnp.asarray(normal(0, 4, 2, 3, 5)), jnp.asarray(normal(1, 3, 4, 2, 3, 2)))
-    y = _factors.Factors(jnp.asarray(normal(2, 6, 2, 3, 5)), jnp.asarray(normal(3, 3, 6, 2, 3, 2)))
-    g, h = (np.einsum("bgti,kbgto->bkgoi", np.asarray(z.a), np.asarray(z.d)) for z in (x, y))
+    x = _factors.Factors(jnp.asarray(normal(0, 4, 2, 3, 5)), jnp.asarray(normal(1, 4, 2, 3, 3, 2)))
+    y = _factors.Factors(jnp.asarray(normal(2, 6, 2, 3, 5)), jnp.asarray(normal(3, 6, 2, 3, 3, 2)))
+    g, h = (np.einsum("bgti,bgtko->bkgoi", np.asarray(z.a), np.asarray(z.d)) for z in (x, y))
     theta = np.einsum("akgoi,bsgoi->abks", g, h)
     want = {"full": theta, "diagonal": np.einsum("abkk->abk", theta), "mean": np.einsum("abkk->ab", theta)}
     close(_factors.contract_factors(x, y, outputs), want[outputs])
@@ -85,6 +85,7 @@ def test_what_is_recognised():
     assert uses("convolutions") == (["Convolution"] * 5 + ["MatrixProduct"], 6)
     assert uses("plain")[0] == ["MatrixProduct"] * 3
     assert uses("attention")[0].count("MatrixProduct") == 5
+    assert uses("attention")[0].count("Rows") == 2
     assert uses("normalised")[0].count("Convolution") == 4
 
 
@@ -104,6 +105,86 @@ def test_part_of_the_parameters():
 def test_works_under_jit_and_grad():
     c, theta = case("plain"), dense_ntk("plain")
     close(jax.jit(lambda p, x: empirical_ntk(c.f, p, x))(c.params, c.x), theta)
+
+
+def test_stop_and_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(_partial, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(_partial, "_SHARE", np.inf)
+    c, theta = case("plain"), dense_ntk("plain")
+    calls = []
+
+    class Stopping(Layerwise):
+        def kernel(self, *given):
+            calls.append(None)
+            if len(calls) == self.after:
+                raise KeyboardInterrupt
+            return super().kernel(*given)
+
+        after = 4
+
+    def run(x=c.x, f=c.f):
+        return empirical_ntk(f, c.params, x, engine=Stopping(), memory=6000.0, checkpoint=tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    for other in ({"x": c.x + 1}, {"f": lambda p, x: -c.f(p, x)}):
+        with pytest.raises(ValueError, match="another computation"):
+            run(**other)
+    Stopping.after = -1
+    calls.clear()
+    close(run(), theta)
+    resumed = len(calls)
+    assert not list(tmp_path.iterdir())
+    calls.clear()
+    close(run(), theta)
+    assert resumed == len(calls) - 3 > 0
+    (tmp_path / "kernel.npz").write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match="cannot be read"):
+        run()
+    with pytest.raises(ValueError, match="checkpoint: expected a call outside of `jit`"):
+        jax.jit(lambda p: empirical_ntk(c.f, p, c.x, checkpoint=tmp_path))(c.params)
+
+
+def test_the_fastest_engine_is_taken(monkeypatch):
+    c, theta = case("plain"), dense_ntk("plain")
+    tried = []
+
+    def seconds(engine, problem, x, outputs, available):
+        tried.append((engine.name, outputs))
+        return {"layerwise": 3.0, "jacobian": 2.0, "ntvp": 1.0}[engine.name]
+
+    monkeypatch.setattr(_fastest, "_found", {})
+    monkeypatch.setattr(_fastest, "_seconds", seconds)
+    used = []
+    for kind in (Jacobian, NTVP):
+        kernel = kind.kernel
+        monkeypatch.setattr(kind, "kernel", lambda self, *given, k=kernel: used.append(self.name) or k(self, *given))
+    for _ in range(2):
+        close(empirical_ntk(c.f, c.params, c.x, engine="auto"), theta)
+    assert (tried, used) == ([("layerwise", "full"), ("jacobian", "full"), ("ntvp", "full")], ["ntvp", "ntvp"])
+    block_statistics(c.f, c.params, c.x, np.asarray([0, 1, 0, 1, 0]), engine="auto")
+    assert tried[3:] == [("layerwise", None), ("jacobian", None)]
+
+
+@pytest.mark.parametrize("name", ["plain", "attention", "unusual"])
+def test_the_fastest_engine_by_the_clock(name, monkeypatch):
+    # Nothing is known of which one wins, only that trying works: a function with a rule of its own backwards included.
+    monkeypatch.setattr(_fastest, "_found", {})
+    c, theta = case(name), dense_ntk(name)
+    close(empirical_ntk(c.f, c.params, c.x, outputs="mean", engine="auto"), mean_over_outputs(theta))
+    assert set(_fastest._found.values()) <= {"layerwise", "jacobian", "ntvp"}
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "jacobian", "ntvp"])
+def test_single_precision(engine):
+    c, theta = case("plain"), dense_ntk("plain")
+    params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (c.params, c.x))
+    got = empirical_ntk(c.f, params, x, engine=engine)
+    assert got.dtype == jnp.float32
+    # Sums of some hundred products of numbers rounded to 6e-8.
+    np.testing.assert_allclose(got, theta, rtol=0, atol=3e-6 * np.abs(theta).max())
+    found = block_statistics(c.f, params, x, np.asarray([0, 1, 0, 1, 0]), engine=engine)
+    assert found.output_pairs.dtype == found.output_diagonal.dtype == jnp.float32
 
 
 def test_one_compilation_for_new_parameters():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ntkcollapse.ntk import _streaming, block_statistics
+from ntkcollapse.ntk import _partial, block_statistics
 from ntkcollapse.ntk.engines import Layerwise
 from tests.ntk.zoo import MAKERS, case, dense_ntk, normal
 
@@ -128,7 +128,8 @@ def test_a_violated_order_is_told_not_warned_of(many):
 
 def test_stop_and_resume(many, tmp_path, monkeypatch):
     c, x, labels, theta = many
-    monkeypatch.setattr(_streaming, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(_partial, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(_partial, "_SHARE", np.inf)
     calls = []
 
     class Stopping(Layerwise):
@@ -150,8 +151,10 @@ def test_stop_and_resume(many, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         block_statistics(*arguments, engine=Stopping(), **options)
     assert list(tmp_path.glob("*.npz"))
-    with pytest.raises(ValueError, match="partial sums of another computation"):
+    with pytest.raises(ValueError, match="partial results of another computation"):
         block_statistics(c.f, c.params, x + 1, labels, engine=Stopping(), **options)
+    with pytest.raises(ValueError, match="another function"):
+        block_statistics(lambda p, x: 2 * c.f(p, x), c.params, x, labels, engine=Stopping(), **options)
     Stopping.after = -1
     calls.clear()
     resumed = block_statistics(*arguments, engine=Stopping(), **options)

@@ -107,7 +107,8 @@ def attention():
         @nn.compact
         def __call__(self, tokens):
             embedding = nn.Embed(7, 4, param_dtype=float)
-            h = embedding(tokens) + self.param("position", nn.initializers.normal(1.0), (1, tokens.shape[1], 4), float)
+            h = embedding(tokens) + nn.Embed(7, 4, param_dtype=float)(tokens[:, ::-1])
+            h = h + self.param("position", nn.initializers.normal(1.0), (1, tokens.shape[1], 4), float)
             h = nn.LayerNorm(param_dtype=float, force_float32_reductions=False)(h)
             h = h + nn.MultiHeadDotProductAttention(num_heads=2, param_dtype=float)(h)
             return embedding.attend(h.mean(1))[:, :3]

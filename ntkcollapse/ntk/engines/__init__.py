@@ -8,7 +8,7 @@ from ntkcollapse.ntk.engines.layerwise import Layerwise
 from ntkcollapse.ntk.engines.neural_tangents import NeuralTangents
 from ntkcollapse.ntk.engines.ntvp import NTVP
 
-_ENGINES: dict[str, type[Engine]] = {
+ENGINES: dict[str, type[Engine]] = {
     "layerwise": Layerwise,
     "jacobian": Jacobian,
     "ntvp": NTVP,
@@ -25,11 +25,12 @@ def get_engine(engine: str | Engine) -> Engine:
     """
     if isinstance(engine, Engine):
         return engine
-    check_choice("engine", engine, _ENGINES)
-    return _ENGINES[engine]()
+    check_choice("engine", engine, ENGINES)
+    return ENGINES[engine]()
 
 
 __all__ = [
+    "ENGINES",
     "NTVP",
     "OUTPUTS",
     "Chunks",

@@ -38,6 +38,11 @@ class Batch(eqx.Module):
     mask: Float[Array, " B"]
     signs: Float[Array, "B q"]
 
+    def added(self, total: Float[Array, "W k size"], grouped: Array, signed: Array | None) -> Float[Array, "W k size"]:
+        """Sums of gradients in one parameter, with those of this batch's groups and signs added."""
+        total = total.at[self.group_class].add(grouped)
+        return total if signed is None else total.at[total.shape[0] - signed.shape[0] :].add(signed)
+
 
 class Sums(eqx.Module):
     """Sums over samples for k of the K outputs; additive over batches.
@@ -53,6 +58,7 @@ class Sums(eqx.Module):
     output_squares: Float[Array, "C k k"] | None
 
     @classmethod
+    @eqx.filter_jit
     def zeros(cls, problem: Problem, k: int, num_classes: int, num_signs: int, *, output_pairs: bool) -> "Sums":
         leaves = jax.tree.leaves(problem.params)
         dtype = jnp.result_type(*leaves)
@@ -64,11 +70,9 @@ class Sums(eqx.Module):
 
     def plus(self, batch: Batch, parts: Mapping[int, GradientSums], squares: PerSample) -> "Sums":
         """With sums of a batch added: by parameter over its groups and signs, and squares a sample over all of them."""
-        C = self.squares.shape[0]
         gradients = list(self.gradients)
-        for leaf, (grouped, signed) in parts.items():
-            total = gradients[leaf].at[batch.group_class].add(grouped)
-            gradients[leaf] = total if signed is None else total.at[C:].add(signed)
+        for leaf, part in parts.items():
+            gradients[leaf] = batch.added(gradients[leaf], *part)
 
         def over_groups(values):
             return values.reshape(batch.group_class.shape[0], -1, *values.shape[1:]).sum(1)

@@ -1,6 +1,5 @@
 """Layer by layer, from the inputs of every layer and the cotangents of its results."""
 
-import itertools
 
 import equinox as eqx
 import jax
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ntkcollapse.ntk._memory import fit
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
+from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import contract, kernel_shape, own, weighted
 from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_factors, is_formed, sum_factors
@@ -26,10 +26,13 @@ class Layerwise(Engine):
     Memory: for a chunk of samples and outputs, the cotangents of all layers, and the gradients of one layer. All
     outputs of a chunk go back together as one larger batch: no loop stands around a convolution, which on a CPU
     would be several times slower.
+
+    The passes are compiled as one piece and every layer's products as one more. Together, a compiler would rather
+    compute cotangents again for each of their uses than store them, and unfold the inputs of all layers at once.
     """
 
     def chunks(self, problem, x, num_samples, outputs, available):
-        sizes, K = _sizes(problem, x), problem.num_outputs
+        sizes, K = _plan(problem, x), problem.num_outputs
         least = K if outputs == "full" else 1
         each = sizes.forward + least * sizes.backward
         # All samples against themselves need half as much as two chunks; what is left goes to more outputs at a time.
@@ -40,43 +43,70 @@ class Layerwise(Engine):
         return Chunks(samples=samples, outputs=max(least, -(-K // -(-K // k))))
 
     def kernel(self, problem, x1, x2, outputs, chunks):
-        like = one_like(x1)
+        plan = _plan(problem, one_like(x1))
         left = _forward(problem, x1)
         right = None if x2 is None else _forward(problem, x2)
         parts = []
         K, step = problem.num_outputs, chunks.outputs
         for first in range(0, K, step):
-            parts.append(_tile(problem, like, left, right, jnp.asarray(first), step, outputs))
+            parts.append(_tile(problem, plan, x1, left, right, jnp.asarray(first), step, outputs))
         if outputs == "mean":
             return sum(parts[1:], start=parts[0])
         return parts[0] if outputs == "full" else jnp.concatenate(parts, axis=2)[:, :, :K]
 
     def sum_chunks(self, problem, x, num_sums, available):
-        sizes = _sizes(problem, x)
+        sizes = _plan(problem, x)
         stored = num_sums * problem.num_params * problem.dtype.itemsize
         outputs = fit(available // 2, stored, problem.num_outputs)
         each = sizes.forward + outputs * sizes.backward
         return Chunks(samples=fit(available // 2, each, 4096), outputs=outputs)
 
     def add(self, problem, sums, batch, first_output):
-        return _add((problem, batch, first_output), sums)
+        plan = _plan(problem, one_like(batch.x))
+        count, pairs = sums.squares.shape[1], sums.output_squares is not None
+        inputs, cotangents = _there_and_back(problem, batch, first_output, count)
+        squares = jnp.zeros((batch.x.shape[0], *(count,) * (1 + pairs)), problem.dtype)
+        gradients = list(sums.gradients)
+        if plan.rest:
+            given = (problem, batch, inputs, cotangents)
+            some, squares = _add_rest(given, ([gradients[leaf] for leaf in plan.rest], squares))
+            for leaf, gradient in zip(plan.rest, some, strict=True):
+                gradients[leaf] = gradient
+        for product in reversed(plan.products):
+            given = (product.use, problem.dtype, inputs[product.input], cotangents.pop(product.tap), batch)
+            gradients[product.leaf], squares = _add_product(given, (gradients[product.leaf], squares))
+        return _add_squares((batch, squares), Sums(gradients, sums.squares, sums.output_squares))
 
 
 def sample_bytes(problem: Problem, x: jax.ShapeDtypeStruct) -> int:
     """Bytes for one sample of a forward and a backward pass, about."""
-    sizes = _sizes(problem, x)
+    sizes = _plan(problem, x)
     return sizes.forward + sizes.backward
 
 
-class Sizes(eqx.Module):
-    """Bytes of one sample: of the forward pass, and for each output of the way back."""
+class Product(eqx.Module):
+    """A parameter whose gradients are products: its number, and those of the tap and of the input beside it."""
 
+    leaf: int = eqx.field(static=True)
+    tap: int = eqx.field(static=True)
+    input: int = eqx.field(static=True)
+    use: Use
+
+
+class Plan(eqx.Module):
+    """How each parameter is treated, and bytes of one sample: of the forward pass, and for each output of the way back.
+
+    rest: numbers of the parameters that are in no product.
+    """
+
+    products: tuple[Product, ...]
+    rest: tuple[int, ...] = eqx.field(static=True)
     forward: int = eqx.field(static=True)
     backward: int = eqx.field(static=True)
 
 
 @eqx.filter_jit
-def _sizes(problem: Problem, x: jax.ShapeDtypeStruct) -> Sizes:
+def _plan(problem: Problem, x: jax.ShapeDtypeStruct) -> Plan:
     # Under jit only so that f is traced once, not at every call: nothing is computed.
     traced = Traced(problem.f, problem.params, x)
     item = problem.dtype.itemsize
@@ -85,65 +115,83 @@ def _sizes(problem: Problem, x: jax.ShapeDtypeStruct) -> Sizes:
     inputs = sum(int(np.prod(tap.beside.shape)) for tap in traced.taps if tap.beside is not None)
     cotangents = sum(int(np.prod(tap.like.shape)) for tap in traced.taps)
     leaves = jax.tree.leaves(problem.params)
-    formed = [leaves[i].size for c in traced.components if not _is_product(traced, c) for i in c.leaves]
-    formed += [u.groups * u.inputs * u.outputs for u in uses if is_formed(u)]
+    products = []
+    for component in traced.components:
+        use = traced.taps[component.taps[0]].use
+        if use is not None and _is_product(traced, component):
+            ((leaf,), (tap,)) = component.leaves, component.taps
+            products.append(Product(leaf, tap, _inputs_before(traced, tap), use))
+    rest = [leaf for component in _rest(traced) for leaf in component.leaves]
+    formed = [leaves[i].size for i in rest] + [u.groups * u.inputs * u.outputs for u in uses if is_formed(u)]
     # Forward: inputs of the layers, about twice as much that the way back needs, and the patches of one layer;
     # backward: cotangents of the layers, and the gradient of one of them where it is formed at all.
-    return Sizes((3 * inputs + patches) * item, (cotangents + max(formed, default=0)) * item)
+    forward, backward = 3 * inputs + patches, cotangents + max(formed, default=0)
+    return Plan(tuple(products), tuple(rest), forward * item, backward * item)
 
 
 class Pass(eqx.Module):
-    """A forward pass over a chunk: inputs at the taps, and the way back to the taps."""
+    """A forward pass over a chunk: inputs at the taps with a use, and the way back to all taps."""
 
     inputs: list[Array]
     pullback: PyTree
     outputs: Float[Array, "B K"]
-    position: tuple[int | None, ...] = eqx.field(static=True)
 
 
-def _run(problem: Problem, traced: Traced, x: Array) -> Pass:
+def _inputs_before(traced: Traced, tap: int) -> int:
+    return sum(t.use is not None for t in traced.taps[:tap])
+
+
+def _run(problem: Problem, x: Array) -> Pass:
+    traced = Traced(problem.f, problem.params, one_like(x))
     entries = traced.entries(jax.tree.leaves(problem.params))
     zeros = [jnp.zeros((x.shape[0], *tap.like.shape), tap.like.dtype) for tap in traced.taps]
     outputs = jax.vmap(traced.outputs, in_axes=(None, 0, 0))
     y, pullback, inputs = jax.vjp(lambda taps: outputs(entries, x, taps), zeros, has_aux=True)
-    places = itertools.count()
-    return Pass(inputs, pullback, y, tuple(None if tap.use is None else next(places) for tap in traced.taps))
+    return Pass(inputs, pullback, y)
 
 
-@eqx.filter_jit
-def _forward(problem: Problem, x: Array) -> Pass:
-    return _run(problem, Traced(problem.f, problem.params, one_like(x)), x)
-
-
-def _back(problem: Problem, passed: Pass, first, count: int, mask=None) -> list[Array]:
+def _go_back(problem: Problem, passed: Pass, first, count: int, mask=None) -> dict[int, Array]:
     """Cotangents at the taps, (count, B, ...) each, for outputs from `first` on."""
     y = passed.outputs
     seeds = unit_cotangents(problem.num_outputs, first, count, y.dtype)
     weights = jnp.ones((y.shape[0],), y.dtype) if mask is None else mask.astype(y.dtype)
-    return jax.vmap(lambda seed: passed.pullback(weights[:, None] * seed[None, :])[0])(seeds)
+    found = jax.vmap(lambda seed: passed.pullback(weights[:, None] * seed[None, :])[0])(seeds)
+    return dict(enumerate(found))
 
 
-def _factors(problem: Problem, traced: Traced, passed: Pass, cotangents: list[Array], n: int) -> Factors:
-    """Inputs and cotangents at a tap with a use, in the parameters' precision."""
-    use = traced.taps[n].use
-    assert use is not None
-    position = passed.position[n]
-    assert position is not None
-    a = jax.vmap(use.input)(passed.inputs[position].astype(problem.dtype))
-    d = jax.vmap(jax.vmap(use.cotangent))(cotangents[n].astype(problem.dtype))
-    return Factors(a, d)
+@eqx.filter_jit
+def _forward(problem: Problem, x: Array) -> Pass:
+    return _run(problem, x)
 
 
-def _explicit(problem: Problem, traced: Traced, passed: Pass, cotangents, component: Component) -> list[Array]:
+@eqx.filter_jit
+def _back(problem: Problem, passed: Pass, first: Int[Array, ""], count: int) -> dict[int, Array]:
+    return _go_back(problem, passed, first, count)
+
+
+@eqx.filter_jit
+def _there_and_back(problem: Problem, batch: Batch, first: Int[Array, ""], count: int):
+    passed = _run(problem, batch.x)
+    return passed.inputs, _go_back(problem, passed, first, count, batch.mask)
+
+
+def _factors(use: Use, dtype, inputs: Array, cotangents: Array) -> Factors:
+    """Inputs and cotangents at a tap, in the parameters' precision."""
+    a = jax.vmap(use.input)(inputs)
+    d = jnp.moveaxis(jax.vmap(jax.vmap(use.cotangent))(cotangents), 0, 3)
+    return Factors(a.astype(dtype), d.astype(dtype))
+
+
+def _explicit(problem: Problem, traced: Traced, inputs, cotangents, component: Component) -> list[Array]:
     """Gradients of each sample in each of the component's parameters, (B, k, size): the sum over its uses."""
     parts = []
     for n in component.taps:
-        tap = traced.taps[n]
-        if tap.use is None:
+        use = traced.taps[n].use
+        if use is None:
             parts.append(jnp.swapaxes(cotangents[n], 0, 1))
         else:
-            products = _factors(problem, traced, passed, cotangents, n).products()
-            parts.append(jax.vmap(jax.vmap(tap.use.gradient))(products))
+            factors = _factors(use, problem.dtype, inputs[_inputs_before(traced, n)], cotangents[n])
+            parts.append(jax.vmap(jax.vmap(use.gradient))(factors.products()))
     if component.direct:
         return [parts[0].reshape(*parts[0].shape[:2], -1).astype(problem.dtype)]
     leaves = jax.tree.leaves(problem.params)
@@ -157,60 +205,79 @@ def _is_product(traced: Traced, component: Component) -> bool:
     return component.direct and traced.taps[component.taps[0]].use is not None
 
 
-@eqx.filter_jit
-def _tile(problem: Problem, x: jax.ShapeDtypeStruct, left: Pass, right: Pass | None, first, count: int, outputs):
-    traced = Traced(problem.f, problem.params, x)
-    sides = [(side, _back(problem, side, first, count)) for side in (left, right) if side is not None]
-    shape = kernel_shape(outputs, left.outputs.shape[0], (right or left).outputs.shape[0], count)
+def _rest(traced: Traced) -> list[Component]:
+    """The components that are no product, from the outputs on."""
+    return [component for component in reversed(traced.components) if not _is_product(traced, component)]
+
+
+def _after(traced: Traced, inputs, cotangents, component: Component, used):
+    """The same, the numbers at this component's taps available only once those of `used` are.
+
+    Without it the compiler may have the gradients of many parameters at once. An optimisation barrier is gone before
+    the CPU backend schedules, so it is a zero that has to be waited for.
+    """
+    inputs = list(inputs)
+    for n in component.taps:
+        if traced.taps[n].use is not None:
+            i = _inputs_before(traced, n)
+            inputs[i] = inputs[i] + (0 * used.ravel()[0]).astype(inputs[i].dtype)
+    return inputs, cotangents
+
+
+def _tile(problem: Problem, plan: Plan, x, left: Pass, right: Pass | None, first, count: int, outputs):
+    """The kernel between the samples of two passes, for `count` outputs."""
+    passes = [left] if right is None else [left, right]
+    sides = [(side.inputs, _back(problem, side, first, count)) for side in passes]
+    shape = kernel_shape(outputs, left.outputs.shape[0], passes[-1].outputs.shape[0], count)
     total = jnp.zeros(shape, problem.dtype)
-    for component in reversed(traced.components):
-        sides = _after(sides, component, total)
-        if _is_product(traced, component):
-            (n,) = component.taps
-            pair = [_factors(problem, traced, side, cotangents, n) for side, cotangents in sides]
-            total += contract_factors(pair[0], pair[1] if len(pair) == 2 else None, outputs)
-        else:
-            pair = [_explicit(problem, traced, side, cotangents, component) for side, cotangents in sides]
-            total += sum(contract(g, h, outputs) for g, h in zip(pair[0], pair[-1], strict=True))
+    if plan.rest:
+        total = _contract_rest(problem, x, sides, outputs, total)
+    for product in reversed(plan.products):
+        pair = [(inputs[product.input], cotangents.pop(product.tap)) for inputs, cotangents in sides]
+        total = _contract_product(product.use, problem.dtype, pair, outputs, total)
     return total
 
 
-def _after(sides, component: Component, total):
-    """The same passes, their numbers at this component's taps available only once `total` is.
+@eqx.filter_jit
+def _contract_product(use: Use, dtype, pair, outputs, total: Array) -> Array:
+    factors = [_factors(use, dtype, *side) for side in pair]
+    return total + contract_factors(factors[0], factors[1] if len(factors) == 2 else None, outputs)
 
-    Without it the compiler unfolds the inputs of all layers at once, which is most of the memory. An optimisation
-    barrier is gone before the CPU backend schedules, so it is a zero that has to be waited for.
-    """
-    zero = 0 * total.ravel()[0]
-    ordered = []
-    for passed, cotangents in sides:
-        cotangents, inputs = list(cotangents), list(passed.inputs)
-        for n in component.taps:
-            i = passed.position[n]
-            if i is not None:
-                inputs[i] = inputs[i] + zero.astype(inputs[i].dtype)
-        ordered.append((Pass(inputs, passed.pullback, passed.outputs, passed.position), cotangents))
-    return ordered
+
+@eqx.filter_jit
+def _contract_rest(problem: Problem, x, sides, outputs, total: Array) -> Array:
+    traced = Traced(problem.f, problem.params, one_like(x))
+    for component in _rest(traced):
+        sides = [_after(traced, *side, component, total) for side in sides]
+        pair = [_explicit(problem, traced, *side, component) for side in sides]
+        total += sum(contract(g, h, outputs) for g, h in zip(pair[0], pair[-1], strict=True))
+    return total
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _add(given: tuple[Problem, Batch, Int[Array, ""]], sums: Sums) -> Sums:
-    problem, batch, first = given
+def _add_product(given, state):
+    use, dtype, inputs, cotangents, batch = given
+    gradients, squares = state
+    factors = _factors(use, dtype, inputs, cotangents)
+    parts, more = sum_factors(factors, batch.group_class.shape[0], batch.signs, pairs=squares.ndim == 3)
+    return batch.added(gradients, *parts), squares + more
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _add_rest(given, state):
+    problem, batch, inputs, cotangents = given
     traced = Traced(problem.f, problem.params, one_like(batch.x))
-    passed = _run(problem, traced, batch.x)
-    cotangents = _back(problem, passed, first, sums.squares.shape[1], batch.mask)
-    groups, pairs = batch.group_class.shape[0], sums.output_squares is not None
-    parts, squares = {}, jnp.zeros(passed.outputs.shape[:1] + sums.squares.shape[1:] * (1 + pairs), problem.dtype)
-    for component in reversed(traced.components):
-        ((passed, cotangents),) = _after([(passed, cotangents)], component, squares)
-        if _is_product(traced, component):
-            (n,) = component.taps
-            factors = _factors(problem, traced, passed, cotangents, n)
-            parts[component.leaves[0]], squared = sum_factors(factors, groups, batch.signs, pairs=pairs)
-            squares += squared
-            continue
-        gradients = _explicit(problem, traced, passed, cotangents, component)
-        for leaf, g in zip(component.leaves, gradients, strict=True):
-            parts[leaf] = weighted(g, groups, batch.signs)
-            squares += own(g, pairs=pairs)
-    return sums.plus(batch, parts, squares)
+    gradients, squares = state
+    added, groups = [], batch.group_class.shape[0]
+    for component in _rest(traced):
+        inputs, cotangents = _after(traced, inputs, cotangents, component, squares)
+        for g in _explicit(problem, traced, inputs, cotangents, component):
+            added.append(batch.added(gradients[len(added)], *weighted(g, groups, batch.signs)))
+            squares += own(g, pairs=squares.ndim == 3)
+    return added, squares
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _add_squares(given, sums: Sums) -> Sums:
+    batch, squares = given
+    return sums.plus(batch, {}, squares)

@@ -1,0 +1,110 @@
+"""Partial results of long work in a folder, from which it is taken up again."""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ntkcollapse.ntk._problem import Problem, one_like
+
+_SECONDS_BETWEEN_SAVES = 60.0
+# Of the time, what may go into saving.
+_SHARE = 0.05
+
+
+class PartialResults:
+    """Named lists of arrays with a count of what is done; each a file, written to one side and moved into place.
+
+    Nothing is written where `folder` is None. `fingerprint` tells the work of these files from any other. All
+    processes write the same numbers, each under a name of its own until the file is whole, when the first one says so.
+    """
+
+    def __init__(self, folder: str | Path | None, fingerprint: Callable[[], str]):
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fingerprint = fingerprint()
+        self._last = time.monotonic()
+        self._took = 0.0
+
+    def load(self, name: str) -> tuple[int, list[np.ndarray]]:
+        """(how much is done, arrays), or (0, []) where there is nothing yet.
+
+        Raises:
+            ValueError: the file is of other work, or cannot be read.
+        """
+        path = self._path(name)
+        done, arrays = 0, []
+        if path is not None and path.exists():
+            try:
+                with np.load(path) as saved:
+                    known = str(saved["fingerprint"])
+                    done = int(saved["done"])
+                    arrays = [saved[f"array{i}"] for i in range(len(saved.files) - 2)]
+            except (OSError, ValueError, KeyError, EOFError) as error:
+                raise ValueError(f"checkpoint: {path} cannot be read ({error}); remove it to start anew.") from error
+            if known != self._fingerprint:
+                raise ValueError(
+                    f"checkpoint: {path} holds partial results of another computation (another function, other "
+                    "parameters, samples or settings, to which `memory` belongs: its default follows what is free); "
+                    "give another folder, or remove it."
+                )
+        if path is not None and of_first_process(done) != done:
+            raise ValueError(f"checkpoint: {path} must be the same for all processes; give a folder that they share.")
+        return done, arrays
+
+    def save(self, name: str, done: int, arrays: Callable[[], Sequence[Any]], *, at_once: bool = False) -> None:
+        """Writes where the last time was long ago."""
+        path = self._path(name)
+        if path is None:
+            return
+        wait = max(_SECONDS_BETWEEN_SAVES, self._took / _SHARE)
+        if not (at_once or of_first_process(time.monotonic() - self._last > wait)):
+            return
+        began = time.monotonic()
+        named = {f"array{i}": np.asarray(array) for i, array in enumerate(arrays())}
+        beside = path.with_suffix(f".part{jax.process_index()}")
+        with open(beside, "wb") as file:
+            np.savez(file, fingerprint=self._fingerprint, done=done, **named)
+        os.replace(beside, path)
+        self._last = time.monotonic()
+        self._took = self._last - began
+
+    def remove(self, *names: str) -> None:
+        """The files are of no use once the work is done."""
+        for name in names:
+            path = self._path(name)
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.npz"
+
+
+def fingerprint(problem: Problem, samples: Sequence[Any], *settings: Any) -> str:
+    """A digest of f as JAX sees it, and of all numbers and settings that the result depends on."""
+    digest = hashlib.sha256()
+    traced = jax.make_jaxpr(problem.f)(problem.params, one_like(samples[0]))
+    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(traced)).encode())
+    for leaf in [*jax.tree.leaves(eqx.filter(problem, eqx.is_array)), *samples]:
+        array = np.ascontiguousarray(np.asarray(leaf))
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.data if array.size else b"")
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()
+
+
+def of_first_process(value):
+    """What the first process has: clocks differ, and all must do the same."""
+    if jax.process_count() == 1:
+        return value
+    return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
