@@ -9,6 +9,10 @@ from ntkcollapse._checks import check_positive
 # Larger chunks than this are not faster on a CPU, they only take more.
 _ENOUGH_ON_CPU = 512 * 2**20
 _FRACTION = 0.25
+# What one compiled step may take: the usual allocator of Linux gives memory beyond 32 MiB back to the system at once
+# and gets it page by page the next time, which takes longer than the work in it. Elsewhere memory is kept.
+_STEP_ON_CPU = 24 * 2**20
+_STEP = 512 * 2**20
 
 
 def budget(memory: int | float | None) -> int:
@@ -25,6 +29,11 @@ def budget(memory: int | float | None) -> int:
     except (AttributeError, ValueError, OSError):
         free = 4 * _ENOUGH_ON_CPU
     return min(int(_FRACTION * free), _ENOUGH_ON_CPU)
+
+
+def step() -> int:
+    """Bytes that one compiled step of a long computation should keep below."""
+    return _STEP_ON_CPU if jax.default_backend() == "cpu" else _STEP
 
 
 def fit(available: int, each: int, most: int) -> int:

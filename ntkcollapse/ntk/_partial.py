@@ -71,10 +71,10 @@ class PartialResults:
         if not (at_once or of_first_process(time.monotonic() - self._last > wait)):
             return
         began = time.monotonic()
-        named = {f"array{i}": np.asarray(array) for i, array in enumerate(arrays())}
+        named: dict[str, Any] = {f"array{i}": np.asarray(array) for i, array in enumerate(arrays())}
         beside = path.with_suffix(f".part{jax.process_index()}")
         with open(beside, "wb") as file:
-            np.savez(file, fingerprint=self._fingerprint, done=done, **named)
+            np.savez(file, **named, fingerprint=self._fingerprint, done=done)
         os.replace(beside, path)
         self._last = time.monotonic()
         self._took = self._last - began

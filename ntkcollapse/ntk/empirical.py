@@ -15,7 +15,7 @@ from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._partial import PartialResults, fingerprint
 from ntkcollapse.ntk._problem import one_like, prepare
-from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, kernel_shape
+from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, kernel_shape, mirror
 
 
 def empirical_ntk(
@@ -100,7 +100,7 @@ def empirical_ntk(
             check_finite("gradients of f", tile)
         kernel = _write(kernel, slice(i, ii), slice(j, jj), tile)
         if x2 is None and i != j:
-            kernel = _write(kernel, slice(j, jj), slice(i, ii), _mirror(tile))
+            kernel = _write(kernel, slice(j, jj), slice(i, ii), mirror(tile))
         bar.update()
         if n < len(tiles):
             partial.save("kernel", n, lambda kernel=kernel: [kernel])
@@ -122,8 +122,3 @@ def _write(kernel, rows: slice, columns: slice, tile):
         kernel[rows, columns] = tile
         return kernel
     return kernel.at[rows, columns].set(tile)
-
-
-def _mirror(tile):
-    """Θ(x_j, x_i) from Θ(x_i, x_j): samples and outputs change places."""
-    return tile.swapaxes(0, 1).swapaxes(-1, -2) if tile.ndim == 4 else tile.swapaxes(0, 1)

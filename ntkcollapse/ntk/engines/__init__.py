@@ -1,7 +1,7 @@
 """Ways to compute the empirical NTK: one signature, the same numbers."""
 
 from ntkcollapse._checks import check_choice
-from ntkcollapse.ntk.engines._contract import OUTPUTS, Outputs, kernel_shape
+from ntkcollapse.ntk.engines._contract import OUTPUTS, Outputs, kernel_shape, mirror
 from ntkcollapse.ntk.engines._engine import Chunks, Engine
 from ntkcollapse.ntk.engines.jacobian import Jacobian
 from ntkcollapse.ntk.engines.layerwise import Layerwise
@@ -41,4 +41,5 @@ __all__ = [
     "Outputs",
     "get_engine",
     "kernel_shape",
+    "mirror",
 ]

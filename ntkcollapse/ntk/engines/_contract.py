@@ -1,6 +1,6 @@
 """Inner products of per-sample gradients, by what is asked of the outputs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,8 @@ def weighted(g: Float[Array, "B k P"], groups: int, signs: Float[Array, "B q"]):
 def kernel_shape(outputs: Outputs, a: int, b: int, k: int) -> tuple[int, ...]:
     """Shape of the kernel between a and b samples with k outputs."""
     return {"full": (a, b, k, k), "diagonal": (a, b, k), "mean": (a, b)}[outputs]
+
+
+def mirror(tile: Any) -> Any:
+    """Θ(x_j, x_i) from Θ(x_i, x_j): samples and outputs change places."""
+    return tile.swapaxes(0, 1).swapaxes(-1, -2) if tile.ndim == 4 else tile.swapaxes(0, 1)

@@ -7,24 +7,17 @@ The gradient of one sample is g[o, i] = Σ_t δ[t, o] a[t, i] (group by group), 
 costs |o|·|i|·|t| by forming g first and |t|²(|o| + |i|) from the two Grams on the right.
 """
 
-import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse.ntk._uses import Use
-from ntkcollapse.ntk.engines._contract import EXACT, Outputs, contract, own, weighted
+from ntkcollapse.ntk.engines._contract import EXACT, Outputs, own, weighted
 
 # Work is counted in multiplications of a matrix product; writing and reading again a number of an array too large for
 # the cache costs about as much as this many (measured on a CPU; it decides only near a tie).
 _TRAFFIC = 50
-
-# Bytes of gradients formed at a time where only their inner products are wanted.
-_PIECE = 16 * 2**20
-_MOST_PIECES = 16
 
 
 class Factors(NamedTuple):
@@ -53,36 +46,19 @@ class Factors(NamedTuple):
         return g.reshape(*g.shape[:2], -1)
 
 
-def contract_factors(x: Factors, y: Factors | None, outputs: Outputs) -> Float[Array, "A B ..."]:
-    """`contract` of the gradients of two chunks; of one chunk with itself where y is None."""
-    if _pairs_from_grams(x, x if y is None else y, outputs):
-        return _from_grams(x, x if y is None else y, outputs)
-    total = jnp.zeros((), x.d.dtype)
-    for part in _pieces(x):
-        g = part(x).formed()
-        total += contract(g, g if y is None else part(y).formed(), outputs)
-    return total
-
-
-def _pieces(x: Factors) -> list[Callable[[Factors], Factors]]:
-    """Parts of the inputs whose gradients, formed in turn, stay in the cache and need little memory."""
-    (B, G, _, I), (*_, k, O) = x.a.shape, x.d.shape
-    count = min(_MOST_PIECES, I, -(-B * k * G * I * O * x.a.dtype.itemsize // _PIECE))
-    edges = np.linspace(0, I, count + 1).round().astype(int)
-    return [lambda f, i=i, j=j: Factors(f.a[..., i:j], f.d) for i, j in itertools.pairwise(edges)]
-
-
-def _pairs_from_grams(x: Factors, y: Factors, outputs: Outputs) -> bool:
-    (A, G, T, I), (B, _, U, _), (*_, k, O) = x.a.shape, y.a.shape, x.d.shape
+def grams_are_cheaper(use: Use, A: int, B: int, k: int, outputs: Outputs) -> bool:
+    """Whether inner products of the gradients of A and B samples cost less by `contract_grams`."""
+    G, T, I, O = use.groups, use.positions, use.inputs, use.outputs
     both = k * k if outputs == "full" else k
     kept = 1 if outputs == "mean" else both
-    formed = G * I * O * (k * (A * T + B * U) + both * A * B + _TRAFFIC * k * (A + B))
-    grams = A * B * G * T * U * (I + both * O + _TRAFFIC * (1 + kept))
-    memory = A * B * G * T * U * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
+    formed = G * I * O * (k * (A + B) * T + both * A * B + _TRAFFIC * k * (A + B))
+    grams = A * B * G * T * T * (I + both * O + _TRAFFIC * (1 + kept))
+    memory = A * B * G * T * T * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
     return memory and grams < formed
 
 
-def _from_grams(x: Factors, y: Factors, outputs: Outputs):
+def contract_grams(x: Factors, y: Factors, outputs: Outputs) -> Float[Array, "A B ..."]:
+    """`contract` of the gradients of two chunks, from the Grams of their inputs and cotangents."""
     inputs = jnp.einsum("agti,bgui->abgtu", x.a, y.a, precision=EXACT)
     if outputs == "mean":
         cotangents = jnp.einsum("agtko,bguko->abgtu", x.d, y.d, precision=EXACT)

@@ -1,5 +1,8 @@
 """Layer by layer, from the inputs of every layer and the cotangents of its results."""
 
+import itertools
+import sys
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -7,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ntkcollapse.ntk._memory import fit
+from ntkcollapse.ntk._memory import fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
-from ntkcollapse.ntk.engines._contract import contract, kernel_shape, own, weighted
+from ntkcollapse.ntk.engines._contract import contract, kernel_shape, mirror, own, weighted
 from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, unit_cotangents
-from ntkcollapse.ntk.engines._factors import Factors, contract_factors, is_formed, sum_factors
+from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
 
 
 class Layerwise(Engine):
@@ -43,13 +46,12 @@ class Layerwise(Engine):
         return Chunks(samples=samples, outputs=max(least, -(-K // -(-K // k))))
 
     def kernel(self, problem, x1, x2, outputs, chunks):
+        K, count = problem.num_outputs, chunks.outputs
         plan = _plan(problem, one_like(x1))
-        left = _forward(problem, x1)
-        right = None if x2 is None else _forward(problem, x2)
-        parts = []
-        K, step = problem.num_outputs, chunks.outputs
-        for first in range(0, K, step):
-            parts.append(_tile(problem, plan, x1, left, right, jnp.asarray(first), step, outputs))
+        size = plan.piece(problem.dtype, count)
+        left = _forward_in_pieces(problem, x1, size)
+        right = None if x2 is None else _forward_in_pieces(problem, x2, size)
+        parts = [_tile(problem, plan, left, right, first, count, outputs) for first in range(0, K, count)]
         if outputs == "mean":
             return sum(parts[1:], start=parts[0])
         return parts[0] if outputs == "full" else jnp.concatenate(parts, axis=2)[:, :, :K]
@@ -58,7 +60,7 @@ class Layerwise(Engine):
         sizes = _plan(problem, x)
         stored = num_sums * problem.num_params * problem.dtype.itemsize
         outputs = fit(available // 2, stored, problem.num_outputs)
-        each = sizes.forward + outputs * sizes.backward
+        each = sizes.forward + sizes.patches + outputs * (sizes.backward + sizes.gradient)
         return Chunks(samples=fit(available // 2, each, 4096), outputs=outputs)
 
     def add(self, problem, sums, batch, first_output):
@@ -94,15 +96,26 @@ class Product(eqx.Module):
 
 
 class Plan(eqx.Module):
-    """How each parameter is treated, and bytes of one sample: of the forward pass, and for each output of the way back.
+    """How each parameter is treated, and how many bytes a sample takes.
 
     rest: numbers of the parameters that are in no product.
+    forward: bytes of the forward pass; backward: of all cotangents and of one gradient that is no product, for each
+        output; patches: of the input of one layer as its products need it; gradient: of one layer, for each output,
+        where its sums over samples are made from it.
     """
 
     products: tuple[Product, ...]
     rest: tuple[int, ...] = eqx.field(static=True)
     forward: int = eqx.field(static=True)
     backward: int = eqx.field(static=True)
+    patches: int = eqx.field(static=True)
+    gradient: int = eqx.field(static=True)
+
+    def piece(self, dtype, count: int) -> int:
+        """Samples whose inputs and cotangents at any one layer fit into one step."""
+        uses = [product.use for product in self.products]
+        each = max((u.groups * u.positions * (u.inputs + 2 * count * u.outputs) for u in uses), default=1)
+        return fit(step(), each * dtype.itemsize, sys.maxsize)
 
 
 @eqx.filter_jit
@@ -122,16 +135,17 @@ def _plan(problem: Problem, x: jax.ShapeDtypeStruct) -> Plan:
             ((leaf,), (tap,)) = component.leaves, component.taps
             products.append(Product(leaf, tap, _inputs_before(traced, tap), use))
     rest = [leaf for component in _rest(traced) for leaf in component.leaves]
-    formed = [leaves[i].size for i in rest] + [u.groups * u.inputs * u.outputs for u in uses if is_formed(u)]
-    # Forward: inputs of the layers, about twice as much that the way back needs, and the patches of one layer;
-    # backward: cotangents of the layers, and the gradient of one of them where it is formed at all.
-    forward, backward = 3 * inputs + patches, cotangents + max(formed, default=0)
-    return Plan(tuple(products), tuple(rest), forward * item, backward * item)
+    formed = max((u.groups * u.inputs * u.outputs for u in uses if is_formed(u)), default=0)
+    explicit = max((leaves[i].size for i in rest), default=0)
+    # Of the forward pass: inputs of the layers, and about twice as much that the way back needs.
+    numbers = (3 * inputs, cotangents + explicit, patches, formed)
+    return Plan(tuple(products), tuple(rest), *(n * item for n in numbers))
 
 
 class Pass(eqx.Module):
-    """A forward pass over a chunk: inputs at the taps with a use, and the way back to all taps."""
+    """A forward pass over samples x: inputs at the taps with a use, and the way back to all taps."""
 
+    x: Array
     inputs: list[Array]
     pullback: PyTree
     outputs: Float[Array, "B K"]
@@ -147,7 +161,7 @@ def _run(problem: Problem, x: Array) -> Pass:
     zeros = [jnp.zeros((x.shape[0], *tap.like.shape), tap.like.dtype) for tap in traced.taps]
     outputs = jax.vmap(traced.outputs, in_axes=(None, 0, 0))
     y, pullback, inputs = jax.vjp(lambda taps: outputs(entries, x, taps), zeros, has_aux=True)
-    return Pass(inputs, pullback, y)
+    return Pass(x, inputs, pullback, y)
 
 
 def _go_back(problem: Problem, passed: Pass, first, count: int, mask=None) -> dict[int, Array]:
@@ -224,32 +238,92 @@ def _after(traced: Traced, inputs, cotangents, component: Component, used):
     return inputs, cotangents
 
 
-def _tile(problem: Problem, plan: Plan, x, left: Pass, right: Pass | None, first, count: int, outputs):
-    """The kernel between the samples of two passes, for `count` outputs."""
-    passes = [left] if right is None else [left, right]
-    sides = [(side.inputs, _back(problem, side, first, count)) for side in passes]
-    shape = kernel_shape(outputs, left.outputs.shape[0], passes[-1].outputs.shape[0], count)
-    total = jnp.zeros(shape, problem.dtype)
+def _forward_in_pieces(problem: Problem, x: Array, size: int) -> list[Pass]:
+    """Passes over pieces of nearly equal size, at most `size` samples each."""
+    edges = np.linspace(0, x.shape[0], -(-x.shape[0] // size) + 1).round().astype(int)
+    return [_forward(problem, x[i:j]) for i, j in itertools.pairwise(edges)]
+
+
+class Side(NamedTuple):
+    """A piece of the samples on one side of the kernel."""
+
+    x: Array
+    inputs: list[Array]
+    cotangents: dict[int, Array]
+
+
+def _tile(problem: Problem, plan: Plan, left: list[Pass], right: list[Pass] | None, first: int, count: int, outputs):
+    """The kernel between the samples of all pieces, for `count` outputs from `first` on."""
+    sides = [
+        [Side(p.x, p.inputs, _back(problem, p, jnp.asarray(first), count)) for p in pieces]
+        for pieces in (left, right)
+        if pieces is not None
+    ]
+    sizes = [[len(side.x) for side in pieces] for pieces in (sides[0], sides[-1])]
+    # Blocks of all pieces with all; above the diagonal only, where both sides are the same.
+    blocks = {
+        (i, j): jnp.zeros(kernel_shape(outputs, a, b, count), problem.dtype)
+        for i, a in enumerate(sizes[0])
+        for j, b in enumerate(sizes[1])
+        if right is not None or i <= j
+    }
     if plan.rest:
-        total = _contract_rest(problem, x, sides, outputs, total)
+        for (i, j), total in blocks.items():
+            pair = [sides[0][i]] if right is None and i == j else [sides[0][i], sides[-1][j]]
+            blocks[i, j] = _contract_rest(problem, pair, outputs, total)
     for product in reversed(plan.products):
-        pair = [(inputs[product.input], cotangents.pop(product.tap)) for inputs, cotangents in sides]
-        total = _contract_product(product.use, problem.dtype, pair, outputs, total)
-    return total
+        use = product.use
+        at = [[(s.inputs[product.input], s.cotangents.pop(product.tap)) for s in pieces] for pieces in sides]
+        if grams_are_cheaper(use, sum(sizes[0]), sum(sizes[1]), count, outputs):
+            for (i, j), total in blocks.items():
+                blocks[i, j] = _contract_grams(use, problem.dtype, at[0][i], at[-1][j], outputs, total)
+            continue
+        each = sum(sum(pieces) for pieces in sizes[: len(sides)]) * count * use.groups * use.outputs
+        part = fit(2 * step(), each * problem.dtype.itemsize, use.inputs)
+        for begin in range(0, use.inputs, part):
+            some = min(part, use.inputs - begin)
+            g = [[_formed(use, problem.dtype, *s, jnp.asarray(begin), some) for s in pieces] for pieces in at]
+            for (i, j), total in blocks.items():
+                blocks[i, j] = _contract_formed(g[0][i], g[-1][j], outputs, total)
+    return _assembled(blocks, len(sizes[0]), len(sizes[1]))
+
+
+def _assembled(blocks: dict[tuple[int, int], Array], rows: int, columns: int) -> Array:
+    def block(i, j):
+        return blocks[i, j] if (i, j) in blocks else mirror(blocks[j, i])
+
+    return jnp.concatenate(
+        [jnp.concatenate([block(i, j) for j in range(columns)], axis=1) for i in range(rows)], axis=0
+    )
 
 
 @eqx.filter_jit
-def _contract_product(use: Use, dtype, pair, outputs, total: Array) -> Array:
-    factors = [_factors(use, dtype, *side) for side in pair]
-    return total + contract_factors(factors[0], factors[1] if len(factors) == 2 else None, outputs)
+def _formed(use: Use, dtype, inputs: Array, cotangents: Array, first: Int[Array, ""], count: int) -> Array:
+    """Gradients of each sample, (B, k, P) for `count` of the inputs of each group from `first` on."""
+    factors = _factors(use, dtype, inputs, cotangents)
+    if count == use.inputs:
+        return factors.formed()
+    a = jax.lax.dynamic_slice_in_dim(factors.a, first, count, axis=3)
+    return Factors(a, factors.d).formed()
 
 
 @eqx.filter_jit
-def _contract_rest(problem: Problem, x, sides, outputs, total: Array) -> Array:
-    traced = Traced(problem.f, problem.params, one_like(x))
+def _contract_formed(g: Array, h: Array, outputs, total: Array) -> Array:
+    return total + contract(g, h, outputs)
+
+
+@eqx.filter_jit
+def _contract_grams(use: Use, dtype, left, right, outputs, total: Array) -> Array:
+    return total + contract_grams(_factors(use, dtype, *left), _factors(use, dtype, *right), outputs)
+
+
+@eqx.filter_jit
+def _contract_rest(problem: Problem, sides: list[Side], outputs, total: Array) -> Array:
+    traced = Traced(problem.f, problem.params, one_like(sides[0].x))
+    given = [(side.inputs, side.cotangents) for side in sides]
     for component in _rest(traced):
-        sides = [_after(traced, *side, component, total) for side in sides]
-        pair = [_explicit(problem, traced, *side, component) for side in sides]
+        given = [_after(traced, *side, component, total) for side in given]
+        pair = [_explicit(problem, traced, *side, component) for side in given]
         total += sum(contract(g, h, outputs) for g, h in zip(pair[0], pair[-1], strict=True))
     return total
 
