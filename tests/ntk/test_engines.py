@@ -123,7 +123,7 @@ def test_stop_and_resume(tmp_path, monkeypatch):
         after = 4
 
     def run(x=c.x, f=c.f):
-        return empirical_ntk(f, c.params, x, engine=Stopping(), memory=6000.0, checkpoint=tmp_path)
+        return empirical_ntk(f, c.params, x, engine=Stopping(), memory=3000.0, checkpoint=tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         run()
