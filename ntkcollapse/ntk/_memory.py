@@ -1,11 +1,10 @@
 """How much memory a computation may take, and how many samples at a time that allows."""
 
 import os
-from typing import Any
 
 import jax
 
-from ntkcollapse._checks import check_positive, is_traced
+from ntkcollapse._checks import check_positive
 
 # Larger chunks than this are not faster on a CPU, they only take more.
 _ENOUGH_ON_CPU = 512 * 2**20
@@ -35,16 +34,6 @@ def budget(memory: int | float | None) -> int:
 def step() -> int:
     """Bytes that one compiled step of a long computation should keep below."""
     return _STEP_ON_CPU if jax.default_backend() == "cpu" else _STEP
-
-
-def settle(tree: Any) -> Any:
-    """The tree, once its numbers are there, on a CPU: work that waits in a queue is given its memory at once.
-
-    An accelerator keeps its memory in the order of its work, and is not made to wait.
-    """
-    if jax.default_backend() == "cpu" and not is_traced(tree):
-        jax.block_until_ready(tree)
-    return tree
 
 
 def fit(available: int, each: int, most: int) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ntkcollapse.ntk._memory import fit, settle, step
+from ntkcollapse.ntk._memory import fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
@@ -66,17 +66,17 @@ class Layerwise(Engine):
     def add(self, problem, sums, batch, first_output):
         plan = _plan(problem, one_like(batch.x))
         count, pairs = sums.squares.shape[1], sums.output_squares is not None
-        inputs, cotangents = settle(_there_and_back(problem, batch, first_output, count))
+        inputs, cotangents = _there_and_back(problem, batch, first_output, count)
         squares = jnp.zeros((batch.x.shape[0], *(count,) * (1 + pairs)), problem.dtype)
         gradients = list(sums.gradients)
         if plan.rest:
             given = (problem, batch, inputs, cotangents)
-            some, squares = settle(_add_rest(given, ([gradients[leaf] for leaf in plan.rest], squares)))
+            some, squares = _add_rest(given, ([gradients[leaf] for leaf in plan.rest], squares))
             for leaf, gradient in zip(plan.rest, some, strict=True):
                 gradients[leaf] = gradient
         for product in reversed(plan.products):
             given = (product.use, problem.dtype, inputs[product.input], cotangents.pop(product.tap), batch)
-            gradients[product.leaf], squares = settle(_add_product(given, (gradients[product.leaf], squares)))
+            gradients[product.leaf], squares = _add_product(given, (gradients[product.leaf], squares))
         return _add_squares((batch, squares), Sums(gradients, sums.squares, sums.output_squares))
 
 
@@ -241,7 +241,7 @@ def _after(traced: Traced, inputs, cotangents, component: Component, used):
 def _forward_in_pieces(problem: Problem, x: Array, size: int) -> list[Pass]:
     """Passes over pieces of nearly equal size, at most `size` samples each."""
     edges = np.linspace(0, x.shape[0], -(-x.shape[0] // size) + 1).round().astype(int)
-    return [settle(_forward(problem, x[i:j])) for i, j in itertools.pairwise(edges)]
+    return [_forward(problem, x[i:j]) for i, j in itertools.pairwise(edges)]
 
 
 class Side(NamedTuple):
@@ -255,7 +255,7 @@ class Side(NamedTuple):
 def _tile(problem: Problem, plan: Plan, left: list[Pass], right: list[Pass] | None, first: int, count: int, outputs):
     """The kernel between the samples of all pieces, for `count` outputs from `first` on."""
     sides = [
-        [Side(p.x, p.inputs, settle(_back(problem, p, jnp.asarray(first), count))) for p in pieces]
+        [Side(p.x, p.inputs, _back(problem, p, jnp.asarray(first), count)) for p in pieces]
         for pieces in (left, right)
         if pieces is not None
     ]
@@ -270,21 +270,21 @@ def _tile(problem: Problem, plan: Plan, left: list[Pass], right: list[Pass] | No
     if plan.rest:
         for (i, j), total in blocks.items():
             pair = [sides[0][i]] if right is None and i == j else [sides[0][i], sides[-1][j]]
-            blocks[i, j] = settle(_contract_rest(problem, pair, outputs, total))
+            blocks[i, j] = _contract_rest(problem, pair, outputs, total)
     for product in reversed(plan.products):
         use = product.use
         at = [[(s.inputs[product.input], s.cotangents.pop(product.tap)) for s in pieces] for pieces in sides]
         if grams_are_cheaper(use, sum(sizes[0]), sum(sizes[1]), count, outputs):
             for (i, j), total in blocks.items():
-                blocks[i, j] = settle(_contract_grams(use, problem.dtype, at[0][i], at[-1][j], outputs, total))
+                blocks[i, j] = _contract_grams(use, problem.dtype, at[0][i], at[-1][j], outputs, total)
             continue
         each = sum(sum(pieces) for pieces in sizes[: len(sides)]) * count * use.groups * use.outputs
         part = fit(2 * step(), each * problem.dtype.itemsize, use.inputs)
         for begin in range(0, use.inputs, part):
             some = min(part, use.inputs - begin)
-            g = [[settle(_formed(use, problem.dtype, *s, jnp.asarray(begin), some)) for s in pieces] for pieces in at]
+            g = [[_formed(use, problem.dtype, *s, jnp.asarray(begin), some) for s in pieces] for pieces in at]
             for (i, j), total in blocks.items():
-                blocks[i, j] = settle(_contract_formed(g[0][i], g[-1][j], outputs, total))
+                blocks[i, j] = _contract_formed(g[0][i], g[-1][j], outputs, total)
     return _assembled(blocks, len(sizes[0]), len(sizes[1]))
 
 
