@@ -198,6 +198,15 @@ def test_one_compilation_for_each_shape(monkeypatch):
     assert sorted(count) == ["integrate", "reduced_feature_gram"]
 
 
+def test_a_first_step_that_overflows_is_shortened():
+    """N = 18,000 makes rates of 10⁵, and the first step that an explicit method tries over a long time overflows."""
+    classes = Classes.balanced(3, 6000)
+    start = ReducedStart(M=START.class_means(CLASSES), scatter=0.05 * jnp.eye(5), W=START.W, b=START.b)
+    run = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]), solver="tsit5", max_steps=5000)
+    exact = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]))
+    np.testing.assert_allclose(run.states["W"], exact.states["W"], atol=1e-5)
+
+
 def test_steady_state_ends_the_run():
     times = np.concatenate([[0.0], np.geomspace(1e-2, 1e4, 60)])
     run = simulate(START, KAPPA, CLASSES, times, weight_decay=0.05, steady=1e-6)

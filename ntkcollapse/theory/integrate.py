@@ -128,7 +128,9 @@ def integrate(
 
 def _largest_part(error: PyTree) -> Array:
     """Over the parts of a state: a mean over all of it would hide W behind many columns of H or groups in P."""
-    return jnp.stack([optx.rms_norm(part) for part in jax.tree.leaves(error)]).max()
+    size = jnp.stack([optx.rms_norm(part) for part in jax.tree.leaves(error)]).max()
+    # A step that overflowed is a bad step: left as NaN, the controller would never find a length that it accepts.
+    return jnp.where(jnp.isfinite(size), size, 1e8)
 
 
 def _call(t, state, flow) -> Any:
