@@ -16,6 +16,7 @@ it as theirs should is what makes it a reference.
 
 import argparse
 import platform
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -192,6 +193,7 @@ def to_the_end(kind: str, m: int, n: int, C: int, until: float, limit: float, re
             if error <= TARGET or seconds > limit:
                 break
         rows.append(row)
+        print("  ".join(row), file=sys.stderr, flush=True)
 
     def diffrax_run(solver, flow, start, max_steps=4_000_000):
         def run(rtol):
