@@ -49,7 +49,7 @@ class Classes(eqx.Module):
     [0, 0, 1, 1, 1]
     """
 
-    sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda s: _whole(s))
+    sizes: tuple[int, ...] = eqx.field(static=True, converter=_whole)
 
     def __check_init__(self):
         if len(self.sizes) < 2:

@@ -47,7 +47,7 @@ def rates_table(run: Trajectory) -> str:
         "fitted ± error",
         "window in t",
         "implied by Θ there",
-        "fit is it",
+        "fit agrees",
     ]
     # A part that vanishes on the whole run is rounding of the others, which may decay just as smoothly.
     rounding = 100 * np.finfo(float).eps * float(np.max(np.sqrt(2 * np.asarray(run.observables["loss"]))))
@@ -75,7 +75,7 @@ def rates_table(run: Trajectory) -> str:
     note = (
         "λ(κ): λ_single, λ_class, λ_global. At collapse: their rates for invariant 0, outputs orthogonal to 1.\n"
         "Implied: -d ln|R_part|/dt of Θ = WWᵀ⊗K + I⊗(HᵀH + 11ᵀ) and the decay in the middle of the window.\n"
-        "Fit is it: the two agree within two errors of the fit, or 10%; a check of window and integration."
+        "Fit agrees: with what is implied, within two errors of the fit or 10%; a check of window and integration."
     )
     return f"{table(header, rows)}\n{note}"
 
