@@ -97,6 +97,39 @@ class Norms(Constraint):
         return _with(velocity, H=H, W=W)
 
 
+class FixedFrame(Constraint):
+    """Feature vectors in a ball, ‖h_i‖ ≤ radius_H, under a classifier at rest with Gram matrix W Wᵀ = gram.
+
+    The nearest classifier with that Gram matrix is S U Vᵀ, with S = gram^{1/2} and S W = U Σ Vᵀ (Procrustes).
+
+    Args:
+        radius_H: of the ball.
+        gram: (C, C), positive semidefinite, of rank at most n.
+    """
+
+    radius_H: float | Float[Array, ""]
+    gram: Float[Array, "C C"]
+
+    def __check_init__(self):
+        check_positive("radius_H", self.radius_H)
+
+    def retract(self, state, classes):
+        del classes
+        values, vectors = jnp.linalg.eigh(self.gram.astype(state.W.dtype))
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :] @ vectors.T
+        U, _, Vt = jnp.linalg.svd(root @ state.W, full_matrices=False)
+        off = root @ (U @ Vt) - state.W
+        # What is allowed is left alone to the last digit; and W is data, through whose correction no gradient flows.
+        moved = jnp.linalg.norm(off) > 1e3 * jnp.finfo(off.dtype).eps * jnp.linalg.norm(state.W)
+        W = state.W + jax.lax.stop_gradient(jnp.where(moved, off, 0))
+        return _with(state, H=_into_ball(state.H, self.radius_H, 0, False), W=W)
+
+    def tangent(self, state, velocity, classes):
+        del classes
+        H = _stay(state.H, velocity.H, self.radius_H, 0, False)
+        return _with(velocity, H=H, W=jnp.zeros_like(velocity.W))
+
+
 class NormBudget(Constraint):
     """The layer-peeled budgets, as inequalities.
 

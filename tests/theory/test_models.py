@@ -921,6 +921,26 @@ def test_constraints_are_checked_at_the_start_and_corrected_on_the_way(name):
         assert float(flow.constraint.violation(LastLayer(H=H, W=W, b=b), classes)) < 1e-9
 
 
+def test_a_fixed_classifier_is_checked_and_mended():
+    """Features in their ball do not make up for a classifier that is no simplex ETF."""
+    classes, energy = Classes(sizes=(6, 5, 4)), 2.0
+    flow = models.fixed_etf(classes, 3.0, energy, loss="cross-entropy")
+    start = scaled_start(4, classes, 0.1)
+    with pytest.raises(ValueError, match=r"start: expected a state that satisfies FixedFrame.*off by .*retract"):
+        simulate(start, flow, classes, np.array([0.0, 1.0]))
+    mended = flow.retract(start)
+    np.testing.assert_array_equal(mended.H, start.H)
+    np.testing.assert_allclose(mended.W @ mended.W.T, 1.5 * energy * simplex(3), atol=1e-12)
+    # Nearest among them: no rotation of it is nearer. Of W = V Q, V fixed, the best Q maximises tr(Wᵀ start.W).
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        A = 1e-2 * rng.normal(size=(4, 4))
+        turned = mended.W @ jax.scipy.linalg.expm(A - A.T)
+        assert jnp.linalg.norm(turned - start.W) >= jnp.linalg.norm(mended.W - start.W)
+    again = flow.retract(mended)
+    np.testing.assert_array_equal(again.W, mended.W)
+
+
 def test_too_few_dimensions():
     with pytest.raises(ValueError, match="at least C - 1 = 3 dimensions, got 2"):
         models.fixed_etf.classifier(4, 2, key=jax.random.key(0))

@@ -19,7 +19,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.losses import CrossEntropy, SquaredError
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory import exact
-from ntkcollapse.theory.constraints import CentralPath, NormBudget, Norms
+from ntkcollapse.theory.constraints import CentralPath, FixedFrame, NormBudget, Norms
 from ntkcollapse.theory.flow import Flow, WeightDecay
 from ntkcollapse.theory.invariant import invariant
 from ntkcollapse.theory.models import central_path as on_path
@@ -191,7 +191,8 @@ def fixed_etf(classes: Classes, energy_H: Number, energy_W: Number, *, loss: str
     target = (energy_H * energy_W) ** 0.5
     check_choice("loss", loss, ("dot-regression", "cross-entropy"))
     chosen = DotRegression(target=target) if loss == "dot-regression" else CrossEntropy()
-    return Flow(unconstrained(), classes, chosen, _decay(), "absent", Norms(radius_H=energy_H**0.5), rate_W=0.0)
+    gram = energy_W * cross_entropy.simplex_gram(classes.num_classes)
+    return Flow(unconstrained(), classes, chosen, _decay(), "absent", FixedFrame(energy_H**0.5, gram), rate_W=0.0)
 
 
 @model(
@@ -254,9 +255,9 @@ def spherical_features(classes: Classes, radius_H: Number, radius_W: Number) -> 
     minimizer=cross_entropy.logit_ball,
 )
 def logit_ball(classes: Classes, radius: Number) -> Flow:
-    """Features that are logits; start with W = I and b = 0."""
-    loss = CrossEntropy(1 / classes.num_samples)
-    return Flow(unconstrained(), classes, loss, _decay(), "absent", Norms(radius_H=radius), rate_W=0.0)
+    """Features that are logits up to a rotation: start with W = I (or any orthogonal W) and b = 0."""
+    loss, frame = CrossEntropy(1 / classes.num_samples), FixedFrame(radius, jnp.eye(classes.num_classes))
+    return Flow(unconstrained(), classes, loss, _decay(), "absent", frame, rate_W=0.0)
 
 
 @model(
