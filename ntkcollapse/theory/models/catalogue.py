@@ -31,7 +31,7 @@ from ntkcollapse.theory.models.deep_linear import DeepLinearFlow
 from ntkcollapse.theory.models.losses import DotRegression, LogCrossEntropy
 from ntkcollapse.theory.models.registry import model
 
-TESTS = "tests/theory/test_models.py::"
+TESTS = "tests/theory/"
 Number = float | Float[Array, ""]
 Decay = Number | Mapping[str, float]
 
@@ -56,7 +56,7 @@ def _warn_trivial(learned, threshold: str) -> None:
     assumes="constant kernel on samples, squared error or cross-entropy",
     predicts="E = WᵀW − H K⁻¹ Hᵀ conserved (E e^{−2λt} with equal decay); collapse from E = 0 on centred features",
     source="Seleznova et al. (2023)",
-    test=TESTS + "test_the_invariant_for_random_kernels_losses_and_sizes",
+    test=TESTS + "test_models.py::test_the_invariant_for_random_kernels_losses_and_sizes",
     limit=exact.collapsed_limit,
     minimizer=exact.regularised_minimiser,
     invariant=invariant,
@@ -71,7 +71,7 @@ def ntk_collapse(classes: Classes, kernel: SampleKernel, *, weight_decay: Decay 
     assumes="K = I, loss ½‖R‖², small start, balanced classes",
     predicts="strong collapse; from a start of size ε the errors of SNC1, SNC2, SNC3 scale as ε², ε, ε",
     source="Mixon, Parshall and Pi (2022)",
-    test=TESTS + "test_strong_collapse_from_small_starts",
+    test=TESTS + "test_squared_error_models.py::test_strong_collapse_from_small_starts",
     limit=lambda classes: exact.collapsed_limit(unconstrained(), classes),
 )
 def unconstrained_features(classes: Classes) -> Flow:
@@ -84,7 +84,7 @@ def unconstrained_features(classes: Classes) -> Flow:
     assumes="K = I, loss (1/2N)‖R‖², decay of W and H, with or without a bias, classes of any sizes",
     predicts="orthogonal frame without a bias, simplex ETF with; class k vanishes iff m_k ≤ N² λ_W λ_H",
     source="Tirer and Bruna (2022); Dang et al. (2023)",
-    test=TESTS + "test_regularised_minimisers",
+    test=TESTS + "test_squared_error_models.py::test_regularised_minimisers",
     minimizer=squared_error.features_minimiser,
     threshold=squared_error.vanishing_size,
 )
@@ -103,7 +103,7 @@ def regularised_features(
     assumes="W = W_L ⋯ W_1, loss (1/2N)‖R‖², decay of every layer and of H, no bias",
     predicts="orthogonal frames layer by layer; for L ≥ 2 classes vanish by a jump, from (L − 1)/L to 0",
     source="Tirer and Bruna (2022); Dang et al. (2023)",
-    test=TESTS + "test_deep_linear_minimiser",
+    test=TESTS + "test_squared_error_models.py::test_deep_linear_minimiser",
     minimizer=squared_error.deep_linear_minimiser,
     threshold=squared_error.deep_vanishing_size,
 )
@@ -120,7 +120,7 @@ def deep_linear(classes: Classes, decay_W: Float[Array, " L"], decay_H: Number) 
     assumes="K = I, mean cross-entropy, decay of W, H, b, balanced classes, n ≥ C − 1",
     predicts="simplex ETF of known scale, reached from any start",
     source="Zhu et al. (2021)",
-    test=TESTS + "test_cross_entropy_minimiser_from_any_start",
+    test=TESTS + "test_cross_entropy_models.py::test_cross_entropy_minimiser_from_any_start",
     minimizer=cross_entropy.regularised_simplex,
 )
 def cross_entropy_features(classes: Classes, decay_W: Number, decay_H: Number, *, decay_b: Number = 0.0) -> Flow:
@@ -136,7 +136,7 @@ def cross_entropy_features(classes: Classes, decay_W: Number, decay_H: Number, *
     assumes="K = I, no bias; log of the summed cross-entropy, which is its flow in a time that does not slow down",
     predicts="normalised margin → 1/(2√m (C − 1)), collapse in direction, smoothed margin monotone",
     source="Ji et al. (2022); Lyu and Li (2020)",
-    test=TESTS + "test_margin_of_unregularised_cross_entropy",
+    test=TESTS + "test_cross_entropy_models.py::test_margin_of_unregularised_cross_entropy",
     limit=cross_entropy.limiting_margin,
     margins=cross_entropy.margins,
 )
@@ -150,7 +150,7 @@ def max_margin(classes: Classes) -> Flow:
     assumes="Σ_W = I by renormalisation, W and b their least-squares values, loss (1/2N)‖R‖², N − C ≥ n",
     predicts="singular values: (N/C)[C² log ω + C ω² + ω⁴/4] = a + t; all ratios → 1",
     source="Han, Papyan and Donoho (2022)",
-    test=TESTS + "test_central_path_law",
+    test=TESTS + "test_squared_error_models.py::test_central_path_law",
     law=on_path.central_path_law,
     signal_to_noise=on_path.signal_to_noise,
     loss_parts=on_path.loss_parts,
@@ -166,7 +166,7 @@ def central_path(classes: Classes) -> Flow:
     assumes="cross-entropy, budgets on mean ‖w_k‖² and class-averaged ‖h‖², majority and minority classes",
     predicts="simplex ETF if balanced; minority classifiers coincide iff m_A/m_B ≥ R₀",
     source="Fang et al. (2021)",
-    test=TESTS + "test_layer_peeled_minority_collapse",
+    test=TESTS + "test_cross_entropy_models.py::test_layer_peeled_minority_collapse",
     minimizer=peeled.layer_peeled_minimiser,
     threshold=peeled.collapse_ratio,
     cosine_curve=peeled.cosine_curve,
@@ -182,7 +182,7 @@ def layer_peeled(classes: Classes, energy_H: Number, energy_W: Number) -> Flow:
     assumes="W fixed to √energy_W · ETF, ‖h_i‖² ≤ energy_H, dot regression or cross-entropy, any class sizes",
     predicts="every feature ends at √energy_H times its vertex",
     source="Yang et al. (2022)",
-    test=TESTS + "test_fixed_etf_aligns_every_class",
+    test=TESTS + "test_cross_entropy_models.py::test_fixed_etf_aligns_every_class",
     limit=cross_entropy.fixed_etf_limit,
     classifier=cross_entropy.simplex_etf,
 )
@@ -200,7 +200,7 @@ def fixed_etf(classes: Classes, energy_H: Number, energy_W: Number, *, loss: str
     assumes="H = γ BN(z) + α 1ᵀ/√N, loss ½‖R‖², decay β of γ, α, W; balanced classes, no bias",
     predicts="minimum C(β√m − β²/2), singular values of W √(√m − β)",
     source="Ergen et al. (2022)",
-    test=TESTS + "test_batch_normalised_head",
+    test=TESTS + "test_squared_error_models.py::test_batch_normalised_head",
     minimizer=squared_error.batch_norm_minimiser,
     parameters=squared_error.batch_norm_parameters,
 )
@@ -215,7 +215,7 @@ def batch_norm_head(classes: Classes, decay: Number) -> Flow:
     assumes="squared error with decay on every layer; f_y = 1 − ε, f_k = ε/(C − 1)",
     predicts="λ‖w_c‖² = Σ(y − f)_c f_c/N, equal layer norms, ‖w_c‖² = (ε − Cε²/(C−1))/(Cλ), floor 1/(2C)",
     source="Poggio and Liao (2020); Rangamani and Banburski-Fahey (2022)",
-    test=TESTS + "test_quasi_interpolation_on_the_model_and_on_networks",
+    test=TESTS + "test_measured_models.py::test_quasi_interpolation_on_the_model_and_on_networks",
     weight_identity=quasi.weight_identity,
     layer_imbalance=quasi.layer_imbalance,
     quasi_interpolation=quasi.quasi_interpolation,
@@ -237,7 +237,7 @@ def homogeneous(classes: Classes, decay: Number, *, layers: int = 2) -> Flow:
     assumes="‖h_i‖ = r_H, ‖w_k‖ = r_W, mean cross-entropy, n ≥ C − 1, balanced classes",
     predicts="simplex ETF, loss log(1 + (C − 1) e^{−r_H r_W C/(C−1)})",
     source="Yaras et al. (2022); Lu and Steinerberger (2022)",
-    test=TESTS + "test_spherical_features_and_logit_ball",
+    test=TESTS + "test_cross_entropy_models.py::test_spherical_features_and_logit_ball",
     minimizer=cross_entropy.bounded_simplex,
 )
 def spherical_features(classes: Classes, radius_H: Number, radius_W: Number) -> Flow:
@@ -251,7 +251,7 @@ def spherical_features(classes: Classes, radius_H: Number, radius_W: Number) -> 
     assumes="logits themselves in a ball: W = I fixed, n = C, ‖f_i‖ ≤ R, mean cross-entropy",
     predicts="logits at R times the simplex vertices, loss log(1 + (C − 1) e^{−R√(C/(C−1))})",
     source="E and Wojtowytsch (2022)",
-    test=TESTS + "test_spherical_features_and_logit_ball",
+    test=TESTS + "test_cross_entropy_models.py::test_spherical_features_and_logit_ball",
     minimizer=cross_entropy.logit_ball,
 )
 def logit_ball(classes: Classes, radius: Number) -> Flow:
@@ -265,7 +265,7 @@ def logit_ball(classes: Classes, radius: Number) -> Flow:
     assumes="class means push samples with intensities α within and β between classes; I- or L-model; noise σ",
     predicts="separation iff the drift contrast c/t has c > C/2; L-model: means tend to a simplex ETF",
     source="Zhang, Wang and Su (2021)",
-    test=TESTS + "test_elastic_sde_separates_at_the_threshold",
+    test=TESTS + "test_stochastic_models.py::test_elastic_sde_separates_at_the_threshold",
     solution=elasticity.elastic_means,
     threshold=elasticity.separation_threshold,
     error=elasticity.separation_error,
@@ -283,7 +283,7 @@ def elastic(
     assumes="any pure f(params, x) with one output; one step of gradient descent on one sample",
     predicts="kernelised similarity over NTK entry → 1 in proportion to the step",
     source="He and Su (2020)",
-    test=TESTS + "test_local_elasticity_tends_to_the_kernel",
+    test=TESTS + "test_measured_models.py::test_local_elasticity_tends_to_the_kernel",
 )
 def local_elasticity(f, params, x, others, *, loss_slope, step: float) -> elasticity.StepSimilarity:
     """Both similarity measures from one step; see `theory.models.elasticity.step_similarity`."""
@@ -295,7 +295,7 @@ def local_elasticity(f, params, x, others, *, loss_slope, step: float) -> elasti
     assumes="mini-batch gradients; variance amplified l-fold at learning rate η/l",
     predicts="stationary variance η s²/(2k − η k²/l) on a quadratic; the SDE as l → ∞",
     source="Li, Malladi and Arora (2021)",
-    test=TESTS + "test_svag_stationary_variance",
+    test=TESTS + "test_stochastic_models.py::test_svag_stationary_variance",
     variance=amplified.stationary_variance,
 )
 def svag(learning_rate: Number, amplification: int):

@@ -1,0 +1,168 @@
+"""Models with cross-entropy, each on its exact answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkcollapse import Classes, CrossEntropy, LastLayer
+from ntkcollapse.simulation import simulate
+from ntkcollapse.theory import models
+from ntkcollapse.theory.models.layer_peeled import collapsed_odds
+from ntkcollapse.theory.models.losses import LogCrossEntropy
+from tests.cases import random_state
+from tests.theory.model_cases import penalised, scaled_start, simplex
+
+
+def test_cross_entropy_minimiser_from_any_start():
+    C, m, λW, λH = 3, 4, 0.04, 0.01
+    classes = Classes.balanced(C, m)
+    flow = models.cross_entropy_features(classes, λW, λH)
+    answer = models.cross_entropy_features.minimizer(classes, λW, λH)
+    starts = [scaled_start(4, classes, size, seed, bias=True) for seed, size in enumerate((0.1, 1.0, 3.0))]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
+    times = jnp.asarray([0.0, 1000.0, 2000.0])
+    runs = jax.vmap(lambda s: simulate(s, flow, classes, times, solver="kvaerno5", rtol=1e-8, atol=1e-10))(stacked)
+    H, W, b = (runs.states[name][:, -1] for name in "HWb")
+    for i in range(3):
+        # Slowest rate λ_H = 0.01: e^{−20} of the start.
+        np.testing.assert_allclose(W[i] @ W[i].T, answer.weight_scale * simplex(C), atol=1e-6)
+        np.testing.assert_allclose(W[i] @ H[i], answer.scale * classes.expand(jnp.asarray(simplex(C))), atol=1e-6)
+        end = LastLayer(H=H[i], W=W[i], b=b[i])
+        np.testing.assert_allclose(penalised(flow, end), answer.value, rtol=1e-9)
+    with pytest.warns(UserWarning, match="nothing is learned"):
+        models.cross_entropy_features(classes, 1.0, 1.0)
+
+
+def test_log_cross_entropy_where_cross_entropy_underflows():
+    classes = Classes(sizes=(2, 3, 1))
+    f = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)))
+    Y, log_loss, loss = classes.Y, LogCrossEntropy(), CrossEntropy()
+    np.testing.assert_allclose(log_loss.value(f, Y), np.log(loss.value(f, Y)), rtol=1e-12)
+    np.testing.assert_allclose(log_loss.gradient(f, Y), loss.gradient(f, Y) / loss.value(f, Y), rtol=1e-11, atol=1e-14)
+    # Margins of 5000: L = e^{−5000}. There log L = log Σ e^{−margin}, and moving all logits scales it.
+    far = 5000 * Y + f
+    excess = np.asarray(far - jnp.sum(far * Y, 0)[None, :] - 1e9 * Y)
+    top = excess.max()
+    np.testing.assert_allclose(log_loss.value(far, Y), top + np.log(np.exp(excess - top).sum()), rtol=1e-13)
+    slope = jax.grad(lambda f: log_loss.value(f, Y))(far)
+    np.testing.assert_allclose(log_loss.gradient(far, Y), slope, atol=1e-12)
+    assert float(jnp.abs(slope).max()) > 0.01
+
+
+def test_margin_of_unregularised_cross_entropy():
+    classes = Classes.balanced(3, 2)
+    flow = models.max_margin(classes)
+    start = scaled_start(3, classes, 0.5)
+    times = np.linspace(0.0, 18.0, 13)
+    run = simulate(start, flow, classes, times, solver="kvaerno5", rtol=1e-6, atol=1e-8)
+    assert float(run["loss"][-1]) < -1500
+    seen = [models.max_margin.margins(H, W, classes) for H, W in zip(run.states["H"], run.states["W"], strict=True)]
+    limit = float(models.max_margin.limit(classes))
+    assert float(models.max_margin.limit(Classes.balanced(4, 5))) == pytest.approx(0.074536, abs=5e-7)
+    # Approached like 1/log(1/L), here L < e^{−1500}: the smoothed margin lacks log(N(C − 1))/1500 = 1.7e-3, and
+    # both what the start has left in log-slow directions.
+    assert float(seen[-1].smoothed) / limit == pytest.approx(1, abs=5e-3)
+    assert float(seen[-1].normalised) / limit == pytest.approx(1, abs=5e-3)
+    assert float(seen[-1].normalised) < limit
+    # The invariant of the flow is that of plain cross-entropy: the orbits are the same.
+    assert float(run["invariant_drift"][-1]) < 1e-5
+    smoothed = np.array([s.smoothed for s, log_loss in zip(seen, run["loss"], strict=True) if log_loss < 0])
+    assert (np.diff(smoothed) > 0).all()
+    assert float(run["nc2_seleznova2023"][-1]) < 0.05
+
+
+def test_layer_peeled_minority_collapse():
+    key = jax.random.key(0)
+    balanced = models.layer_peeled.minimizer(np.ones(10), 5.0, 1.0, key=key)
+    np.testing.assert_allclose(balanced.value, 0.5597815240, atol=5e-11)
+    np.testing.assert_allclose(balanced.W @ balanced.W.T, 10 / 9 * simplex(10), atol=1e-5)
+    curve = models.layer_peeled.cosine_curve(10 ** (np.arange(6) / 4), 10, 5, 5.0, 1.0, key=key)
+    # The published curve to its printed digits.
+    np.testing.assert_allclose(curve, [-0.111, -0.077, -0.017, 0.108, 0.518, 1.0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "majority", "energy", "published", "digit"),
+    [
+        (10, 5, 5.0, 12.1924, 1e-4),
+        (10, 5, 10.0, 81, 1),
+        (10, 3, 5.0, 245, 1),
+        (10, 7, 5.0, 4.0, 0.1),
+        (4, 2, 5.0, 47.685, 1e-3),
+    ],
+)
+def test_layer_peeled_thresholds(num_classes, majority, energy, published, digit):
+    found = models.layer_peeled.threshold(num_classes, majority, energy, 1.0)
+    # To the printed digits.
+    np.testing.assert_allclose(found, published, rtol=0, atol=0.6 * digit)
+
+
+def test_layer_peeled_threshold_is_where_minority_classifiers_merge():
+    """Found by the criterion at the collapsed optimum, seen in the free minimum, where nothing is tied."""
+    key, R0 = jax.random.key(0), models.layer_peeled.threshold(4, 2, 2.0, 1.0)
+    below, above = models.layer_peeled.cosine_curve(jnp.asarray([0.97 * R0, 1.03 * R0]), 4, 2, 2.0, 1.0, key=key)
+    assert float(below) < 0.98
+    np.testing.assert_allclose(above, 1.0, atol=1e-6)
+    # The collapsed optimum in its three angles, against descent in all coordinates with the minority tied together.
+    ratio = 1.03 * R0
+    sizes = np.array([ratio, ratio, 1.0, 1.0])
+    free = models.layer_peeled.minimizer(sizes, 2.0, 1.0, key=key)
+    tied = models.layer_peeled.minimizer(sizes, 2.0, 1.0, key=key, tied=(0, 1, 2, 2))
+    odds = collapsed_odds(ratio, 4, 2, 2.0, 1.0)
+    np.testing.assert_allclose(odds.value, tied.value, rtol=1e-10)
+    np.testing.assert_allclose(odds.value, free.value, rtol=1e-10)
+    P = jax.nn.softmax(tied.W @ tied.M, axis=0)
+    np.testing.assert_allclose((odds.own, odds.other), (P[0, 0], P[1, 0]), rtol=1e-5)
+    with pytest.raises(ValueError, match="majority: expected 2 to C - 2 = 2 classes, got 3"):
+        models.layer_peeled.threshold(4, 3, 2.0, 1.0)
+
+
+def test_layer_peeled_flow_stays_in_its_budgets():
+    classes = Classes(sizes=(6, 3, 3))
+    flow = models.layer_peeled(classes, 3.0, 1.0)
+    start = flow.retract(scaled_start(4, classes, 1.0))
+    run = simulate(start, flow, classes, np.array([0.0, 3000.0, 6000.0]), solver="tsit5")
+    best = models.layer_peeled.minimizer(np.array(classes.sizes), 3.0, 1.0, key=jax.random.key(1))
+    # Exponentially near the minimum by then; the rest is the solver's tolerance.
+    np.testing.assert_allclose(run["loss"][-1], best.value, rtol=1e-6)
+    for H, W in zip(run.states["H"], run.states["W"], strict=True):
+        assert float(jnp.sum(W**2) / 3) <= 1 + 1e-12
+        assert float(classes.means(jnp.sum(H**2, axis=0)).mean()) <= 3 + 1e-12
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "dot-regression"])
+def test_fixed_etf_aligns_every_class(loss):
+    classes = Classes(sizes=(6, 2, 1))
+    W = np.sqrt(2.0) * models.fixed_etf.classifier(3, 4, key=jax.random.key(0))
+    np.testing.assert_allclose(W @ W.T / 2, 1.5 * simplex(3), atol=1e-12)
+    flow = models.fixed_etf(classes, 3.0, 2.0, loss=loss)
+    start = LastLayer(H=0.3 * random_state(4, classes).H, W=W, b=jnp.zeros(3))
+    run = simulate(start, flow, classes, np.array([0.0, 1e3, 1e5]), solver="tsit5")
+    limit = models.fixed_etf.limit(W, 3.0, classes)
+    np.testing.assert_array_equal(run.states["W"][-1], W)
+    # Cross-entropy pulls along the sphere exponentially; the pull of dot regression vanishes as the square of the
+    # angle, so that the angle falls like t^{−1/2}.
+    np.testing.assert_allclose(run.states["H"][-1], limit, atol=1e-5 if loss == "cross-entropy" else 3e-2)
+
+
+def test_spherical_features_and_logit_ball():
+    classes = Classes.balanced(4, 2)
+    flow = models.spherical_features(classes, 2.0, 1.5)
+    answer = models.spherical_features.minimizer(classes, 2.0, 1.5)
+    run = simulate(flow.retract(scaled_start(3, classes, 1.0)), flow, classes, np.array([0.0, 5e3, 1e4]))
+    np.testing.assert_allclose(run["loss"][-1], answer.value, rtol=1e-7)
+    end = run.last_layer(-1)
+    np.testing.assert_allclose(end.W @ end.W.T, answer.weight_scale * simplex(4), atol=1e-4)
+    np.testing.assert_allclose(end.W @ end.H, answer.scale * classes.expand(jnp.asarray(simplex(4))), atol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(end.H, axis=0), 2.0, rtol=1e-12)
+    # Unit vectors: the printed value of Lu and Steinerberger per class.
+    unit = models.spherical_features.minimizer(classes, 1.0, 1.0)
+    np.testing.assert_allclose(unit.value, np.log1p(3 * np.exp(-4 / 3)), rtol=1e-14)
+
+    ball = models.logit_ball(classes, 2.0)
+    lowest = models.logit_ball.minimizer(classes, 2.0)
+    start = LastLayer(H=0.1 * random_state(4, classes).H, W=jnp.eye(4), b=jnp.zeros(4))
+    run = simulate(start, ball, classes, np.array([0.0, 5e3, 1e4]))
+    np.testing.assert_allclose(run["loss"][-1], lowest.value, rtol=1e-7)
+    np.testing.assert_allclose(run.states["H"][-1], classes.expand(lowest.scale * jnp.asarray(simplex(4))), atol=1e-4)
