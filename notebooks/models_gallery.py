@@ -216,14 +216,14 @@ plt.show()
 with plots.style():
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 3), constrained_layout=True)
     two, times = (
-        nc.Classes.balanced(num_classes=2, per_class=400),
+        nc.Classes.balanced(num_classes=2, per_class=2000),
         jnp.concatenate([jnp.ones(1), jnp.logspace(0.5, 3, 9)]),
     )
-    sign = np.repeat([-1.0, 1.0], 400)
+    sign = np.repeat([-1.0, 1.0], 2000)
     origin = nc.LastLayer(H=0.5 * sign[None, :], W=np.zeros((2, 1)), b=np.zeros(2))
-    for c in (0.5, 1.0, 1.5):
+    for seed, c in enumerate((0.5, 1.0, 1.5)):
         flow = models.elastic(two, jnp.asarray(c), 0.0, 1.0, power=1.0)
-        run = nc.simulate(origin, flow, two, times, key=jax.random.key(1), rtol=1e-3, atol=1e-1)
+        run = nc.simulate(origin, flow, two, times, key=jax.random.key(seed), rtol=1e-3, atol=1e-1)
         X = np.asarray(run.states["H"][:, 0])
         axes[0].semilogx(times, ((X - X.mean(1, keepdims=True)) * sign < 0).mean(1), "o", label=f"c = {c}")
         axes[0].semilogx(times[1:], models.elastic.error(times[1:], 1.0, c, 1.0, 2), **EXACT)

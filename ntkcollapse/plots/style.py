@@ -85,6 +85,7 @@ def style() -> Iterator[None]:
         "savefig.dpi": 200,
         "pdf.fonttype": 42,
         "axes.formatter.useoffset": False,
+        "axes.prop_cycle": mpl.cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK]),
     }
     # Not `rc_context`: it puts back every setting, also that figures show themselves in notebooks, which the first
     # figure of a session switches on while this block runs.
