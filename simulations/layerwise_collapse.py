@@ -6,7 +6,7 @@
 
 Four runs of one network: with weight decay and without, and the same two on random labels. Every layer is measured on
 training and test data along training. Two figures are left in simulations/figures/: the collapse profile over depth at
-the end, and the last layer's NC1 along training, on training data, weak and strong on test data.
+the end, and the last layer's NC1 along training, on training data and, weak and strong, on test data.
 """
 
 import argparse
@@ -14,15 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
-import matplotlib.pyplot as plt
-import numpy as np
 
-from ntkcollapse import plots
-from ntkcollapse.collapse import LayerProfile
-from ntkcollapse.plots.collapse import collapse_profile_figure
-from ntkcollapse.training import Moment, TrainConfig, train
-from ntkcollapse.training.layer_measurements import LayerCollapse
-from ntkcollapse.trajectory import Trajectory
+from ntkcollapse import Trajectory, plots
+from ntkcollapse.training import LayerCollapse, TrainConfig, saved_profile, train
 
 HERE = Path(__file__).parent
 
@@ -52,8 +46,8 @@ RUNS = {
 }
 
 
-def run(flags: argparse.Namespace, name: str) -> tuple[Trajectory, LayerProfile]:
-    """One training, and the profile at its end."""
+def run(flags: argparse.Namespace, name: str) -> Trajectory:
+    """One training, measured on the way."""
     setting = SETTINGS[flags.setting]
     config = TrainConfig(
         network=flags.network,
@@ -63,7 +57,7 @@ def run(flags: argparse.Namespace, name: str) -> tuple[Trajectory, LayerProfile]
         test_per_class=setting.test_per_class,
         epochs=flags.epochs or setting.epochs,
         decay_every=max((flags.epochs or setting.epochs) // 2, 1),
-        measure=("train", "test"),
+        measure=("train", "test", "test-collapse"),
         measure_every=0,
         measure_log=setting.measurements,
         seed=flags.seed,
@@ -71,36 +65,7 @@ def run(flags: argparse.Namespace, name: str) -> tuple[Trajectory, LayerProfile]
         **RUNS[name],
     )
     layers = LayerCollapse(setting.measured, setting.test_per_class)
-    last: list[LayerProfile] = []
-
-    def measure(moment: Moment) -> dict[str, np.ndarray]:
-        profile = layers.profile(moment)
-        last[:] = [profile]
-        return {f"train_{k}": v for k, v in profile.train.items()} | {f"test_{k}": v for k, v in profile.test.items()}
-
-    trajectory = train(config, measurements={"layers": measure}, progress=True)
-    return trajectory, last[0]
-
-
-def along_training(runs: dict[str, Trajectory], features: int) -> plt.Figure:
-    """Train, weak and strong NC1 of the last layer's features, one panel a run."""
-    lines = (("train_nc1_tirer2022", "training", "-"), ("test_weak_nc1_tirer2022", "weak, test", "--"))
-    lines += (("test_strong_nc1_tirer2022", "strong, test", ":"),)
-    with plots.style():
-        figure, axes = plt.subplots(
-            1, len(runs), figsize=(2.7 * len(runs), 2.8), sharey=True, squeeze=False, constrained_layout=True
-        )
-        for ax, (name, trajectory) in zip(axes[0], runs.items(), strict=True):
-            epochs = np.asarray(trajectory["epoch"])
-            for key, label, line in lines:
-                ax.plot(epochs, np.asarray(trajectory[key])[:, features], line, color="black", label=label)
-            ax.set_xscale("symlog", linthresh=1)
-            ax.set_yscale("log")
-            ax.set_title(name, loc="left")
-            ax.set_xlabel("epoch")
-        axes[0, 0].set_ylabel(r"NC1 of features, $\mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$")
-        axes[0, 0].legend()
-    return figure
+    return train(config, measurements={"layers": layers}, progress=True)
 
 
 def main() -> None:
@@ -117,22 +82,21 @@ def main() -> None:
     jax.config.update("jax_enable_x64", False)
     print(asdict(SETTINGS[flags.setting]))
     found = {name: run(flags, name) for name in flags.only or RUNS}
-    profiles = {name: profile for name, (_, profile) in found.items()}
-    trajectories = {name: trajectory for name, (trajectory, _) in found.items()}
-    for name, (trajectory, profile) in found.items():
-        i = profile.layers.index("last_layer")
+    profiles = {name: saved_profile(trajectory) for name, trajectory in found.items()}
+    for name, trajectory in found.items():
+        end = {key: float(value[-1]) for key, value in trajectory.observables.items() if value.ndim == 1}
         print(
-            f"{name}: train accuracy {float(trajectory['train_accuracy'][-1]):.3f}, "
-            f"test {float(trajectory['test_accuracy'][-1]):.3f}; NC1 of features "
-            f"{profile.train['nc1_tirer2022'][i]:.3g} train, {profile.test['weak_nc1_tirer2022'][i]:.3g} weak, "
-            f"{profile.test['strong_nc1_tirer2022'][i]:.3g} strong; depth {profile.ncc_depth(0.01)} "
-            f"of {len(profile.layers)}"
+            f"{name}: train accuracy {end['train_accuracy']:.3f}, test {end['test_accuracy']:.3f}; NC1 of features "
+            f"{end['train_nc1_tirer2022']:.3g} train, {end['weak_nc1_tirer2022']:.3g} weak, "
+            f"{end['strong_nc1_tirer2022']:.3g} strong, {end['test_nc1_tirer2022']:.3g} about test means; depth "
+            f"{profiles[name].ncc_depth(0.01)} of {len(profiles[name].layers)}"
         )
+        nc1 = profiles[name].train["nc1_tirer2022"]
+        print("  by layer, train:", " ".join(f"{v:.3g}" for v in nc1))
     label = f"{flags.network}_{flags.dataset}_{flags.setting}"
     title = f"{flags.network} on {flags.dataset}, {flags.setting} setting"
-    print(plots.save(collapse_profile_figure(profiles, title=title), flags.out / f"layerwise_{label}"))
-    features = next(iter(profiles.values())).layers.index("last_layer")
-    print(plots.save(along_training(trajectories, features), flags.out / f"test_collapse_{label}"))
+    print(plots.save(plots.collapse_profile_figure(profiles, title=title), flags.out / f"layerwise_{label}"))
+    print(plots.save(plots.held_out_figure(found, title=title), flags.out / f"test_collapse_{label}"))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _about_training_means(H: Array, labels: Array, train: ClassStatistics) -> Cl
 
 @eqx.filter_jit
 def _scatter(H, labels, means) -> ClassStatistics:
-    member = (labels[:, None] == jnp.arange(means.shape[1])[None, :]).astype(H.dtype)
+    member = (labels[:, None] == jnp.arange(means.shape[1], dtype=labels.dtype)[None, :]).astype(H.dtype)
     deviations = H - means[:, labels]
     return ClassStatistics(
         sizes=member.sum(0),

@@ -31,7 +31,7 @@ def ncc_accuracy(
     check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
     check_shape("labels", y, (H.shape[1],), "one label a column of H")
     check_shape("means", means, (H.shape[0], None), "(n features, C classes) with n as H has")
-    return jnp.mean((nearest_class_mean(H, means) == y).astype(H.dtype))
+    return jnp.mean((nearest_class_mean(H, means).astype(y.dtype) == y).astype(H.dtype))
 
 
 def ncc_depth(accuracies: Float[ArrayLike, " L"] | Sequence[float], tolerance: float = 0.0) -> int | None:

@@ -14,6 +14,7 @@ from ntkcollapse import plots
 from ntkcollapse._config import setting
 from ntkcollapse._table import number
 from ntkcollapse.commands import _html
+from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, course_table, horizon_table, share_table
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import PATH_CHAIN, Ladder, load_ladders, measured_rates
@@ -63,6 +64,7 @@ def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:
     """The page."""
     body = [_html.heading(title, 1), _html.paragraph(_headline(run))]
     body += list(_course(run))
+    body += list(collapse_sections(run))
     body += list(_rates(run))
     for step, ladder in ladders.items():
         body += list(_ladder(step, ladder))

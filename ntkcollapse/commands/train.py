@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ntkcollapse import plots
 from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
+from ntkcollapse.commands._collapse_sections import collapse_figures
 from ntkcollapse.commands._summaries import files_line
 from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, saved_config, train
 from ntkcollapse.trajectory import Trajectory
@@ -21,6 +22,9 @@ SHOWN = (
     "nc2_seleznova2023",
     "nc3_seleznova2023",
     "nc4_mismatch",
+    "train_nc1_tirer2022",
+    "weak_nc1_tirer2022",
+    "strong_nc1_tirer2022",
     "kappa_alignment",
     "gamma_alignment",
     "invariant_norm",
@@ -97,5 +101,7 @@ def _report(run: Trajectory, out: str) -> None:
         f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
     )
     figures = plots.save(plots.comparison_figure({"network": run}, title=title), Path(out) / "figures" / "training")
+    for name, figure in collapse_figures(run).items():
+        plots.save(figure, Path(out) / "figures" / name)
     print(training_table(run))
     print(files_line(Path(out), figures))

@@ -1,5 +1,6 @@
 """Figures: axes in, axes out; nothing is computed here."""
 
+from ntkcollapse.plots.collapse import ansatz_figure, collapse_profile_figure, held_out_figure
 from ntkcollapse.plots.ladder import RUNG_STYLES, attribution_figure, ladder_figure, plot_ladder
 from ntkcollapse.plots.rates import rates_figure
 from ntkcollapse.plots.style import COLOURS, LABELS, save, style
@@ -9,8 +10,11 @@ __all__ = [
     "COLOURS",
     "LABELS",
     "RUNG_STYLES",
+    "ansatz_figure",
     "attribution_figure",
+    "collapse_profile_figure",
     "comparison_figure",
+    "held_out_figure",
     "ladder_figure",
     "plot_ladder",
     "plot_observables",

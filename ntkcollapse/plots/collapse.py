@@ -1,4 +1,4 @@
-"""Collapse along depth: one figure of the profiles of one or more networks."""
+"""Collapse along depth, on test data, and the neural feature ansatz: what layer measurements leave, as figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ntkcollapse.collapse import LayerProfile
-from ntkcollapse.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, style
+from ntkcollapse.plots.style import BLACK, BLUE, GREEN, LABELS, ORANGE, PURPLE, RED, SKY, label_short_decades, style
+from ntkcollapse.trajectory import Trajectory
 
 # Title, metrics as (part, name, line), scale of the axis.
 PROFILE_PANELS = (
@@ -45,9 +46,66 @@ def collapse_profile_figure(profiles: Mapping[str, LayerProfile], *, title: str 
                     if values:
                         plot_depth(ax, _values(values, metric), line, colour)
             ax.set_yscale(scale)
+            if scale == "log":
+                label_short_decades(ax.yaxis)
             ax.set_title(name, loc="left")
             _name_layers(ax, next(iter(profiles.values())).layers)
         figure.legend(handles=_legend(profiles, tested), loc="outside lower center", ncols=7, handlelength=2.6)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+HELD_OUT_LINES = (
+    ("train", "training", {"color": BLACK, "linestyle": "-"}),
+    ("test", "test, about its own means", {"color": SKY, "linestyle": "-."}),
+    ("weak", "test, weak", {"color": ORANGE, "linestyle": "--"}),
+    ("strong", "test, strong", {"color": RED, "linestyle": ":"}),
+)
+
+
+def held_out_figure(
+    runs: Mapping[str, Trajectory], metric: str = "nc1_tirer2022", *, title: str | None = None
+) -> Figure:
+    """A metric of the last layer's features along training, one panel a run: on training data and, in three ways, on
+    test data, as the measurement "test-collapse" of a run has them."""
+    with style():
+        figure, axes = plt.subplots(
+            1, len(runs), figsize=(max(2.7 * len(runs), 4.2), 3.1), sharey=True, squeeze=False, constrained_layout=True
+        )
+        for ax, (name, run) in zip(axes[0], runs.items(), strict=True):
+            for part, label, line in HELD_OUT_LINES:
+                values = np.asarray(run[f"{part}_{metric}"], float)
+                ax.plot(np.asarray(run["epoch"]), np.where(np.isfinite(values), values, np.nan), label=label, **line)
+            _epochs(ax, run)
+            ax.set_yscale("log")
+            ax.set_title(name, loc="left")
+        label_short_decades(axes[0, 0].yaxis)
+        axes[0, 0].set_ylabel(LABELS.get(metric, metric))
+        figure.legend(handles=axes[0, 0].lines, loc="outside lower center", ncols=4, handlelength=2.6)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def ansatz_figure(run: Trajectory, *, title: str | None = None) -> Figure:
+    """Correlation of WᵀW with the AGOP, and with its square root, along training: a line a layer, dark at the input."""
+    names = run.settings["names"]["ansatz"]
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
+    panels = (("ansatz_correlation", "with the AGOP"), ("ansatz_root_correlation", "with the root of the AGOP"))
+    with style():
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.1), sharey=True, constrained_layout=True)
+        for ax, (observable, label) in zip(axes, panels, strict=True):
+            for values, name, colour in zip(np.asarray(run[observable]).T, names, colours, strict=True):
+                ax.plot(
+                    np.asarray(run["epoch"]), values, "o-", markersize=2.5, color=colour, label=name.split("/", 1)[-1]
+                )
+            _epochs(ax, run)
+            ax.set_ylim(0, 1.05)
+            ax.set_title(f"correlation {label}", loc="left")
+        axes[0].set_ylabel(r"$W^\top W$ and the input of the layer")
+        handles = axes[0].lines if len(names) <= 8 else [axes[0].lines[i] for i in (0, len(names) // 2, -1)]
+        figure.legend(handles=handles, loc="outside right upper", handlelength=1.6)
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
@@ -58,6 +116,13 @@ def plot_depth(ax: Axes, values: np.ndarray, line: str = "-", colour: str = BLAC
     values = np.where(np.isfinite(values), values, np.nan)
     ax.plot(np.arange(values.size), values, line, color=colour, marker="o", markersize=3, linewidth=1.1)
     return ax
+
+
+def _epochs(ax: Axes, run: Trajectory) -> None:
+    """A logarithm from the first record after the start on, linear before."""
+    epochs = np.asarray(run["epoch"], float)
+    ax.set_xscale("symlog", linthresh=min(epochs[epochs > 0], default=1.0))
+    ax.set_xlabel("epoch")
 
 
 def _values(part: Mapping[str, np.ndarray], metric: str) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Training with measurement on the way: one step, plain gradient descent, whole runs, sweeps of them."""
 
+from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
 from ntkcollapse.training.config import TrainConfig, parse_options
 from ntkcollapse.training.errors import CheckpointError, Interrupted, NonFiniteLoss, RunInUse
 from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
 from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
+from ntkcollapse.training.layer_measurements import FeatureAnsatz, HeldOutCollapse, LayerCollapse, saved_profile
 from ntkcollapse.training.measured import measure, measured_descent
-from ntkcollapse.training.measurements import MEASUREMENTS, Measurement, Moment
+from ntkcollapse.training.measurements import Measurement, Moment
 from ntkcollapse.training.objectives import LOSSES, batch_loss, loss_scale
 from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
 from ntkcollapse.training.run import saved_variables, train
@@ -15,13 +17,17 @@ from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
 from ntkcollapse.training.sweep import combinations, run_one, summarise, sweep
 
 __all__ = [
+    "DEFAULT_MEASUREMENTS",
     "LOSSES",
     "MEASUREMENTS",
     "OPTIMIZERS",
     "Checkpoint",
     "CheckpointError",
     "Checkpoints",
+    "FeatureAnsatz",
+    "HeldOutCollapse",
     "Interrupted",
+    "LayerCollapse",
     "Measurement",
     "Moment",
     "NonFiniteLoss",
@@ -46,6 +52,7 @@ __all__ = [
     "recomputed_statistics",
     "run_one",
     "saved_config",
+    "saved_profile",
     "saved_variables",
     "summarise",
     "sweep",

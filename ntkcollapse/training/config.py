@@ -11,8 +11,8 @@ from ntkcollapse._config import setting
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import NAMES, Batches, Splits, gaussian_mixture, imbalanced, label_noise, load, random_labels
 from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
+from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.gradient_descent import log_spaced
-from ntkcollapse.training.measurements import MEASUREMENTS
 from ntkcollapse.training.objectives import LOSSES
 from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase
 
@@ -58,7 +58,11 @@ class TrainConfig:
     epochs: int = setting(400, "passes over the training set")
     batch_size: int = setting(120, "samples a step; 0 for all")
     balanced: bool = setting(True, "every batch has the same number of every class")
-    measure: tuple[str, ...] = setting(tuple(MEASUREMENTS), "what is measured", choices=tuple(MEASUREMENTS))
+    measure: tuple[str, ...] = setting(
+        tuple(DEFAULT_MEASUREMENTS),
+        "what is measured, in place of the default; 'layers', 'test-collapse' and 'ansatz' only where named",
+        choices=tuple(MEASUREMENTS),
+    )
     measure_every: int = setting(1, "epochs between measurements; 0 for none of these")
     measure_log: int = setting(0, "so many more measurements, evenly spaced in the logarithm of the step")
     measure_steps: tuple[int, ...] = setting((), "more steps to measure at")

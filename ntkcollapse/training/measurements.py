@@ -1,8 +1,8 @@
-"""What is measured of a network on the way: functions of a moment, by name."""
+"""What is measured of a network on the way: functions of a moment."""
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,7 +13,6 @@ import optax
 from jaxtyping import Array, Float
 
 from ntkcollapse import ntk
-from ntkcollapse._checks import check_choice
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset, Splits
@@ -172,29 +171,6 @@ def parameters(moment: Moment) -> dict[str, Any]:
     """Norm of all parameters, and of all weights (tensors with more than one axis): what weight decay pulls on."""
     every, weights = _norms(moment.variables.params)
     return {"parameter_norm": every, "all_weights_norm": weights}
-
-
-# In the order in which they are made: what is shared is paid for by the first that needs it.
-MEASUREMENTS: dict[str, Measurement] = {
-    "batch": batch,
-    "train": partial(split, "train"),
-    "test": partial(split, "test"),
-    "kappa": partial(kernel, "kappa"),
-    "gamma": partial(kernel, "gamma"),
-    "last-layer": last_layer,
-    "parameters": parameters,
-}
-
-
-def chosen(names: tuple[str, ...], extra: Mapping[str, Measurement] | None = None) -> dict[str, Measurement]:
-    """The measurements of these names, in the order of `MEASUREMENTS`, and then the user's own.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    for name in names:
-        check_choice("measure", name, MEASUREMENTS)
-    return {name: MEASUREMENTS[name] for name in MEASUREMENTS if name in names} | dict(extra or {})
 
 
 @jax.jit

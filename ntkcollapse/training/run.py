@@ -22,11 +22,12 @@ from ntkcollapse.data import Batches, Dataset, Splits
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.losses import Clock
 from ntkcollapse.networks import Network, Variables, num_params
+from ntkcollapse.training.catalogue import chosen
 from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
 from ntkcollapse.training.config import TrainConfig, parse_options
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
-from ntkcollapse.training.measurements import Measurement, Moment, chosen
+from ntkcollapse.training.measurements import Measurement, Moment
 from ntkcollapse.training.objectives import loss_scale
 from ntkcollapse.training.optimizers import Staircase, optimizer
 from ntkcollapse.training.run_files import locked, open_run, write_status
@@ -65,6 +66,7 @@ def train(
         resume: go on from the newest checkpoint in `out`, from the start where there is none.
         overwrite: replace the run in `out`.
         measurements: your own, by name: functions of a `Moment` that return numbers or arrays of a fixed shape by name.
+            Arrays of text (what the entries of another are called) go into the settings of the trajectory, "names".
         splits, network: in place of those that the settings name.
         progress: a bar with loss, accuracy, NC1, alignment and the time left.
         on_step: called with the number of steps taken after each (for tests and schedulers).
@@ -151,6 +153,7 @@ class _Run:
         self.checkpoints = None if path is None else Checkpoints(path / "checkpoints")
         self.data_digest = hashlib.sha256(train.inputs.tobytes() + train.labels.tobytes()).hexdigest()
         self.records: list[_Record] = []
+        self.names: dict[str, list[str]] = {}
         self.seconds = {"training": 0.0, "measuring": 0.0} | {f"measuring_{name}": 0.0 for name in self.measurements}
         self.state: TrainingState
         self.record: StepRecord | None = None
@@ -216,6 +219,7 @@ class _Run:
         notes = {
             "steps": [record.step for record in self.records],
             "seconds": self.seconds,
+            "names": self.names,
             "data": self.data_digest,
             "structure": str(jax.tree.structure(self.state)),
         }
@@ -279,6 +283,7 @@ class _Run:
                 "data": train.name,
                 "data_sha256": self.data_digest,
                 "devices": [str(device) for device in jax.devices()],
+                **({"names": self.names} if self.names else {}),
             },
         )
 
@@ -306,7 +311,9 @@ class _Run:
         try:
             for name, measurement in self.measurements.items():
                 start = time.perf_counter()
-                values |= {key: np.asarray(value) for key, value in measurement(moment).items()}
+                seen = {key: np.asarray(value) for key, value in measurement(moment).items()}
+                self.names |= {key: value.tolist() for key, value in seen.items() if value.dtype.kind == "U"}
+                values |= {key: value for key, value in seen.items() if value.dtype.kind != "U"}
                 self.seconds[f"measuring_{name}"] += time.perf_counter() - start
             if self.config.keep_states:
                 values |= {f"state_{name}": getattr(moment.last_layer, name) for name in _STATES}
@@ -369,6 +376,7 @@ class _Run:
         saved = [found.arrays.get(f"state/{i:05d}", np.zeros(leaf.shape, leaf.dtype)) for i, leaf in enumerate(leaves)]
         self.step = found.step
         self.seconds |= found.notes["seconds"]
+        self.names |= found.notes.get("names", {})
         prefix = "record/"
         stacked = {name.removeprefix(prefix): v for name, v in found.arrays.items() if name.startswith(prefix)}
         for i, step in enumerate(found.notes["steps"]):

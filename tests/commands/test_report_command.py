@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ntkcollapse import Trajectory
+from ntkcollapse import LastLayer, Trajectory, collapse
 from ntkcollapse.cli import main
+from ntkcollapse.collapse import ClassStatistics
+from ntkcollapse.commands._collapse_sections import SOURCES, last_layer_metrics
 from ntkcollapse.comparison import save_ladders
 from tests.comparison.test_files_and_attribution import CLASSES, TIMES, ladder
 
@@ -62,13 +64,61 @@ def test_report_is_one_balanced_file_that_loads_nothing(report):
     assert not re.search(r"url\(|@import|<script|<link|<iframe", text)
     assert "script" not in page.tags
     said = " ".join(page.text)
+    assert "Collapse along depth" not in said
     for words in (
         "The ladder, from step 1",
         "block structure",
         "How to cite",
         "jax",
         "The three rates",
+        "Not measured: last_layer",
         "optimiser step",
+    ):
+        assert words in said
+
+
+def kept(state: LastLayer, **settings) -> Trajectory:
+    """A run of one record that kept its last layer."""
+    states = {name: np.asarray(value)[None] for name, value in (("H", state.H), ("W", state.W), ("b", state.b))}
+    return Trajectory(TIMES[:1], {"epoch": np.zeros(1)}, CLASSES, states=states, settings=settings)
+
+
+def test_every_metric_of_the_last_state_with_its_source():
+    """The bias decides for the first class everywhere: a mismatch of 2/3 with it, and none without."""
+    state = LastLayer(H=np.repeat(np.eye(3), 4, axis=1), W=np.eye(3), b=np.array([5.0, 0.0, 0.0]))
+    values = last_layer_metrics(kept(state))
+    assert values["nc4_mismatch"] == pytest.approx(2 / 3)
+    assert values["nc4_mismatch_without_bias"] == 0
+    assert values["ncc_accuracy"] == 1
+    assert values["nc2_seleznova2023"] == pytest.approx(0, abs=1e-14)
+    assert values["fisher_ratio_zarka2021"] == np.inf
+    measured = collapse.measure(ClassStatistics.from_columns(state.H, CLASSES), state.W)
+    assert {name: values[name] for name in measured} == measured
+    for name in values:
+        assert any(name.removesuffix("_of_weights").endswith(end) for end in SOURCES), name
+
+
+def test_sections_of_what_a_run_measured(tmp_path):
+    flags = (
+        "--network mlp --network-options widths=(10,) --dataset digits --per-class 12 --test-per-class 3 --epochs 1 "
+    )
+    flags += "--batch-size 30 --probe-per-class 2 --measure test-collapse layers ansatz --out"
+    folder = tmp_path / "run"
+    assert main(["train", *flags.split(), str(folder)]) == 0
+    assert {p.stem for p in (folder / "figures").iterdir()} == {"training", "layers", "test_collapse", "ansatz"}
+    assert main(["report", str(folder)]) == 0
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert not page.open
+    said = " ".join(page.text)
+    # One heading and one cell of the table of each section.
+    for words in (
+        "Collapse at the end, by source",
+        "nc2_maximal_angle_papyan2020_of_weights",
+        "Collapse along depth",
+        "strong_nc1_tirer2022, test",
+        "Collapse on test data",
+        "weak, test",
+        "The neural feature ansatz",
     ):
         assert words in said
 
