@@ -35,10 +35,13 @@ from ntkcollapse import plots
 
 @dataclass(frozen=True)
 class Config:
-    """What a diagram is made of. grid: points along each axis; batch: integrations in one mapped call."""
+    """What a diagram is made of. grid: points along each axis; batch: integrations in one mapped call.
+
+    A batch takes as long as its stiffest point: a few rows of the grid, which are alike, cost less than all of it.
+    """
 
     grid: int = 48
-    batch: int = 256
+    batch: int = 96
     classes: int = 3
     per_class: int = 10
     features: int = 8
