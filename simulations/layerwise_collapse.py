@@ -35,7 +35,7 @@ class Setting:
 SETTINGS = {"small": Setting(60, 40, 40, 300, 9), "full": Setting(700, 150, 150, 400, 15)}
 NETWORKS = {
     "mlp": {"network_options": ("widths=(128, 128, 128, 128, 64)",), "learning_rate": 0.3, "momentum": 0.9},
-    "resnet20": {"learning_rate": 0.3, "momentum": 0.9},
+    "resnet20": {"learning_rate": 0.05, "momentum": 0.9},
 }
 # What fits real labels shrinks the network to zero on random ones: they get a tenth of the decay.
 RUNS = {

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from ntkcollapse._checks import check_finite, check_shape
+from ntkcollapse._checks import check_finite, check_shape, is_traced
 from ntkcollapse.collapse.nc4 import nearest_class_mean
-from ntkcollapse.collapse.statistics import ClassStatistics
+from ntkcollapse.collapse.statistics import ClassStatistics, check_label_range
 
 
 def strong_test_collapse(
@@ -26,7 +26,7 @@ def strong_test_collapse(
     Returns:
         Sizes, scatter and squared deviations of the test set; means of the training set.
     Raises:
-        ValueError: shapes that disagree, or features that are not finite.
+        ValueError: shapes that disagree, features that are not finite, or labels of classes that training did not have.
     References:
         Hui, Belkin & Nakkiran (2022) for the notion; the scatter about training means as its measure is this
         package's choice.
@@ -52,6 +52,8 @@ def _about_training_means(H: Array, labels: Array, train: ClassStatistics) -> Cl
     check_shape("H", H, (train.num_features, None), "(n features, N samples) with n as train has")
     check_shape("labels", labels, (H.shape[1],), "one label a column of H")
     check_finite("H", H)
+    if not is_traced(labels):
+        check_label_range(labels, H.shape[1], train.num_classes)
     return _scatter(H, labels, train.means)
 
 

@@ -102,7 +102,7 @@ def kernel_nc2_seleznova2023(statistics: KernelStatistics) -> Float[Array, ""]:
 @eqx.filter_jit
 def _from_gram(K, labels, num_classes: int) -> KernelStatistics:
     K = K.astype(jnp.result_type(float, K))
-    member = (labels[:, None] == jnp.arange(num_classes)[None, :]).astype(K.dtype)
+    member = (labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None, :]).astype(K.dtype)
     sizes = member.sum(0)
     average = member / sizes[None, :]
     inner = jnp.matmul(average.T, K, precision="highest")  # Mᵀ H

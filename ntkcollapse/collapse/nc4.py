@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ntkcollapse._checks import check_shape
+from ntkcollapse._checks import check_finite, check_shape
 
 
 def nc4_mismatch(
@@ -23,7 +23,7 @@ def nc4_mismatch(
     Returns:
         Between 0 and 1. Ties go to the class of lower index in both decisions.
     Raises:
-        ValueError: shapes that disagree.
+        ValueError: shapes that disagree, or numbers that are not finite: they would all be decided for class 0.
     References:
         Papyan, Han & Donoho (2020).
     """
@@ -31,6 +31,8 @@ def nc4_mismatch(
     check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
     check_shape("W", W, (None, H.shape[0]), f"(C classes, n = {H.shape[0]} features, as H has)")
     check_shape("means", means, (H.shape[0], W.shape[0]), "(n features, C classes), as H and W have")
+    for name, value in (("H", H), ("W", W), ("b", b), ("means", means)):
+        check_finite(name, value)
     logits = jnp.matmul(W, H, precision="highest")
     if b is not None:
         check_shape("b", b, (W.shape[0],), f"one bias for each of the C = {W.shape[0]} rows of W")

@@ -23,7 +23,7 @@ def ncc_accuracy(
     Returns:
         Between 0 and 1.
     Raises:
-        ValueError: shapes that disagree.
+        ValueError: shapes that disagree, or numbers that are not finite.
     References:
         Galanti, Galanti & Ben-Shaul (2022); Ben-Shaul & Dekel (2022).
     """
@@ -31,6 +31,8 @@ def ncc_accuracy(
     check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
     check_shape("labels", y, (H.shape[1],), "one label a column of H")
     check_shape("means", means, (H.shape[0], None), "(n features, C classes) with n as H has")
+    for name, value in (("H", H), ("means", means)):
+        check_finite(name, value)
     return jnp.mean((nearest_class_mean(H, means).astype(y.dtype) == y).astype(H.dtype))
 
 

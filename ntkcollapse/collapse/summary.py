@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from ntkcollapse._checks import check_finite
 from ntkcollapse.collapse import nc1, nc2, nc3, pairs
 from ntkcollapse.collapse.statistics import ClassStatistics, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
@@ -27,7 +28,8 @@ def measure(
     Returns:
         Numbers by the names of the functions of this package. Degenerate values are as each function states.
     Raises:
-        ValueError: a class without samples, numbers that are not finite, or W that does not fit.
+        ValueError: a class without samples, numbers that are not finite, sums kept without scatter, or W that does not
+            fit.
 
     >>> import numpy as np
     >>> H = np.array([[0.0, 2.0, 5.0, 5.0], [1.0, 1.0, 0.0, 4.0]])
@@ -35,6 +37,11 @@ def measure(
     >>> round(values["nc1_tirer2022"], 4), values["nc1_seleznova2023"]
     (0.5882, 0.75)
     """
+    if statistics.scatter is None:
+        raise ValueError("scatter: expected the within-class scatter, got sums kept without it (scatter=False).")
+    for name in ("sizes", "means", "scatter", "square_deviations"):
+        check_finite(name, getattr(statistics, name))
+    check_finite("W", W)
     leaves = [np.asarray(x, dtype=np.float64) for x in jax.tree.leaves(statistics)]
     check_no_empty_class(leaves[0])
     with jax.enable_x64(True):

@@ -12,7 +12,13 @@ from ntkcollapse.collapse import ClassStatistics
 from tests import references
 from tests.cases import UNEQUAL, random_state
 
-NC1 = (collapse.nc1_papyan2020, collapse.nc1_han2022, collapse.nc1_tirer2022, collapse.nc1_seleznova2023)
+NC1 = (
+    collapse.nc1_papyan2020,
+    collapse.nc1_han2022,
+    collapse.nc1_tirer2022,
+    collapse.nc1_seleznova2023,
+    collapse.mean_cdnv_galanti2022,
+)
 NC2 = (
     collapse.nc2_seleznova2023,
     collapse.nc2_equinorm_papyan2020,

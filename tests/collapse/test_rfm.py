@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ntkcollapse import collapse
+from ntkcollapse.data import load
 
 RNG = np.random.default_rng(0)
 
@@ -66,6 +67,22 @@ def test_deep_rfm_collapses_by_a_near_constant_factor_on_real_digits():
     for i in range(1, 6):
         assert nc1[f"metric {i}"] < nc1[f"input {i}"]
     assert list(machine.inputs(x)) == [f"input {i}" for i in range(1, 6)] + ["output"]
+
+
+@pytest.mark.slow
+def test_deep_rfm_on_real_mnist():
+    """500 images, 8 layers: from the fourth layer on, between-run factors of 0.45 to 0.49."""
+    try:
+        part = load("mnist", per_class=50).train
+    except FileNotFoundError:
+        pytest.skip("no files of MNIST here")
+    x = np.asarray(part.inputs, float).reshape(500, -1)
+    machine = collapse.deep_rfm(x, np.eye(10)[part.labels], key=jax.random.key(0))
+    nc1 = collapse.layer_profile(machine.inputs, x, part.labels).train["nc1_tirer2022"]
+    factors = nc1[1:] / nc1[:-1]
+    assert (factors < 0.6).all()
+    assert 0.42 < factors[3:].min()
+    assert factors[3:].max() < 0.52
 
 
 @pytest.mark.usefixtures("as_users_call")
