@@ -7,7 +7,8 @@
 Every contender goes through the same float32 features in batches, as they would come from a network, and gives NC1
 (papyan, tirer), NC2 and NC3 (product form), mean CDNV and the mismatch of NC4. Each runs in a process of its own, whose
 peak memory is read when it ends; times are the best of several passes after a warm one, without the time to make the
-features. Values are compared with numpy's in float64, which is the reference.
+features, in processor time (of all threads) and on the wall: ratios are of processor time, which other work on the
+machine disturbs least. Values are compared with numpy's in float64, which is the reference.
 
 - streaming: `RunningStatistics`, one pass in float64 on the host, then `measure`; a second pass for NC4.
 - device: batches of `ClassStatistics.from_features` in float32, merged on the device.
@@ -195,15 +196,17 @@ def one(name: str, N: int, n: int, C: int, repeats: int) -> dict[str, Any]:
     start = time.perf_counter()
     values = contender(x, labels, W)
     first = time.perf_counter() - start
-    seconds = []
+    wall, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         contender(x, labels, W)
-        seconds.append(time.perf_counter() - start)
+        wall.append(time.perf_counter() - start)
+        processor.append(time.process_time() - spent)
     # Of this process alone: getrusage would start from what the parent held.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) / 1024
-    return {"values": values, "first": first, "seconds": min(seconds), "peak": peak, "features": x.nbytes / 2**20}
+    times = {"first": first, "wall": min(wall), "processor": min(processor)}
+    return {"values": values, **times, "peak": peak, "features": x.nbytes / 2**20}
 
 
 def main() -> None:
@@ -222,7 +225,7 @@ def main() -> None:
     N, n, classes = (5_000, 64, (10, 100)) if flags.quick else (50_000, 512, (10, 1000))
     print(f"{platform.machine()}, jax {version('jax')}, numpy {version('numpy')}; batches of {BATCH}, float32 features")
     for C in classes:
-        rows, reference = [], None
+        rows, reference, base = [], None, None
         for name in CONTENDERS:
             python = flags.torch if name == "neural-collapse" else sys.executable
             if python is None:
@@ -235,10 +238,17 @@ def main() -> None:
             result = json.loads(done.stdout.splitlines()[-1])
             reference = reference or result["values"]
             worst = max(abs(result["values"][m] / reference[m] - 1) for m in METRICS if reference[m])
-            shown = (result["seconds"], result["first"], result["peak"], result["peak"] - result["features"], worst)
+            base = base or result["processor"]
+            shown = (
+                result["processor"] / base,
+                *(result[key] for key in ("processor", "wall", "first", "peak")),
+                result["peak"] - result["features"],
+                worst,
+            )
             rows.append([name, *(number(v) for v in shown)])
         print(f"\nN = {N:,}, n = {n}, C = {C:,}")
-        print(table(("", "seconds", "first", "peak MB", "less features", "largest rel. error"), rows))
+        header = ("", "ratio to numpy", "processor s", "wall s", "first", "peak MB", "less features")
+        print(table((*header, "largest rel. error"), rows))
 
 
 if __name__ == "__main__":
