@@ -235,10 +235,14 @@ def test_nc4_counts_disagreements_and_the_bias_matters():
     H = H + 1e3  # a large common offset must not cost the distances their digits
     means = means + 1e3
     nearest = np.argmin(np.linalg.norm(H[:, :, None] - means[:, None, :], axis=0), axis=1)
-    for bias in (b, 50 * b, None):
+    # The offset alone decides for one class, unless the bias takes it away.
+    centred = b - W @ np.full(4, 1e3)
+    found = []
+    for bias in (centred, centred + 2 * b, None):
         logits = W @ H + (0 if bias is None else bias[:, None])
-        expected = np.mean(logits.argmax(0) != nearest)
-        np.testing.assert_allclose(collapse.nc4_mismatch(H, W, bias, means), expected)
+        found.append(np.mean(logits.argmax(0) != nearest))
+        np.testing.assert_allclose(collapse.nc4_mismatch(H, W, bias, means), found[-1])
+    assert len(set(found)) == 3
     np.testing.assert_array_equal(collapse.nearest_class_mean(H, means), nearest)
 
 
