@@ -1,6 +1,7 @@
 # Everything a fresh machine needs is Python 3.11 or newer and make.
 #   make demo    theory beside a real trained network, one figure
 #   make test    every test that runs in minutes on two cores
+NOTEBOOKS ?= notebooks/*.ipynb
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
@@ -32,7 +33,7 @@ types: .venv/installed
 	$(BIN)/basedpyright
 
 notebooks: .venv/installed
-	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 notebooks/*.ipynb
+	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 $(NOTEBOOKS)
 
 check: lint types test notebooks
 
