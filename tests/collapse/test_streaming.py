@@ -75,6 +75,17 @@ def test_float32_features_with_a_large_offset_keep_float64_digits():
     assert (np.abs(naive / running.square_deviations[:, 0] - 1) > 0.1).any()
 
 
+def test_features_that_have_collapsed_exactly_have_no_scatter_at_all():
+    """Their mean is themselves: a sum of equal numbers, divided by their count, often is not that number."""
+    points = 0.1 * np.arange(1, 10).reshape(3, 3) + 1e4
+    labels = np.arange(540) % 3
+    batches = [(points[labels][rows], labels[rows]) for rows in (slice(0, 200), slice(200, 540))]
+    running = RunningStatistics.of_batches(batches, num_classes=3)
+    np.testing.assert_array_equal(running.means, points.T)
+    np.testing.assert_array_equal(np.asarray(running.scatter), 0.0)
+    np.testing.assert_array_equal(running.square_deviations, 0.0)
+
+
 def test_merge_on_the_device_and_across_mapped_axes():
     rng = np.random.default_rng(1)
     features, labels = rng.normal(size=(4, 12, 3)) + 5.0, np.tile(np.arange(3), (4, 4))
