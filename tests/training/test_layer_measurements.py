@@ -138,6 +138,8 @@ def test_by_name_off_by_default_saved_and_resumed_with_its_names(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, on_step=stop)
     run = train(config, tmp_path, resume=True)
+    # Resumed once more there is nothing left to measure, and what is known comes from the checkpoint.
+    train(config, tmp_path, resume=True)
     read = Trajectory.load(tmp_path)
     assert read.settings["names"] == run.settings["names"]
     np.testing.assert_array_equal(read["layers_width"], [[64, 12, 9, 10]] * 2)
