@@ -77,9 +77,10 @@ def mapped() -> Callable:
         return run["nc1_tirer2022"][-1]
 
     # A mapped loop runs until its slowest lane is done: in batches of neighbours, which are alike, that costs less.
-    return jax.jit(
-        lambda decays, scales, rtol: jax.lax.map(lambda at: point(*at, rtol), (decays, scales), batch_size=BATCH)
-    )
+    def many(decays, scales, rtol):
+        return jax.lax.map(lambda at: point(at[0], at[1], rtol), (decays, scales), batch_size=BATCH)
+
+    return jax.jit(many)
 
 
 def looped(decays, scales, method: str, rtol: float) -> np.ndarray:

@@ -210,8 +210,8 @@ plt.show()
 # ## Noise
 # Left: locally elastic features separate only if the drift contrast $c/t$ has $c > C/2$: the error of telling two
 # classes apart, simulated, against its formula (4,000 samples on one path of the class means a colour, so that its
-# points fluctuate together: by 5% in the distance of the means). Right: the stationary variance of SVAG on a quadratic tends to that of
-# the stochastic differential equation as the amplification grows.
+# points fluctuate together: by 5% in the distance of the means). Right: the stationary variance of SVAG on a quadratic
+# tends to that of the stochastic differential equation as the amplification grows.
 
 # %%
 with plots.style():

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers and in grey print by their lightness.
@@ -85,7 +86,7 @@ def style() -> Iterator[None]:
         "savefig.dpi": 200,
         "pdf.fonttype": 42,
         "axes.formatter.useoffset": False,
-        "axes.prop_cycle": mpl.cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK]),
+        "axes.prop_cycle": cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK]),
     }
     # Not `rc_context`: it puts back every setting, also that figures show themselves in notebooks, which the first
     # figure of a session switches on while this block runs.
