@@ -89,7 +89,7 @@ def style() -> Iterator[None]:
         "axes.prop_cycle": cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK]),
     }
     # Not `rc_context`: it puts back every setting, also that figures show themselves in notebooks, which the first
-    # figure of a session switches on while this block runs.
+    # figure of a notebook switches on while this block runs.
     before = {name: mpl.rcParams[name] for name in settings}
     mpl.rcParams.update(settings)
     try:
