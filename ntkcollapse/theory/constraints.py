@@ -115,14 +115,12 @@ class FixedFrame(Constraint):
 
     def retract(self, state, classes):
         del classes
-        values, vectors = jnp.linalg.eigh(self.gram.astype(state.W.dtype))
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :] @ vectors.T
-        U, _, Vt = jnp.linalg.svd(root @ state.W, full_matrices=False)
-        off = root @ (U @ Vt) - state.W
-        # What is allowed is left alone to the last digit; and W is data, through whose correction no gradient flows.
-        moved = jnp.linalg.norm(off) > 1e3 * jnp.finfo(off.dtype).eps * jnp.linalg.norm(state.W)
-        W = state.W + jax.lax.stop_gradient(jnp.where(moved, off, 0))
-        return _with(state, H=_into_ball(state.H, self.radius_H, 0, False), W=W)
+        # W is data, through whose correction no gradient flows; on the way it is at rest and needs none.
+        W, gram = jax.lax.stop_gradient(state.W), self.gram.astype(state.W.dtype)
+        tolerance = 1e3 * jnp.finfo(W.dtype).eps * jnp.linalg.norm(gram)
+        is_off = jnp.linalg.norm(W @ W.T - gram) > tolerance
+        correction = jax.lax.cond(is_off, lambda: _nearest_frame(W, gram) - W, lambda: jnp.zeros_like(W))
+        return _with(state, H=_into_ball(state.H, self.radius_H, 0, False), W=state.W + correction)
 
     def tangent(self, state, velocity, classes):
         del classes
@@ -205,6 +203,14 @@ def least_squares_classifier(H: Float[Array, "n N"], classes: Classes) -> tuple[
     centred = H - h[:, None]
     W = jnp.linalg.solve(centred @ centred.T, centred @ (Y - y[:, None]).T).T
     return W, y - W @ h
+
+
+def _nearest_frame(W: Float[Array, "C n"], gram: Float[Array, "C C"]) -> Float[Array, "C n"]:
+    """S U Vᵀ with S = gram^{1/2} and S W = U Σ Vᵀ."""
+    values, vectors = jnp.linalg.eigh(gram)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :] @ vectors.T
+    U, _, Vt = jnp.linalg.svd(root @ W, full_matrices=False)
+    return root @ (U @ Vt)
 
 
 # Within this relative distance of its edge a body counts as reached.
