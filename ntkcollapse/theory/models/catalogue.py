@@ -191,7 +191,7 @@ def fixed_etf(classes: Classes, energy_H: Number, energy_W: Number, *, loss: str
     target = (energy_H * energy_W) ** 0.5
     check_choice("loss", loss, ("dot-regression", "cross-entropy"))
     chosen = DotRegression(target=target) if loss == "dot-regression" else CrossEntropy()
-    gram = energy_W * cross_entropy.simplex_gram(classes.num_classes)
+    gram = energy_W * cross_entropy.simplex_cosines(classes.num_classes)
     return Flow(unconstrained(), classes, chosen, _decay(), "absent", FixedFrame(energy_H**0.5, gram), rate_W=0.0)
 
 

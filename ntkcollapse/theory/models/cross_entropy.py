@@ -141,7 +141,7 @@ def fixed_etf_limit(W: Float[Array, "C n"], energy_H: Float[ArrayLike, ""], clas
     return jnp.sqrt(jnp.asarray(energy_H, W.dtype)) * classes.expand(unit.T)
 
 
-def simplex_gram(num_classes: int) -> Float[Array, "C C"]:
+def simplex_cosines(num_classes: int) -> Float[Array, "C C"]:
     """C Π/(C − 1): cosines of a simplex ETF, 1 and −1/(C − 1)."""
     return (jnp.eye(num_classes) - 1 / num_classes) * num_classes / (num_classes - 1)
 
@@ -153,7 +153,7 @@ def simplex_etf(num_classes: int, num_features: int, *, key: jax.Array) -> Float
         ValueError: fewer than C − 1 features.
     """
     check_dimension(num_features, num_classes)
-    values, vectors = jnp.linalg.eigh(simplex_gram(num_classes))
+    values, vectors = jnp.linalg.eigh(simplex_cosines(num_classes))
     frame = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :])[:, 1:]
     rotation, _ = jnp.linalg.qr(jax.random.normal(key, (num_features, num_features)))
     return frame @ rotation[: num_classes - 1]
