@@ -120,7 +120,8 @@ class Convolution(Use):
                 first = [o * d for o, (_, _, d) in zip(offset, steps, strict=True)]
                 last = [f + (p - 1) * s + 1 for f, (p, s, _) in zip(first, steps, strict=True)]
                 parts.append(jax.lax.slice(a, (0, *first, 0), (n, *last, c), (1, *self.strides, 1)))
-            return jnp.stack(parts, axis=-2)
+            # Beside each other in the last dimension: a new dimension for them takes up to twice the time on a CPU.
+            return jnp.concatenate(parts, axis=-1)
         index = [
             np.arange(p)[:, None] * s + np.arange(k)[None, :] * d
             for k, (p, s, d) in zip(self.window, steps, strict=True)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ntkcollapse.ntk import _fastest, _partial, block_statistics, empirical_ntk
 from ntkcollapse.ntk._trace import Traced
 from ntkcollapse.ntk.engines import NTVP, Jacobian, Layerwise, _contract, _factors
-from tests.ntk.zoo import MAKERS, case, dense_jacobian, dense_ntk, normal
+from ntkcollapse.ntk.engines._engine import Chunks
+from tests.ntk.zoo import MAKERS, Case, case, dense_jacobian, dense_ntk, normal
 
 
 def close(got, want):
@@ -53,6 +54,25 @@ def test_small_chunks_change_nothing(engine):
     close(empirical_ntk(c.f, c.params, c.x, outputs="diagonal", **options), np.einsum("ijkk->ijk", theta))
     close(empirical_ntk(c.f, c.params, c.x, c.x[:3], outputs="mean", **options), mean_over_outputs(theta)[:, :3])
     close(empirical_ntk(c.f, c.params, c.x, **options), theta)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_outputs_in_tiles(count):
+    """Nine outputs, so many at a time: few of them share a forward pass that is held, more of them go again."""
+
+    class Fixed(Layerwise):
+        def chunks(self, problem, x, num_samples, outputs, available):
+            return Chunks(samples=4, outputs=count)
+
+    params, x = {"w": normal(0, 6, 5), "v": normal(1, 5, 9), "bias": normal(2, 9)}, normal(3, 6, 6)
+
+    def f(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"] + p["bias"][None, :]
+
+    jacobian = Case(f, params, x).jacobian()
+    theta = np.einsum("ikp,jkp->ijk", jacobian, jacobian)
+    close(empirical_ntk(f, params, x, engine=Fixed(), outputs="diagonal"), theta)
+    close(empirical_ntk(f, params, x, engine=Fixed(), outputs="mean"), theta.mean(2))
 
 
 @pytest.mark.parametrize("traffic", [0, 10**9])

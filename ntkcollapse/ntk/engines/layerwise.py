@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,9 +15,12 @@ from ntkcollapse.ntk._memory import fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
-from ntkcollapse.ntk.engines._contract import contract, kernel_shape, mirror, own, weighted
-from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, unit_cotangents
+from ntkcollapse.ntk.engines._contract import Outputs, contract, kernel_shape, mirror, own, weighted
+from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
+
+# From so many outputs at a time on, the forward pass is done again for each tile rather than held.
+_FORWARD_AGAIN = 4
 
 
 class Layerwise(Engine):
@@ -42,15 +46,19 @@ class Layerwise(Engine):
         samples, sides = num_samples, 1
         if num_samples * each > available:
             samples, sides = fit(available, 2 * each, num_samples), 2
-        k = fit(available // (sides * samples) - sizes.forward, sizes.backward, K)
+        room = available // (sides * samples)
+        k = fit(room - sizes.forward, sizes.backward, K)
+        again = fit(room - sizes.inputs, sizes.backward, K)
+        if again >= _FORWARD_AGAIN:
+            k = again
         return Chunks(samples=samples, outputs=max(least, -(-K // -(-K // k))))
 
     def kernel(self, problem, x1, x2, outputs, chunks):
         K, count = problem.num_outputs, chunks.outputs
         plan = _plan(problem, one_like(x1))
         size = plan.piece(problem.dtype, count)
-        left = _forward_in_pieces(problem, x1, size)
-        right = None if x2 is None else _forward_in_pieces(problem, x2, size)
+        left = _pieces(problem, x1, size, count)
+        right = None if x2 is None else _pieces(problem, x2, size, count)
         parts = [_tile(problem, plan, left, right, first, count, outputs) for first in range(0, K, count)]
         if outputs == "mean":
             return sum(parts[1:], start=parts[0])
@@ -66,7 +74,7 @@ class Layerwise(Engine):
     def add(self, problem, sums, batch, first_output):
         plan = _plan(problem, one_like(batch.x))
         count, pairs = sums.squares.shape[1], sums.output_squares is not None
-        inputs, cotangents = _there_and_back(problem, batch, first_output, count)
+        inputs, cotangents = _there_and_back(problem, batch.x, first_output, count, batch.mask)
         squares = jnp.zeros((batch.x.shape[0], *(count,) * (1 + pairs)), problem.dtype)
         gradients = list(sums.gradients)
         if plan.rest:
@@ -99,13 +107,14 @@ class Plan(eqx.Module):
     """How each parameter is treated, and how many bytes a sample takes.
 
     rest: numbers of the parameters that are in no product.
-    forward: bytes of the forward pass; backward: of all cotangents and of one gradient that is no product, for each
-        output; patches: of the input of one layer as its products need it; gradient: of one layer, for each output,
-        where its sums over samples are made from it.
+    inputs: bytes of the inputs of all layers; forward: of the forward pass, these among it; backward: of all cotangents
+        and of one gradient that is no product, for each output; patches: of the input of one layer as its products
+        need it; gradient: of one layer, for each output, where its sums over samples are made from it.
     """
 
     products: tuple[Product, ...]
     rest: tuple[int, ...] = eqx.field(static=True)
+    inputs: int = eqx.field(static=True)
     forward: int = eqx.field(static=True)
     backward: int = eqx.field(static=True)
     patches: int = eqx.field(static=True)
@@ -138,7 +147,7 @@ def _plan(problem: Problem, x: jax.ShapeDtypeStruct) -> Plan:
     formed = max((u.groups * u.inputs * u.outputs for u in uses if is_formed(u)), default=0)
     explicit = max((leaves[i].size for i in rest), default=0)
     # Of the forward pass: inputs of the layers, and about twice as much that the way back needs.
-    numbers = (3 * inputs, cotangents + explicit, patches, formed)
+    numbers = (inputs, 3 * inputs, cotangents + explicit, patches, formed)
     return Plan(tuple(products), tuple(rest), *(n * item for n in numbers))
 
 
@@ -184,9 +193,9 @@ def _back(problem: Problem, passed: Pass, first: Int[Array, ""], count: int) -> 
 
 
 @eqx.filter_jit
-def _there_and_back(problem: Problem, batch: Batch, first: Int[Array, ""], count: int):
-    passed = _run(problem, batch.x)
-    return passed.inputs, _go_back(problem, passed, first, count, batch.mask)
+def _there_and_back(problem: Problem, x: Array, first: Int[Array, ""], count: int, mask: Array | None = None):
+    passed = _run(problem, x)
+    return passed.inputs, _go_back(problem, passed, first, count, mask)
 
 
 def _factors(use: Use, dtype, inputs: Array, cotangents: Array) -> Factors:
@@ -238,10 +247,15 @@ def _after(traced: Traced, inputs, cotangents, component: Component, used):
     return inputs, cotangents
 
 
-def _forward_in_pieces(problem: Problem, x: Array, size: int) -> list[Pass]:
-    """Passes over pieces of nearly equal size, at most `size` samples each."""
+def _pieces(problem: Problem, x: Array, size: int, count: int) -> list[Pass | Array]:
+    """Pieces of nearly equal size, at most `size` samples each: as passes, or as they are where each tile passes again.
+
+    What the way back needs of a pass takes the place of the cotangents of two more outputs. With several outputs at a
+    time the pass is little beside their ways back, and room for more of them at a time saves more than it costs.
+    """
     edges = np.linspace(0, x.shape[0], -(-x.shape[0] // size) + 1).round().astype(int)
-    return [_forward(problem, x[i:j]) for i, j in itertools.pairwise(edges)]
+    parts = [x[i:j] for i, j in itertools.pairwise(edges)]
+    return parts if count >= _FORWARD_AGAIN else [_forward(problem, part) for part in parts]
 
 
 class Side(NamedTuple):
@@ -252,13 +266,23 @@ class Side(NamedTuple):
     cotangents: dict[int, Array]
 
 
-def _tile(problem: Problem, plan: Plan, left: list[Pass], right: list[Pass] | None, first: int, count: int, outputs):
+def _side(problem: Problem, piece: Pass | Array, first: int, count: int) -> Side:
+    if isinstance(piece, Pass):
+        return Side(piece.x, piece.inputs, _back(problem, piece, jnp.asarray(first), count))
+    return Side(piece, *_there_and_back(problem, piece, jnp.asarray(first), count))
+
+
+def _tile(
+    problem: Problem,
+    plan: Plan,
+    left: Sequence[Pass | Array],
+    right: Sequence[Pass | Array] | None,
+    first: int,
+    count: int,
+    outputs: Outputs,
+) -> Array:
     """The kernel between the samples of all pieces, for `count` outputs from `first` on."""
-    sides = [
-        [Side(p.x, p.inputs, _back(problem, p, jnp.asarray(first), count)) for p in pieces]
-        for pieces in (left, right)
-        if pieces is not None
-    ]
+    sides = [[_side(problem, p, first, count) for p in pieces] for pieces in (left, right) if pieces is not None]
     sizes = [[len(side.x) for side in pieces] for pieces in (sides[0], sides[-1])]
     # Blocks of all pieces with all; above the diagonal only, where both sides are the same.
     blocks = {
