@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from ntkcollapse.training.evaluation import recomputed_statistics
 from ntkcollapse.training.measurements import Measurement, Moment
 from ntkcollapse.training.objectives import loss_scale
 from ntkcollapse.training.optimizers import Staircase, optimizer
+from ntkcollapse.training.records import Records
 from ntkcollapse.training.run_files import locked, open_run, write_status
 from ntkcollapse.training.signals import stop_requested
 from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
@@ -102,7 +103,7 @@ def train(
                 run.advance()
                 bar.update(1)
                 if run.seen_now:
-                    bar.set_postfix(run.headline())
+                    bar.set_postfix(run.records.headline())
                 if on_step is not None:
                     on_step(run.step)
                 if stop.signum is not None:
@@ -113,13 +114,6 @@ def train(
             error.last = run.finish("diverged")
             raise
         return run.finish("finished")
-
-
-class _Record(NamedTuple):
-    """What was measured at one step, and the state it was measured on."""
-
-    step: int
-    values: dict[str, np.ndarray]
 
 
 class _Run:
@@ -152,9 +146,7 @@ class _Run:
         self.stepper = Stepper(self.network, made, config.loss, config.weight_decay)
         self.checkpoints = None if path is None else Checkpoints(path / "checkpoints")
         self.data_digest = hashlib.sha256(train.inputs.tobytes() + train.labels.tobytes()).hexdigest()
-        self.records: list[_Record] = []
-        self.names: dict[str, list[str]] = {}
-        self.seconds = {"training": 0.0, "measuring": 0.0} | {f"measuring_{name}": 0.0 for name in self.measurements}
+        self.records = Records(self.measurements)
         self.state: TrainingState
         self.record: StepRecord | None = None
         self.step = 0
@@ -194,11 +186,11 @@ class _Run:
             # Waits for the device; between these, steps are queued without waiting.
             taken = int(self.state.step)
             if taken < self.step:
-                self.seconds["training"] += time.perf_counter() - began
+                self.records.seconds["training"] += time.perf_counter() - began
                 self.step = taken
                 self._measure()
                 raise NonFiniteLoss(taken)
-        self.seconds["training"] += time.perf_counter() - began
+        self.records.seconds["training"] += time.perf_counter() - began
         self.seen_now = due
         if due:
             self._measure()
@@ -214,17 +206,9 @@ class _Run:
         arrays = {f"state/{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         if self.record is not None:
             arrays |= {f"step/{name}": np.asarray(value) for name, value in self.record._asdict().items()}
-        for name in self.records[0].values if self.records else ():
-            arrays[f"record/{name}"] = np.stack([record.values[name] for record in self.records])
-        notes = {
-            "steps": [record.step for record in self.records],
-            "seconds": self.seconds,
-            "names": self.names,
-            "data": self.data_digest,
-            "structure": str(jax.tree.structure(self.state)),
-        }
-        if any(value.size == 0 for value in arrays.values()):
-            arrays = {name: value for name, value in arrays.items() if value.size}
+        # Empty arrays cannot be stored; what is missing is taken from the start when it is read.
+        arrays = {name: value for name, value in (arrays | self.records.arrays()).items() if value.size}
+        notes = {"data": self.data_digest, "structure": str(jax.tree.structure(self.state)), **self.records.notes()}
         self.checkpoints.save(self.step, arrays, notes)
         self.saved_at = time.monotonic()
         write_status(self.path, outcome=outcome, step=self.step, steps=self.last)
@@ -236,27 +220,14 @@ class _Run:
         trajectory = self.trajectory(outcome)
         if self.path is not None:
             trajectory.save(self.path, overwrite=True)
-            write_status(self.path, outcome=outcome, step=self.step, steps=self.last, seconds=self.seconds)
+            write_status(self.path, outcome=outcome, step=self.step, steps=self.last, seconds=self.records.seconds)
         return trajectory
-
-    def headline(self) -> dict[str, str]:
-        """The newest of what a progress bar shows."""
-        values = self.records[-1].values
-        shown = {
-            "loss": ("train_loss", "batch_loss"),
-            "acc": ("train_accuracy", "batch_accuracy"),
-            "test": ("test_accuracy",),
-            "nc1": ("nc1_seleznova2023",),
-            "align": ("kappa_alignment", "gamma_alignment"),
-        }
-        found = {label: next((values[n] for n in names if n in values), None) for label, names in shown.items()}
-        return {label: f"{float(value):.3g}" for label, value in found.items() if value is not None}
 
     def trajectory(self, outcome: str) -> Trajectory:
         """Everything measured so far."""
         config, train = self.config, self.splits.train
-        steps = np.asarray([record.step for record in self.records])
-        values = {name: np.stack([r.values[name] for r in self.records]) for name in self.records[0].values}
+        steps = np.asarray(self.records.steps)
+        values = self.records.columns()
         states = {name: values.pop(f"state_{name}") for name in _STATES if f"state_{name}" in values}
         scale = loss_scale(config.loss, train.classes.num_samples, train.classes.num_classes)
         flow = config.optimizer == "sgd"
@@ -268,7 +239,7 @@ class _Run:
             self._probe().classes,
             states=states,
             kernel=_kernel_path(times, values),
-            statistics={f"seconds_{name}": value for name, value in self.seconds.items()},
+            statistics={f"seconds_{name}": value for name, value in self.records.seconds.items()},
             settings={
                 **as_mapping(config),
                 "producer": "network",
@@ -283,7 +254,7 @@ class _Run:
                 "data": train.name,
                 "data_sha256": self.data_digest,
                 "devices": [str(device) for device in jax.devices()],
-                **({"names": self.names} if self.names else {}),
+                **({"names": self.records.names} if self.records.names else {}),
             },
         )
 
@@ -308,13 +279,13 @@ class _Run:
             with_kernel="kappa" in self.measurements,
         )
         values: dict[str, Any] = {"learning_rate": self.schedule(self.step)}
+        seconds = self.records.seconds
         try:
             for name, measurement in self.measurements.items():
                 start = time.perf_counter()
-                seen = {key: np.asarray(value) for key, value in measurement(moment).items()}
-                self.names |= {key: value.tolist() for key, value in seen.items() if value.dtype.kind == "U"}
-                values |= {key: value for key, value in seen.items() if value.dtype.kind != "U"}
-                self.seconds[f"measuring_{name}"] += time.perf_counter() - start
+                # Waits for what is computed: else its time would count as another's.
+                values |= {key: np.asarray(value) for key, value in measurement(moment).items()}
+                seconds[f"measuring_{name}"] += time.perf_counter() - start
             if self.config.keep_states:
                 values |= {f"state_{name}": getattr(moment.last_layer, name) for name in _STATES}
         except ValueError:
@@ -322,21 +293,8 @@ class _Run:
             if _blown_up(variables, self.network, moment.probe):
                 raise NonFiniteLoss(self.step) from None
             raise
-        self.seconds["measuring"] += time.perf_counter() - began
-        values["seconds"] = self.seconds["training"] + self.seconds["measuring"]
-        self._append({name: np.asarray(value) for name, value in values.items()})
-
-    def _append(self, values: dict[str, np.ndarray]) -> None:
-        if self.records and self.records[-1].step == self.step:
-            self.records.pop()
-        first = self.records[0].values if self.records else values
-        for name in first.keys() | values.keys():
-            if name not in first or name not in values or first[name].shape != values[name].shape:
-                raise ValueError(
-                    f"measurement {name!r}: expected the same names and shapes at every step; it differs at step "
-                    f"{self.step}."
-                )
-        self.records.append(_Record(self.step, values))
+        seconds["measuring"] += time.perf_counter() - began
+        self.records.append(self.step, values | {"seconds": seconds["training"] + seconds["measuring"]})
 
     def _probe(self) -> Dataset:
         if self.config.measure_on == "probe":
@@ -375,12 +333,7 @@ class _Run:
             raise ValueError(f"network: what was saved in {self.path} is of another network or optimiser.")
         saved = [found.arrays.get(f"state/{i:05d}", np.zeros(leaf.shape, leaf.dtype)) for i, leaf in enumerate(leaves)]
         self.step = found.step
-        self.seconds |= found.notes["seconds"]
-        self.names |= found.notes.get("names", {})
-        prefix = "record/"
-        stacked = {name.removeprefix(prefix): v for name, v in found.arrays.items() if name.startswith(prefix)}
-        for i, step in enumerate(found.notes["steps"]):
-            self.records.append(_Record(step, {name: value[i] for name, value in stacked.items()}))
+        self.records.restore(found)
         if "step/loss" in found.arrays:
             self.record = StepRecord(*(jnp.asarray(found.arrays[f"step/{name}"]) for name in StepRecord._fields))
         return jax.tree.unflatten(structure, saved)

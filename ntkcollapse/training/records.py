@@ -1,0 +1,79 @@
+"""What a training run has measured so far: a row for each measured step, ready to be saved, resumed and assembled."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ntkcollapse.training.checkpoints import Checkpoint
+
+_PREFIX = "record/"
+# What a progress bar shows, and which of the measured values it is, the first one that is there.
+_HEADLINE = {
+    "loss": ("train_loss", "batch_loss"),
+    "acc": ("train_accuracy", "batch_accuracy"),
+    "test": ("test_accuracy",),
+    "nc1": ("nc1_seleznova2023",),
+    "align": ("kappa_alignment", "gamma_alignment"),
+}
+
+
+class Records:
+    """Rows of values by name, the same names and shapes in each, with the seconds that steps and measurements took.
+
+    Values that are text (what the entries of another value are called) do not change along a run: they are `names`.
+    """
+
+    def __init__(self, measurements: Iterable[str]):
+        self.steps: list[int] = []
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.names: dict[str, list[str]] = {}
+        self.seconds = {"training": 0.0, "measuring": 0.0} | {f"measuring_{name}": 0.0 for name in measurements}
+
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds the row of a step, or replaces it where that step was the last one.
+
+        Raises:
+            ValueError: names or shapes are not those of the first row.
+        """
+        row = {name: np.asarray(value) for name, value in values.items()}
+        self.names |= {name: value.tolist() for name, value in row.items() if value.dtype.kind == "U"}
+        row = {name: value for name, value in row.items() if value.dtype.kind != "U"}
+        if self.steps[-1:] == [step]:
+            self.steps.pop()
+            self.rows.pop()
+        first = self.rows[0] if self.rows else row
+        for name in first.keys() | row.keys():
+            if name not in first or name not in row or first[name].shape != row[name].shape:
+                raise ValueError(
+                    f"measurement {name!r}: expected the same names and shapes at every step; it differs at step "
+                    f"{step}."
+                )
+        self.steps.append(step)
+        self.rows.append(row)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Each value along the measured steps."""
+        return {name: np.stack([row[name] for row in self.rows]) for name in (self.rows[0] if self.rows else ())}
+
+    def headline(self) -> dict[str, str]:
+        """The newest of what a progress bar shows."""
+        newest = self.rows[-1]
+        found = {label: next((newest[n] for n in names if n in newest), None) for label, names in _HEADLINE.items()}
+        return {label: f"{float(value):.3g}" for label, value in found.items() if value is not None}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a checkpoint saves of the rows."""
+        return {f"{_PREFIX}{name}": value for name, value in self.columns().items()}
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint saves besides arrays."""
+        return {"steps": self.steps, "seconds": self.seconds, "names": self.names}
+
+    def restore(self, found: Checkpoint) -> None:
+        """The rows that a checkpoint holds, in place of none."""
+        stacked = {n.removeprefix(_PREFIX): v for n, v in found.arrays.items() if n.startswith(_PREFIX)}
+        self.steps = list(found.notes["steps"])
+        self.rows = [{name: value[i] for name, value in stacked.items()} for i in range(len(self.steps))]
+        self.seconds |= found.notes["seconds"]
+        self.names |= found.notes.get("names", {})
