@@ -2,6 +2,7 @@
 
     python simulations/layerwise_collapse.py                                    MLP on real 8×8 digits, a minute
     python simulations/layerwise_collapse.py --dataset mnist --data FOLDER      on MNIST
+    python simulations/layerwise_collapse.py --network resnet20 --dataset cifar10 --data FOLDER --epochs 48
     python simulations/layerwise_collapse.py --network resnet20 --dataset cifar10 --data FOLDER --setting full
 
 Four runs of one network: with weight decay and without, and the same two on random labels. Every layer is measured on
@@ -23,7 +24,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Setting:
-    """per_class, test_per_class: samples trained on, tested on; measured: of them, in every layer."""
+    """per_class, test_per_class: samples trained on, tested on; measured: of each, in every layer."""
 
     per_class: int
     test_per_class: int
@@ -35,20 +36,22 @@ class Setting:
 SETTINGS = {"small": Setting(60, 40, 40, 300, 9), "full": Setting(700, 150, 150, 400, 15)}
 NETWORKS = {
     "mlp": {"network_options": ("widths=(128, 128, 128, 128, 64)",), "learning_rate": 0.3, "momentum": 0.9},
-    "resnet20": {"learning_rate": 0.05, "momentum": 0.9},
+    "resnet20": {"learning_rate": 0.05, "momentum": 0.9, "batch_size": 60},
 }
-# What fits real labels shrinks the network to zero on random ones: they get a tenth of the decay.
+DECAYS = {"mlp": 1e-3, "resnet20": 5e-3}
+# Times the network's decay, labels at random or not. What fits real labels shrinks the network to zero on random ones:
+# they get a tenth of the decay.
 RUNS = {
-    "weight decay": {"weight_decay": 1e-3},
-    "no decay": {"weight_decay": 0.0},
-    "random labels, weight decay": {"weight_decay": 1e-4, "random_labels": True},
-    "random labels, no decay": {"weight_decay": 0.0, "random_labels": True},
+    "weight decay": (1.0, False),
+    "no decay": (0.0, False),
+    "random labels, weight decay": (0.1, True),
+    "random labels, no decay": (0.0, True),
 }
 
 
 def run(flags: argparse.Namespace, name: str) -> Trajectory:
-    """One training, measured on the way."""
-    setting = SETTINGS[flags.setting]
+    """One training, measured on the way; it goes on where it was stopped."""
+    setting, (decay, random_labels) = SETTINGS[flags.setting], RUNS[name]
     config = TrainConfig(
         network=flags.network,
         dataset=flags.dataset,
@@ -62,10 +65,17 @@ def run(flags: argparse.Namespace, name: str) -> Trajectory:
         measure_log=setting.measurements,
         seed=flags.seed,
         **NETWORKS[flags.network],
-        **RUNS[name],
+        weight_decay=decay * DECAYS[flags.network],
+        random_labels=random_labels,
     )
     layers = LayerCollapse(setting.measured, setting.test_per_class)
-    return train(config, measurements={"layers": layers}, progress=True)
+    out = HERE / "runs" / f"{label(flags)}_{config.epochs}_{flags.seed}_{name.replace(', ', '_').replace(' ', '-')}"
+    return train(config, out, resume=out.exists(), measurements={"layers": layers}, progress=True)
+
+
+def label(flags: argparse.Namespace) -> str:
+    """What files of this study are called."""
+    return f"{flags.network}_{flags.dataset}_{flags.setting}"
 
 
 def main() -> None:
@@ -93,10 +103,9 @@ def main() -> None:
         )
         nc1 = profiles[name].train["nc1_tirer2022"]
         print("  by layer, train:", " ".join(f"{v:.3g}" for v in nc1))
-    label = f"{flags.network}_{flags.dataset}_{flags.setting}"
     title = f"{flags.network} on {flags.dataset}, {flags.setting} setting"
-    print(plots.save(plots.collapse_profile_figure(profiles, title=title), flags.out / f"layerwise_{label}"))
-    print(plots.save(plots.held_out_figure(found, title=title), flags.out / f"test_collapse_{label}"))
+    print(plots.save(plots.collapse_profile_figure(profiles, title=title), flags.out / f"layerwise_{label(flags)}"))
+    print(plots.save(plots.held_out_figure(found, title=title), flags.out / f"test_collapse_{label(flags)}"))
 
 
 if __name__ == "__main__":
