@@ -1,0 +1,85 @@
+"""What of the gap to the theory is the optimiser's? Gradient descent at ever smaller steps, to the same flow time.
+
+    python simulations/ladder/step_size.py --setting digits
+    python simulations/ladder/step_size.py --setting mnist
+
+The network and data of `ladder.py`. Gradient descent with a step of τ in flow time is stable where τ λ < 2 for the
+largest eigenvalue λ of the network's kernel Θ, of all outputs (near the end of training the Hessian of ½‖R‖² is that of
+Θ). Prints the residual parts and τ λ along each run; the figure is left in figures/.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from ladder import SETTINGS
+
+from ntkcollapse import Trajectory, ntk, plots
+from ntkcollapse._table import number, table
+from ntkcollapse.data import Dataset, load
+from ntkcollapse.losses import Clock
+from ntkcollapse.networks import Network, network
+from ntkcollapse.training import gradient_descent, log_spaced, parse_options
+
+HERE = Path(__file__).parent
+PARTS = {
+    "residual_single": r"$\|R - R_{\mathrm{class}}\|$",
+    "residual_class": r"$\|R_{\mathrm{class}} - R_{\mathrm{global}}\|$",
+}
+PARTS |= {"residual_global": r"$\|R_{\mathrm{global}}\|$"}
+
+
+def run_of(net: Network, data: Dataset, learning_rate: float, steps: list[int]) -> Trajectory:
+    """Residual parts and the largest eigenvalue of Θ, times the step, at the steps named."""
+    clock = Clock.of_loss("mean", data.classes, learning_rate=learning_rate)
+    rows = []
+    start = net.init(jax.random.key(0), data.inputs)
+    for step, variables, _ in gradient_descent(net, start, data, learning_rate=learning_rate, at=steps):
+        state, classes = net.last_layer(variables, data.inputs, data.labels)
+        _, f = net.evaluation(variables.batch_stats)
+        operator = ntk.NTKOperator(f, variables.params, data.inputs, outputs="full")
+        (top,), _ = ntk.top_eigenvalues(operator, 1, key=jax.random.key(step), tolerance=1e-4)
+        parts = classes.parts(state.residual(classes))
+        rows.append([*(float(np.linalg.norm(part)) for part in parts), float(clock.time(1)) * top])
+    columns = dict(zip((*PARTS, "stability"), np.transpose(rows), strict=True))
+    return Trajectory(clock.time(np.asarray(steps)), columns | {"step": np.asarray(steps)}, data.classes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=tuple(SETTINGS), default="digits")
+    parser.add_argument("--divide", type=int, nargs="*", default=(1, 2, 4), help="the setting's learning rate by these")
+    flags = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    setting = SETTINGS[flags.setting]
+    widths = setting.options or ("widths=(256,256,64)",)
+    data = load(setting.dataset, per_class=setting.per_class).train
+    net = network(setting.network, data.classes.num_classes, **dict(parse_options("options", widths)))
+    at = [s for s in log_spaced(setting.steps, setting.records) if s >= setting.start]
+    runs, rows = {}, []
+    for divisor in flags.divide:
+        rate = setting.learning_rate / divisor
+        runs[f"learning rate {rate:g}"] = run = run_of(net, data, rate, [s * divisor for s in at])
+        for i, t in enumerate(run.times):
+            rows.append([f"{rate:g}", number(t), *(number(float(run[name][i])) for name in (*PARTS, "stability"))])
+    print(table(("learning rate", "flow time", "R_single", "R_class", "R_global", "step x top eigenvalue"), rows))
+    with plots.style():
+        figure, axes = plt.subplots(1, 4, figsize=(11.5, 3), layout="constrained")
+        for ax, (name, label) in zip(
+            axes, {**PARTS, "stability": r"$\tau\, \lambda_{\max}(\Theta)$"}.items(), strict=True
+        ):
+            for i, (said, run) in enumerate(runs.items()):
+                ax.plot(run.times, run[name], ".-", color=f"C{i}", label=said)
+            ax.set(
+                xscale="log", yscale="linear" if name == "stability" else "log", xlabel=r"flow time $t$", title=label
+            )
+        axes[-1].axhline(2, color="black", linewidth=0.8, linestyle=":")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
+        figure.suptitle(f"{data.name}, N={data.classes.num_samples}: {setting.network}, full-batch gradient descent")
+        print(plots.save(figure, HERE / "figures" / f"step_size_{flags.setting}"))
+
+
+if __name__ == "__main__":
+    main()
