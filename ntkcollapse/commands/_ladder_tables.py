@@ -25,12 +25,20 @@ COURSE_ONLY = ("nc4_mismatch", "invariant_relative", "kappa_diagonal", "kappa_wi
 def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
     """Everything below, for one start."""
     parts = [course_table(ladder, times=times), horizon_table(ladder)]
-    for chain in (FROZEN_CHAIN, PATH_CHAIN):
-        if sum(name in ladder.rungs for name in chain) > 1:
-            parts.append(share_table(attributions(ladder, chain)))
+    parts += [share_table(attributions(ladder, chain)) for chain in chains(ladder)]
     for name, why in ladder.failures.items():
         parts.append(f"rung {RUNGS[name].number} ({name}) is missing or ends early: {why}")
     return "\n\n".join(parts)
+
+
+def chains(ladder: Ladder) -> list[tuple[str, ...]]:
+    """The chains of which a ladder has at least two rungs; the one along measured paths only if it has those."""
+    found = []
+    if sum(name in ladder.rungs for name in FROZEN_CHAIN) > 1:
+        found.append(FROZEN_CHAIN)
+    if {"block-path", "sample-path"} <= ladder.rungs.keys():
+        found.append(PATH_CHAIN)
+    return found
 
 
 def course_table(ladder: Ladder, *, times: int = 5) -> str:
@@ -83,7 +91,7 @@ def share_table(found: dict[str, Attribution]) -> str:
             *(f"x{np.exp(a.gap[-1]):.3g}" for a in found.values()),
         ]
     )
-    return table(["price of each assumption, at the end", *(SHOWN[name] for name in found)], rows)
+    return table([f"price of each assumption, {first.when}", *(SHOWN[name] for name in found)], rows)
 
 
 def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[str, Attribution]:

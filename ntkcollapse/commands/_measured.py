@@ -55,7 +55,7 @@ def digits_run(
     keep_all: bool = False,
 ) -> MeasuredRun:
     """A multilayer perceptron on digits by full-batch gradient descent, its networks kept at the starts (or always)."""
-    _check_starts(starts, steps)
+    check_starts(starts, steps)
     data = digits(per_class)
     network = mlp(widths, data.classes.num_classes)
     at = sorted({*log_spaced(steps, measurements), *starts})
@@ -101,7 +101,7 @@ def measured_again(
     steps = [int(s) for s in np.asarray(recorded.observables["step"])]
     if not starts:
         starts = [steps[int(np.argmin(np.abs(np.log1p(steps) - np.log1p(steps[-1] / 100))))]]
-    _check_starts(starts, steps[-1])
+    check_starts(starts, steps[-1])
     settings = tomllib.loads((path / "config.toml").read_text())
     if "epochs" not in settings:
         again = _digits_again(settings, starts, keep_all)
@@ -164,7 +164,8 @@ def trained_run(
     )
 
 
-def _check_starts(starts: Iterable[int], last: int) -> None:
+def check_starts(starts: Iterable[int], last: int) -> None:
+    """Raises ValueError where a start is not a step before the last one."""
     for start in starts:
         if not 0 <= start < last:
             raise ValueError(f"start: expected a step from 0 to below steps = {last}, got {start}.")

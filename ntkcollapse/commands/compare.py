@@ -1,5 +1,6 @@
 """`ntkcollapse compare`: a network in training and the theory beside it, from a measured state."""
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from tqdm import tqdm
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice
 from ntkcollapse._config import run_directory, setting, write_config
-from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
-from ntkcollapse.commands._measured import MeasuredRun, digits_run, measured_again
+from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
+from ntkcollapse.commands._measured import MeasuredRun, check_starts, digits_run, measured_again
 from ntkcollapse.commands._summaries import files_line
-from ntkcollapse.comparison import RUNGS, Ladder, climb, save_ladders
+from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, climb, save_ladders
 
 _DEMO = ("block-frozen", "block-path", "sample-frozen")
 
@@ -60,7 +61,7 @@ def compare_command(config: CompareConfig) -> None:
     for step, ladder in ladders.items():
         title = f"{measured.title}; theory from step {step}"
         figures += plots.save(plots.ladder_figure(ladder, title=title), out / "figures" / f"ladder_{step}")
-        if len(ladder.rungs) > 1:
+        if FROZEN_CHAIN in chains(ladder):
             figure = plots.attribution_figure(attributions(ladder), title=title)
             plots.save(figure, out / "figures" / f"attribution_{step}")
         print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
@@ -69,6 +70,7 @@ def compare_command(config: CompareConfig) -> None:
 
 def _on_digits(config: CompareConfig):
     starts = config.starts or (80,)
+    check_starts(starts, config.steps)
     rungs = _chosen(config.rungs) or _DEMO
     out = run_directory(config.out or "runs/compare", overwrite=config.overwrite)
     measured = digits_run(
@@ -88,10 +90,14 @@ def _on_digits(config: CompareConfig):
 
 def _on_run(config: CompareConfig, run: Path):
     rungs = _chosen(config.rungs) or tuple(name for name in RUNGS if name != "sample-path")
+    if config.out is None and (run / "comparison.nc").exists() and not config.overwrite:
+        raise FileExistsError(f"{run}: holds a comparison already; choose another --out, or pass --overwrite.")
     out = run if config.out is None else run_directory(config.out, overwrite=config.overwrite)
-    if (out / "comparison.nc").exists() and not config.overwrite:
-        raise FileExistsError(f"{out}: holds a comparison already; choose another --out, or pass --overwrite.")
     measured, starts = measured_again(run, config.starts, records=config.records, keep_all="sample-path" in rungs)
+    if out != run:
+        # A directory of its own holds all that a report needs.
+        measured.trajectory.save(out, overwrite=True)
+        shutil.copyfile(run / "config.toml", out / "config.toml")
     return out, measured, starts, rungs
 
 

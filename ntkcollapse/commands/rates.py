@@ -10,6 +10,7 @@ from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
+from ntkcollapse.comparison.rates import on_a_probe
 from ntkcollapse.theory.rate_fit import RateVerdict
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
@@ -87,6 +88,11 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
         "Implied: -d ln|R_part|/dt of Θ = WWᵀ⊗K + I⊗(HᵀH + 11ᵀ), the rate of that moment in feature learning.\n"
         "Ratio: fitted / predicted. Agrees: within two errors of the fit (noise and drift), or 10%."
     )
+    if on_a_probe(run):
+        note += (
+            f"\nMeasured on {run.classes.num_samples} of {run.settings['training_samples']} training samples: λ(γ) is "
+            "for all of them; implied rates need the\nfeatures of all: train with --probe-per-class 0."
+        )
     return f"{table(header, rows)}\n{note}"
 
 
@@ -96,6 +102,11 @@ def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.n
     Raises:
         ValueError: as `measured_again`; a run of the theory.
     """
+    if on_a_probe(run):
+        raise ValueError(
+            f"spectrum: expected a run measured on all of its {run.settings['training_samples']} training samples, got "
+            f"a probe of {run.classes.num_samples}, whose R_single is another; train with --probe-per-class 0."
+        )
     step = int(np.asarray(run["step"])[single.record]) if "step" in run.observables else 0
     measured, _ = measured_again(path, [step], records=2)
     i = measured.steps.index(step)

@@ -15,9 +15,9 @@ from ntkcollapse._config import setting
 from ntkcollapse._table import number
 from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
-from ntkcollapse.commands._ladder_tables import attributions, course_table, horizon_table, share_table
+from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
 from ntkcollapse.commands.rates import rates_table
-from ntkcollapse.comparison import PATH_CHAIN, Ladder, load_ladders, measured_rates
+from ntkcollapse.comparison import FROZEN_CHAIN, PATH_CHAIN, Ladder, load_ladders, measured_rates
 from ntkcollapse.trajectory import Trajectory
 
 SHOWN = (
@@ -130,14 +130,14 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
         plots.ladder_figure(ladder),
         "The network (dots) and predictions under assumptions from strong to weak, from the measured state.",
     )
-    if len(ladder.rungs) > 1:
+    if FROZEN_CHAIN in chains(ladder):
         found = attributions(ladder)
         yield _html.figure(
             plots.attribution_figure(found),
-            "What each assumption owns of the gap between the first rung and the network at the last time.",
+            "What each assumption owns of the gap between the first rung and the network at the last common time.",
         )
         yield _html.preformatted(share_table(found))
-    if "block-path" in ladder.rungs and "sample-path" in ladder.rungs:
+    if PATH_CHAIN in chains(ladder):
         yield _html.preformatted(share_table(attributions(ladder, PATH_CHAIN)))
     yield _html.preformatted(horizon_table(ladder))
     yield _html.preformatted(course_table(ladder))

@@ -16,10 +16,10 @@ def available_memory() -> int:
 
 
 def require_memory(rung: str, needed: int, *, fits: str) -> None:
-    """Raises MemoryError where a rung asks for more than three quarters of what there is, and names one that fits."""
+    """Raises MemoryError where a rung asks for more than three quarters of what there is, and names one with less."""
     available = available_memory()
     if needed > 0.75 * available:
         raise MemoryError(
             f"rung {rung!r}: needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are available; use "
-            f"fewer samples, or the rung {fits!r}, which fits."
+            f"fewer samples, or the rung {fits!r}, which needs less."
         )

@@ -24,7 +24,7 @@ FROZEN_CHAIN = (
     "network-flow",
     "network",
 )
-PATH_CHAIN = ("block-path", "sample-path", "network-flow", "network")
+PATH_CHAIN = ("block-frozen", "block-path", "sample-path", "network-flow", "network")
 
 # What is given up between two rungs. Pairs that no chain names are called by their rungs.
 ASSUMPTIONS = {
@@ -68,6 +68,7 @@ class Attribution(NamedTuple):
     """The gap in one observable, network − first rung, split among assumptions: gap = Σ changes, at every time.
 
     horizons: rung → last time until which it stays within the tolerance of the network; NaN if not even the next one.
+    complete: whether the times reach the end of the run; a rung of the chain ended earlier otherwise.
     """
 
     observable: str
@@ -76,6 +77,12 @@ class Attribution(NamedTuple):
     gap: Float[np.ndarray, " T"]
     shares: tuple[Share, ...]
     horizons: dict[str, float]
+    complete: bool = True
+
+    @property
+    def when(self) -> str:
+        """Of which time the last values are, in words."""
+        return "at the end" if self.complete else f"at t = {self.times[-1]:.4g}, where a rung ended"
 
 
 def attribute(
@@ -134,4 +141,5 @@ def attribute(
         gap=values["network"] - values[names[0]],
         shares=shares,
         horizons=horizons,
+        complete=len(ladder.network.times) == T,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
+from ntkcollapse.collapse.nc4 import nearest_class_mean
 from ntkcollapse.comparison.rungs import RUNGS, Course
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.kernel_path import KernelPath
@@ -52,7 +53,8 @@ def climb(
         keep_states: whether trajectories keep H, W and b (T n N numbers a rung).
         on_rung: called with the name before each rung.
     Raises:
-        ValueError: an unknown rung, or what `MeasuredStart` says is missing.
+        ValueError: an unknown rung, what `MeasuredStart` says is missing, or options that a rung refuses. A measured
+            kernel that a rung cannot take (one that is singular, say) is a failure like the others.
     """
     if rungs is None:
         rungs = available_rungs(start)
@@ -65,6 +67,11 @@ def climb(
             course = RUNGS[name].predict(start, start.times, **(options or {}).get(name, {}))
         except (MemoryError, RuntimeError) as error:
             if throw:
+                raise
+            failures[name] = str(error)
+            continue
+        except ValueError as error:
+            if throw or name in (options or {}) or name not in available_rungs(start):
                 raise
             failures[name] = str(error)
             continue
@@ -111,6 +118,8 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
             "number": RUNGS[name].number,
             "label": RUNGS[name].label,
             "start": start.index,
+            "weight_decay": start.weight_decay,
+            "homogeneity": start.homogeneity,
             "of": run.settings,
         },
     )
@@ -134,8 +143,13 @@ def _observe(states, logits, kernels: SampleKernel, classes: Classes) -> Observa
         R = f - classes.Y
         norms = [jnp.linalg.norm(part) for part in classes.parts(R)]
         seen |= dict(zip(("residual_single", "residual_class", "residual_global"), norms, strict=True))
-        hits = jnp.argmax(f, axis=0) == classes.labels
-        return seen | {"loss": jnp.sum(jnp.square(R)) / 2, "accuracy": jnp.mean(hits.astype(f.dtype))}
+        decided = jnp.argmax(f, axis=0)
+        mismatch = decided != nearest_class_mean(H, classes.means(H))
+        return seen | {
+            "loss": jnp.sum(jnp.square(R)) / 2,
+            "accuracy": jnp.mean((decided == classes.labels).astype(f.dtype)),
+            "nc4_mismatch": jnp.mean(mismatch.astype(f.dtype)),
+        }
 
     return jax.lax.map(at, (states, logits, kernels))
 

@@ -29,6 +29,9 @@ class NetworkAt(eqx.Module):
         W: classifier, (C, n).
         b: bias, (C,).
         classes: behind the rows of x.
+        bias: whether there is one that learns; b is 0 and stays there otherwise.
+        coupled: features as training sees them where that is otherwise: batch normalisation by the statistics of all of
+            x, which couple samples. What follows the network itself takes these.
 
     Raises:
         ValueError: inputs that are not one row a sample, or features that do not fit W.
@@ -40,13 +43,15 @@ class NetworkAt(eqx.Module):
     W: Float[Array, "C n"]
     b: Float[Array, " C"]
     classes: Classes
+    bias: bool = eqx.field(static=True)
+    coupled: Callable | None
 
-    def __init__(self, features, params, inputs, W, b, classes):
+    def __init__(self, features, params, inputs, W, b, classes, *, bias=True, coupled=None):
         # Rungs are integrated in the precision of the theory, whatever the network was trained in.
         self.features = _double(features)
         self.params = _double(params)
         self.inputs, self.W, self.b = (jnp.asarray(x, dtype=jnp.result_type(float)) for x in (inputs, W, b))
-        self.classes = classes
+        self.classes, self.bias, self.coupled = classes, bias, coupled
 
     def __check_init__(self):
         N, (C, n) = self.classes.num_samples, self.W.shape
@@ -57,21 +62,26 @@ class NetworkAt(eqx.Module):
         check_shape("features", made, (N, n), "(N samples, n features) with the n of W")
 
     @classmethod
-    def of(cls, network: Network, variables: Variables, data: Dataset, *, training: bool = False) -> "NetworkAt":
-        """A `Network` with these variables on all of `data`.
+    def of(cls, network: Network, variables: Variables, data: Dataset) -> "NetworkAt":
+        """A `Network` with these variables on all of `data`, the set that it is trained on.
 
-        Args:
-            network, variables, data: the network, its numbers, and what it is trained on.
-            training: features as training sees them, with the batch statistics of all of `data` at once, which couple
-                samples; in evaluation mode, with running averages, otherwise. The same without batch normalisation.
+        Features are those of evaluation mode; with batch normalisation, `coupled` are those of training mode, which are
+        the same numbers at this moment if the running statistics are those of `data`.
         """
-        features = network.evaluation(variables.batch_stats)[0]
-        if training and variables.batch_stats:
-            features = jax.tree_util.Partial(_training_features, _Trunk(network), _double(variables.batch_stats))
+        features, coupled = network.evaluation(variables.batch_stats)[0], None
+        if variables.batch_stats:
+            coupled = jax.tree_util.Partial(_training_features, _Trunk(network), _double(variables.batch_stats))
         layer = variables.params["last_layer"]
         W = jnp.asarray(layer["kernel"]).T
         b = layer.get("bias", np.zeros(W.shape[0], W.dtype))
-        return cls(features, variables.params, data.inputs, W, b, data.classes)
+        return cls(features, variables.params, data.inputs, W, b, data.classes, bias="bias" in layer, coupled=coupled)
+
+    @property
+    def in_training(self) -> "NetworkAt":
+        """The network with the features that training sees."""
+        if self.coupled is None:
+            return self
+        return NetworkAt(self.coupled, self.params, self.inputs, self.W, self.b, self.classes, bias=self.bias)
 
     @property
     def num_params(self) -> int:
@@ -81,7 +91,7 @@ class NetworkAt(eqx.Module):
     @property
     def outputs(self) -> Callable:
         """f as a pure function ((θ, W, b), x) ↦ (N, C), for what differentiates in all parameters."""
-        return _Outputs(self.features)
+        return _Outputs(self.features, self.bias)
 
     @property
     def last_layer(self) -> LastLayer:
@@ -93,10 +103,12 @@ class _Outputs(eqx.Module):
     """f(x) = W h_θ(x) + b; carries the features' own arrays, so that compiled code is found again."""
 
     features: Callable
+    bias: bool = eqx.field(static=True)
 
     def __call__(self, params, x):
         θ, W, b = params
-        return self.features(θ, x) @ W.T + b[None, :]
+        scores = self.features(θ, x) @ W.T
+        return scores + b[None, :] if self.bias else scores
 
 
 @jax.tree_util.register_static

@@ -36,6 +36,10 @@ class ParametricModel(eqx.Module):
     def __call__(self, parameters: Parameters) -> tuple[Float[Array, "n N"], Float[Array, "C N"]]:
         """(H, f)."""
 
+    def shifted(self, scores: Float[Array, "C N"], b: Float[Array, " C"]) -> Float[Array, "C N"]:
+        """f = W H + b 1ᵀ; without a bias nothing depends on b, which therefore does not move."""
+        return scores + b[:, None] if self.start.bias else scores
+
 
 class FullNetwork(ParametricModel):
     """The network: H = h_θ(x), f = W H + b 1ᵀ."""
@@ -43,7 +47,7 @@ class FullNetwork(ParametricModel):
     def __call__(self, parameters):
         θ, W, b = parameters
         H = self.start.features(θ, self.start.inputs).T
-        return H, W @ H + b[:, None]
+        return H, self.shifted(W @ H, b)
 
 
 class FeaturesLinearised(ParametricModel):
@@ -56,7 +60,7 @@ class FeaturesLinearised(ParametricModel):
     def __call__(self, parameters):
         θ, W, b = parameters
         _, H = _linearised(self.start, θ)
-        return H, W @ H + b[:, None]
+        return H, self.shifted(W @ H, b)
 
 
 class NetworkLinearised(ParametricModel):
@@ -65,7 +69,7 @@ class NetworkLinearised(ParametricModel):
     def __call__(self, parameters):
         θ, W, b = parameters
         H0, H = _linearised(self.start, θ)
-        return H, self.start.W @ H + (W - self.start.W) @ H0 + b[:, None]
+        return H, self.shifted(self.start.W @ H + (W - self.start.W) @ H0, b)
 
 
 class ParametricFlow(eqx.Module):

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from ntkcollapse import ntk
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
+from ntkcollapse.comparison.start import is_squared
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
@@ -25,9 +27,11 @@ class MeasuredRate(NamedTuple):
     """One part of the residual: its decay rate, and what is predicted for it from the record where the window begins.
 
     fit: None where no stretch of the run decays exponentially, and `reason` says why;
-    eigenvalue: λ of the output kernel γ there, the rate of the lazy regime; NaN without γ, or for unequal classes;
+    eigenvalue: λ of the output kernel γ there, the rate of the lazy regime, for the m and N of the training set even
+        where γ was measured on a part of it; NaN without γ, or for unequal classes;
     implied: −d ln‖part‖/dt of Θ = WWᵀ ⊗ K + I ⊗ (HᵀH + 11ᵀ) there, the instantaneous rate in feature learning; NaN
-    without states;
+        without states, or with those of a part of the training set, of which HᵀH is a part too;
+    both NaN for another loss than the squared one;
     verdicts: of either prediction, by name, where both it and the fit are numbers.
     """
 
@@ -122,7 +126,8 @@ def within_class_spectrum(
 
 def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
     names = [f"gamma_{name}" for name in ("diagonal", "within", "between")]
-    if not run.classes.is_balanced or any(name not in run.observables for name in names):
+    classes = Classes(tuple(run.settings.get("training_class_sizes", run.classes.sizes)))
+    if not is_squared(run) or not classes.is_balanced or any(name not in run.observables for name in names):
         return math.nan
     diagonal, within, between = (float(run.observables[name][record]) for name in names)
     if not diagonal > within:
@@ -131,25 +136,34 @@ def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
         # A measured kernel may be ordered otherwise than the theorem assumes; its eigenvalues are what they are.
         warnings.simplefilter("ignore", UserWarning)
         gamma = BlockKernel(diagonal, within, between)
-        return float(lazy_rates(gamma, run.classes)[part])
+        return float(lazy_rates(gamma, classes)[part])
 
 
 def implied_rates(run: Trajectory, record: int) -> Rates:
     """`instantaneous_rates` at a record of a run, with the loss scale, decay and bias that its settings name.
 
-    Of a network only the decay of W is known; what its own decay does to the features is left out.
+    Of a network, measured on all of its training set, only the decay of W is known; what its own decay does to the
+    features is left out.
     """
     settings = run.settings
     if settings.get("producer") == "network":
-        N = settings.get("training_samples", run.classes.num_samples)
-        known: dict[str, Any] = {"decay": {"W": settings.get("weight_decay", 0.0) * N * run.classes.num_classes}}
+        # Time is that of the loss ½‖R‖²: of a scaled one the decay is so much stronger beside it.
+        decay = settings.get("weight_decay", 0.0) / settings.get("scale", 1.0)
+        known: dict[str, Any] = {"decay": {"W": decay}, "bias": "free" if settings.get("bias", True) else "absent"}
     else:
         named = {"scale": "scale", "decay": "weight_decay", "bias": "bias"}
         known = {name: settings[key] for name, key in named.items() if key in settings}
     return instantaneous_rates(run.last_layer(record), run.kernel_at(record), run.classes, **known)
 
 
+def on_a_probe(run: Trajectory) -> bool:
+    """Whether a run was measured on a part of its training set."""
+    return run.settings.get("training_samples", run.classes.num_samples) != run.classes.num_samples
+
+
 def _implied(run: Trajectory, record: int, part: int) -> float:
     if run.kernel is None or "W" not in run.states or ("H" not in run.states and run.deviations is None):
+        return math.nan
+    if not is_squared(run) or on_a_probe(run):
         return math.nan
     return float(implied_rates(run, record)[part])

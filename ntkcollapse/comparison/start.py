@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +41,9 @@ class MeasuredStart:
             and need no p.
 
     Raises:
-        ValueError: a run without states or kernels, one that is not in flow time, a start that leaves nothing to
-            predict, or a network that is not the one measured at its record.
+        ValueError: a run without states or kernels, one that is not in flow time, of another loss than the squared one,
+            or measured on a part of its training set; a start that leaves nothing to predict, or a network that is not
+            the one measured at its record.
     """
 
     def __init__(
@@ -72,6 +74,16 @@ class MeasuredStart:
                 f"run: expected times of gradient flow, got steps of {run.settings.get('optimizer', 'the optimiser')}, "
                 "for which no clock is known; compare runs of sgd, or give the run a clock of your own."
             )
+        if not is_squared(run):
+            raise ValueError(
+                f"run: expected one of the squared loss, which the theory is of, got {run.settings['loss']}."
+            )
+        trained_on = run.settings.get("training_samples", run.classes.num_samples)
+        if trained_on != run.classes.num_samples:
+            raise ValueError(
+                f"run: expected measurements on all of the {trained_on} samples that it is trained on, got a probe of "
+                f"{run.classes.num_samples}; train with --probe-per-class 0, or use `ntkcollapse compare`."
+            )
         self.run, self.index, self.networks = run, at, dict(networks or {})
         self.weight_decay, self.homogeneity = float(weight_decay), float(homogeneity)
         if at in self.networks:
@@ -93,9 +105,13 @@ class MeasuredStart:
         return self.run.last_layer(self.index)
 
     @property
-    def last_layer_decay(self) -> dict[str, float]:
-        """Decay rates of H, W and b for the rungs that know the last layer alone."""
-        return {"H": self.homogeneity * self.weight_decay, "W": self.weight_decay}
+    def flow_options(self) -> dict[str, Any]:
+        """Options of `simulate` for the rungs that know the last layer alone: decay rates of H and W, and the bias."""
+        has_bias = self.run.settings.get("bias", True)
+        if self.index in self.networks:
+            has_bias = self.networks[self.index].bias
+        decay = {"H": self.homogeneity * self.weight_decay, "W": self.weight_decay}
+        return {"weight_decay": decay, "bias": "free" if has_bias else "absent"}
 
     @property
     def network(self) -> NetworkAt:
@@ -168,6 +184,11 @@ class MeasuredStart:
         require_memory("sample-frozen", 8 * N * N * 6, fits="class-pairs")
         theta = ntk.empirical_ntk(network.features, network.params, network.inputs, outputs="mean")
         return DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
+
+
+def is_squared(run: Trajectory) -> bool:
+    """Whether the loss of a run, trained or simulated, is the squared one."""
+    return run.settings.get("loss", "squared") in ("squared", "SquaredError")
 
 
 def _check_same(network: NetworkAt, state: LastLayer) -> None:

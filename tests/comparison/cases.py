@@ -28,11 +28,11 @@ def block_inputs() -> np.ndarray:
     return vectors * np.sqrt(values)[None, :]
 
 
-def linear_network(n: int = 4, seed: int = 0) -> NetworkAt:
+def linear_network(n: int = 4, seed: int = 0, bias: bool = True) -> NetworkAt:
     rng = np.random.default_rng(seed)
     N, C = CLASSES.num_samples, CLASSES.num_classes
     A, W, b = rng.normal(size=(n, N)) / 2, rng.normal(size=(C, n)) / 2, rng.normal(size=C) / 4
-    return NetworkAt(linear_features, jnp.asarray(A), block_inputs(), W, b, CLASSES)
+    return NetworkAt(linear_features, jnp.asarray(A), block_inputs(), W, b if bias else 0 * b, CLASSES, bias=bias)
 
 
 def tanh_network(width: int = 8, n: int = 4, seed: int = 1) -> NetworkAt:

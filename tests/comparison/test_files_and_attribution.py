@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Classes, Trajectory
-from ntkcollapse.comparison import FROZEN_CHAIN, Ladder, attribute, load_ladders, save_ladders
+from ntkcollapse.commands._ladder_tables import chains, ladder_tables
+from ntkcollapse.comparison import FROZEN_CHAIN, PATH_CHAIN, Ladder, attribute, load_ladders, save_ladders
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 TIMES = np.array([0.1, 0.2, 0.4, 0.8])
@@ -33,6 +34,27 @@ def test_shares_are_the_known_factors_and_sum_to_the_gap():
     linear = attribute(rungs, "residual_class", scale="linear")
     np.testing.assert_allclose(sum(s.change for s in linear.shares), linear.gap, atol=1e-14)
     np.testing.assert_allclose(linear.gap, 3 * (np.exp(-(TIMES - 0.1)) - np.exp(-4 * (TIMES - 0.1))))
+
+
+def test_a_rung_that_ended_early_says_of_which_time_the_prices_are():
+    rungs = ladder(block_frozen=4.0, sample_frozen=1.5)
+    assert "at the end" in ladder_tables(rungs)
+    rungs.rungs["sample-frozen"] = decaying(1.5, points=2, rung="sample-frozen")
+    found = attribute(rungs, "loss")
+    assert not found.complete
+    np.testing.assert_allclose(found.times, TIMES[:2])
+    said = ladder_tables(rungs)
+    assert "at t = 0.2, where a rung ended" in said
+    assert "at the end" not in said
+
+
+def test_tables_split_the_gap_along_chains_that_the_ladder_has():
+    assert chains(ladder(network_linearised=2.0, block_path=3.0)) == []
+    assert chains(ladder(block_frozen=2.0, sample_frozen=3.0)) == [FROZEN_CHAIN]
+    both = ladder(block_frozen=4.0, block_path=3.0, sample_path=2.0)
+    assert chains(both) == [PATH_CHAIN]
+    shares = attribute(both, "loss", PATH_CHAIN).shares
+    assert [share.assumption for share in shares][:2] == ["block kernel drift", "block structure"]
 
 
 def test_horizon_is_the_last_time_within_ten_percent():

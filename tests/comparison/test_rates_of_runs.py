@@ -1,9 +1,11 @@
 """Rates of runs whose decay is known: synthetic norms with noise, and a frozen block-structured output kernel."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ntkcollapse import BlockKernel, Classes, LastLayer, Trajectory
+from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import NetworkAt, measured_rates, within_class_spectrum
 from ntkcollapse.theory.exact import frozen_residual
 from tests.comparison import cases
@@ -38,6 +40,41 @@ def test_lazy_run_has_the_eigenvalues_as_rates():
         # No states: nothing can be said of the feature-learning rate.
         assert np.isnan(found[part].implied)
         assert "implied" not in found[part].verdicts
+
+
+def test_a_probe_gives_the_rates_of_the_training_set():
+    """Kernel values do not depend on how many samples they were measured on; eigenvalues do."""
+    run = lazy_run(training_samples=240, training_class_sizes=[80, 80, 80])
+    expected = GAMMA.rates(Classes.balanced(num_classes=3, per_class=80))
+    for rate, value in zip(measured_rates(run).values(), expected, strict=True):
+        assert rate.eigenvalue == pytest.approx(float(value))
+    assert "λ(γ) is for all of them" in rates_table(run, measured_rates(run))
+    unequal = lazy_run(training_samples=240, training_class_sizes=[40, 80, 120])
+    assert all(np.isnan(rate.eigenvalue) for rate in measured_rates(unequal).values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"training_samples": 24}, {"loss": "cross-entropy"}])
+def test_implied_rates_of_a_network_are_those_of_its_own_loss(settings):
+    network = cases.linear_network()
+    plain = cases.run_of([network.last_layer] * 3, np.array([0.0, 0.1, 0.2]))
+    run = Trajectory(
+        plain.times, plain.observables, plain.classes, states=plain.states, kernel=plain.kernel,
+        settings={"producer": "network", "scale": 1 / 36, "weight_decay": 0.01, **settings},
+    )  # fmt: skip
+    found = [rate.implied for rate in measured_rates(run).values()]
+    if "loss" in settings or "training_samples" in settings:
+        assert np.isnan(found).all()
+        return
+    # dR/dt = W dH/dt + dW/dt H + db/dt 1ᵀ by the equations of the flow, on the clock of ½‖R‖².
+    H, W, b = (np.asarray(getattr(network.last_layer, name)) for name in "HWb")
+    R = np.asarray(W @ H + b[:, None] - cases.CLASSES.Y)
+    K = np.asarray(cases.KAPPA.as_matrix(cases.CLASSES))
+    change = -W @ (W.T @ R @ K) + (-R @ H.T - 36 * 0.01 * W) @ H
+    if settings.get("bias", True):
+        change = change - R.sum(1, keepdims=True)
+    parts = [cases.CLASSES.parts(jnp.asarray(x)) for x in (R, change)]
+    expected = [-float(jnp.sum(r * d) / jnp.sum(r * r)) for r, d in zip(*parts, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_rates_come_out_of_noise_at_the_stated_coverage():

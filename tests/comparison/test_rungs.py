@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Trajectory
-from ntkcollapse.comparison import RUNGS, MeasuredStart, NetworkAt, attribute, available_rungs, climb
+from ntkcollapse.comparison import RUNGS, Course, MeasuredStart, NetworkAt, attribute, available_rungs, climb
+from ntkcollapse.comparison.ladder import observed
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
+from ntkcollapse.data import Dataset
+from ntkcollapse.networks import Variables, mlp
 from tests.comparison import cases
 from tests.comparison.cases import CLASSES, TIMES
 
@@ -22,7 +25,8 @@ def parameter_flow(network: NetworkAt, step: float = 2e-3) -> list:
 
     def loss(p):
         θ, W, b = p
-        return jnp.sum((W @ network.features(θ, network.inputs).T + b[:, None] - Y) ** 2) / 2
+        shift = b[:, None] if network.bias else 0.0
+        return jnp.sum((W @ network.features(θ, network.inputs).T + shift - Y) ** 2) / 2
 
     def moved(p, h, g):
         return jax.tree.map(lambda x, d: x - h * d, p, g)
@@ -69,6 +73,23 @@ def test_all_rungs_coincide_on_a_linear_network_with_a_block_kernel(linear):
         for observable in ("kappa_diagonal", "kappa_within", "kappa_between"):
             if observable in rung.observables:
                 np.testing.assert_allclose(rung[observable], run[observable], rtol=1e-12, err_msg=observable)
+
+
+def test_a_network_without_bias_has_none_on_any_rung():
+    network = cases.linear_network(bias=False)
+    run = cases.run_of(parameter_flow(network), TIMES)
+    names = ["block-frozen", "network-linearised"]
+    ladder = climb(MeasuredStart(run, 0, {0: network}), names, throw=True, keep_states=True)
+    for name, rung in ladder.rungs.items():
+        assert not np.asarray(rung.states["b"]).any(), name
+        # Lazy training is another flow; the theorem's is the network's own here, at its default tolerances.
+        if name != "network-linearised":
+            np.testing.assert_allclose(rung["residual_global"], run["residual_global"], rtol=1e-2, err_msg=name)
+    # Its output kernel is W Wᵀ ⊗ K + I ⊗ HᵀH, without the 11ᵀ of a bias.
+    K, H, W = network.inputs @ network.inputs.T, network.last_layer.H, network.W
+    theta = jnp.kron(W @ W.T, K) + jnp.kron(jnp.eye(len(W)), H.T @ H)
+    largest = float(ladder.rungs["network-linearised"].statistics["eigenvalue_largest"])
+    assert largest == pytest.approx(float(jnp.linalg.eigvalsh(theta)[-1]), rel=1e-10)
 
 
 def test_rung_5_is_the_matrix_exponential_of_the_ntk(linear):
@@ -145,14 +166,77 @@ def test_what_is_missing_is_said(linear):
     )
     with pytest.raises(ValueError, match="no clock is known"):
         MeasuredStart(steps, 0)
+    for settings, said in (
+        ({"loss": "cross-entropy"}, "expected one of the squared loss, .* got cross-entropy"),
+        ({"training_samples": 240}, "all of the 240 samples .* got a probe of 12"),
+    ):
+        other = Trajectory(
+            run.times, run.observables, run.classes, states=run.states, kernel=run.kernel, settings=settings
+        )
+        with pytest.raises(ValueError, match=said):
+            MeasuredStart(other, 0)
 
 
-def test_too_large_a_rung_says_what_it_needs_and_which_fits(linear, monkeypatch):
-    run, network = linear
-    monkeypatch.setattr("ntkcollapse.comparison._memory.available_memory", lambda: 1000)
+def test_a_kernel_that_a_rung_cannot_take_costs_that_rung_alone():
+    rng = np.random.default_rng(0)
+    # Linear features of 5 inputs: the kernel between 12 samples has rank 5.
+    network = NetworkAt(
+        cases.linear_features, rng.normal(size=(4, 5)), rng.normal(size=(12, 5)), rng.normal(size=(3, 4)), np.zeros(3),
+        CLASSES,
+    )  # fmt: skip
+    run = cases.run_of([network.last_layer] * len(TIMES), TIMES)
     start = MeasuredStart(run, 0, {0: network})
-    with pytest.raises(MemoryError, match=r"'sample-frozen': needs about .* GiB, .* 'class-pairs', which fits"):
-        climb(start, ["sample-frozen"], throw=True)
-    ladder = climb(start, ["sample-frozen"])
-    assert not ladder.rungs
-    assert "sample-frozen" in ladder.failures
+    names = ["block-frozen", "sample-frozen", "network-linearised"]
+    ladder = climb(start, names)
+    assert list(ladder.rungs) == ["block-frozen", "network-linearised"]
+    assert "positive-definite kernel" in ladder.failures["sample-frozen"]
+    with pytest.raises(ValueError, match="positive-definite kernel"):
+        climb(start, names, throw=True)
+
+
+def test_decisions_of_a_rung_are_those_of_its_logits():
+    """Of rung 5 the logits are not W H + b: its NC4 is between them and the nearest class means."""
+    network = cases.tanh_network()
+    run = cases.run_of([network.last_layer] * len(TIMES), TIMES)
+    start = MeasuredStart(run, 0, {0: network})
+    H = np.asarray(network.last_layer.H)
+    means = np.asarray(CLASSES.means(jnp.asarray(H)))
+    nearest = np.square(H[:, :, None] - means[:, None, :]).sum(0).argmin(1)
+    logits = np.broadcast_to(np.eye(3)[:, nearest], (len(TIMES), 3, 12)).copy()
+    # All decided for the nearest mean, then three of twelve for another.
+    logits[1:, :, :3] = np.eye(3)[:, (nearest[:3] + 1) % 3]
+    H, W, b = (jnp.broadcast_to(x, (len(TIMES), *x.shape)) for x in (H, network.W, network.b))
+    seen = observed(Course(jnp.asarray(TIMES), H, W, b, jnp.asarray(logits), {}), start, "network-linearised")
+    np.testing.assert_allclose(seen["nc4_mismatch"], [0, 0.25, 0.25, 0.25])
+
+
+def normalised_network() -> tuple[NetworkAt, np.ndarray]:
+    """A network whose running averages are the statistics of its samples, and its logits in training mode."""
+    data = Dataset.of(np.random.default_rng(3).normal(size=(12, 5)), np.asarray(CLASSES.labels), name="noise")
+    net = mlp((8, 4), 3, batch_norm=True, param_dtype=jnp.float64)
+    fresh = net.init(jax.random.key(0), data.inputs)
+    outputs, moved = net.training_outputs(fresh, jnp.asarray(data.inputs))
+    # Running averages keep 0.9 of their value: this is what they move towards.
+    seen = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, moved, fresh.batch_stats)
+    return NetworkAt.of(net, Variables(fresh.params, seen), data), np.asarray(outputs)
+
+
+def test_batch_norm_in_training_mode_couples_samples():
+    network, outputs = normalised_network()
+    training = network.in_training
+    np.testing.assert_allclose(training.last_layer.logits.T, outputs, atol=1e-12)
+    np.testing.assert_allclose(network.last_layer.logits.T, outputs, atol=1e-12)
+    # Scaled inputs are normalised away by their own statistics, not by those of before.
+    again, before = (n.features(n.params, 2 * n.inputs) for n in (training, network))
+    np.testing.assert_allclose(again, training.last_layer.H.T, rtol=1e-3, atol=1e-4)
+    assert float(jnp.abs(before - network.last_layer.H.T).max()) > 0.1
+
+
+@pytest.mark.slow
+def test_gradient_flow_of_a_network_with_batch_norm_is_that_of_training():
+    network, _ = normalised_network()
+    run, frozen = (cases.run_of(parameter_flow(n)[:2], TIMES[:2]) for n in (network.in_training, network))
+    flow = climb(MeasuredStart(run, 0, {0: network}), ["network-flow"], throw=True).rungs["network-flow"]
+    np.testing.assert_allclose(flow["loss"], run["loss"], rtol=1e-3)
+    # With the statistics held where they were at the start it is another flow.
+    assert abs(float(frozen["loss"][-1] / run["loss"][-1]) - 1) > 1e-2

@@ -9,11 +9,11 @@ from ntkcollapse.simulation import simulate
 
 def block_frozen(start: MeasuredStart, times: Any, **options: Any) -> Course:
     """Three kernel values as measured at the start: the theorem. Cost independent of N."""
-    options = {"weight_decay": start.last_layer_decay} | options
+    options = start.flow_options | options
     return Course.of(simulate(start.state, start.block_kernel, start.classes, times, columns=False, **options))
 
 
 def block_path(start: MeasuredStart, times: Any, **options: Any) -> Course:
     """Three kernel values as measured along training, κ(t). Cost independent of N."""
-    options = {"weight_decay": start.last_layer_decay} | options
+    options = start.flow_options | options
     return Course.of(simulate(start.state, start.block_path, start.classes, times, columns=False, **options))

@@ -9,5 +9,5 @@ from ntkcollapse.simulation import simulate
 
 def class_pairs(start: MeasuredStart, times: Any, **options: Any) -> Course:
     """The general block kernel as measured at the start. Classes differ; samples of a class still do not."""
-    options = {"weight_decay": start.last_layer_decay} | options
+    options = start.flow_options | options
     return Course.of(simulate(start.state, start.class_pair_kernel, start.classes, times, columns=False, **options))

@@ -18,10 +18,10 @@ def network_flow(
 ) -> Course:
     """dp/dt = −∂(½‖R‖²)/∂p of all parameters, as an ODE. What separates it from the run is the optimiser alone.
 
-    Step size, momentum, mini-batches, weight decay and what batch normalisation does in training mode (unless the
-    network at the start was given with it).
+    Step size, momentum, mini-batches and the rest of what the optimiser does. Batch normalisation is that of training,
+    by the statistics of the whole set at every moment.
     """
-    model = FullNetwork(start.network)
+    model = FullNetwork(start.network.in_training)
     return integrate_parameters(
         model,
         times,

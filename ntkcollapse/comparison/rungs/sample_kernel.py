@@ -10,7 +10,7 @@ from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 
 def sample_frozen(start: MeasuredStart, times: Any, **options: Any) -> Course:
     """No block structure: every pair of samples has its own kernel value, the mean over features of Θ^h."""
-    options = {"solver": RungeKuttaChebyshev(), "weight_decay": start.last_layer_decay} | options
+    options = {"solver": RungeKuttaChebyshev()} | start.flow_options | options
     return Course.of(simulate(start.state, start.sample_kernel, start.classes, times, **options))
 
 
@@ -19,5 +19,5 @@ def sample_path(start: MeasuredStart, times: Any, **options: Any) -> Course:
 
     Between records the kernel is interpolated linearly; T N² numbers.
     """
-    options = {"solver": RungeKuttaChebyshev(), "weight_decay": start.last_layer_decay} | options
+    options = {"solver": RungeKuttaChebyshev()} | start.flow_options | options
     return Course.of(simulate(start.state, start.sample_path, start.classes, times, **options))

@@ -16,5 +16,5 @@ def within_spectrum(start: MeasuredStart, times: Any, *, groups: int = 32, **opt
     """
     groups = min(groups, start.classes.num_samples - start.classes.num_classes)
     kernel = GroupedKernel.from_matrix(start.sample_kernel.matrix, start.classes, groups=groups)
-    options = {"weight_decay": start.last_layer_decay} | options
+    options = start.flow_options | options
     return Course.of(simulate(start.state, kernel, start.classes, times, columns=False, **options))

@@ -247,7 +247,7 @@ def _after(traced: Traced, inputs, cotangents, component: Component, used):
     return inputs, cotangents
 
 
-def _pieces(problem: Problem, x: Array, size: int, count: int) -> list[Pass | Array]:
+def _pieces(problem: Problem, x: Array, size: int, count: int) -> Sequence[Pass | Array]:
     """Pieces of nearly equal size, at most `size` samples each: as passes, or as they are where each tile passes again.
 
     What the way back needs of a pass takes the place of the cotangents of two more outputs. With several outputs at a
