@@ -9,7 +9,17 @@ from typing import Any
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse._config import setting
 from ntkcollapse.classes import Classes
-from ntkcollapse.data import NAMES, Batches, Splits, gaussian_mixture, imbalanced, label_noise, load, random_labels
+from ntkcollapse.data import (
+    NAMES,
+    Batches,
+    Dataset,
+    Splits,
+    gaussian_mixture,
+    imbalanced,
+    label_noise,
+    load,
+    random_labels,
+)
 from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
 from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.gradient_descent import log_spaced
@@ -95,11 +105,7 @@ class TrainConfig:
     def build_splits(self) -> Splits:
         """The training and test part, with what was asked to be done to them."""
         if self.dataset == "gaussian-mixture":
-            sizes = [m or 100 for m in (self.per_class, self.test_per_class)]
-            parts = [
-                gaussian_mixture(Classes.balanced(10, m), 64, seed=self.seed + shift) for shift, m in enumerate(sizes)
-            ]
-            splits = Splits(*parts)
+            splits = self._mixture()
         else:
             splits = load(
                 self.dataset,
@@ -118,6 +124,19 @@ class TrainConfig:
         if self.random_labels:
             train = random_labels(train, seed=self.seed)
         return splits._replace(train=train)
+
+    def _mixture(self) -> Splits:
+        """One mixture, cut in two: a second draw would have means of its own."""
+        m, test = (100 if size is None else size for size in (self.per_class, self.test_per_class))
+        whole = gaussian_mixture(Classes.balanced(10, m + test), 64, seed=self.seed)
+        rows = whole.inputs.reshape(10, m + test, 64)
+        parts = (("train", rows[:, :m]), ("test", rows[:, m:]))
+        return Splits(
+            *(
+                Dataset(part.reshape(-1, 64), Classes.balanced(10, part.shape[1]), f"{whole.name}/{name}")
+                for name, part in parts
+            )
+        )
 
     def build_network(self, num_classes: int) -> Network:
         """The network, not initialised yet."""

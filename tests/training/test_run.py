@@ -272,4 +272,15 @@ def test_settings_are_checked():
 def test_data_are_changed_as_asked():
     changed = small(label_noise=0.25, imbalance=2.0).build_splits().train
     assert max(changed.classes.sizes) / min(changed.classes.sizes) > 1.5
-    assert isinstance(small(dataset="gaussian-mixture").build_splits(), Splits)
+
+
+def test_both_parts_of_the_mixture_are_of_one_mixture():
+    """The nearest mean of the training part is right about the test part as often as about its own."""
+    train, test = small(dataset="gaussian-mixture", per_class=200, test_per_class=50).build_splits()
+    assert set(train.classes.sizes) == {200}
+    assert set(test.classes.sizes) == {50}
+    means = np.stack([train.inputs[train.labels == c].mean(0) for c in range(10)])
+    nearest = np.linalg.norm(test.inputs[:, None] - means, axis=2).argmin(1)
+    # Means 4 apart, noise 1: Bayes' error is at most 9 Φ(−2) = 0.2.
+    assert (nearest == test.labels).mean() > 0.8
+    assert not {row.tobytes() for row in train.inputs} & {row.tobytes() for row in test.inputs}
