@@ -47,7 +47,7 @@ class Checkpoints:
         return sorted(int(m[1]) for p in self.directory.iterdir() if (m := _NAME.fullmatch(p.name)))
 
     def save(self, step: int, arrays: Arrays, notes: dict[str, Any]) -> Path:
-        """Adds a checkpoint, then drops the oldest ones.
+        """Adds a checkpoint, or replaces that of the same step, then drops the oldest others.
 
         Raises:
             CheckpointError: it could not be written (a full disk, say); those before it are untouched.
@@ -69,7 +69,8 @@ class Checkpoints:
                 f"{path}: could not be written ({_first_line(error)}). "
                 f"Earlier checkpoints ({self.steps() or 'none'}) are untouched: free some space and resume."
             ) from error
-        for old in self.steps()[: -self.keep]:
+        others = [other for other in self.steps() if other != step]
+        for old in others[: len(others) - self.keep + 1]:
             shutil.rmtree(self._path(old), ignore_errors=True)
         return path
 
@@ -99,6 +100,12 @@ class Checkpoints:
             for path in self.directory.iterdir():
                 if not _NAME.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: damaged ones, where `newest` gave that of this step."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self._path(later))
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step_{step}"

@@ -8,7 +8,7 @@ from typing import Any
 class NonFiniteLoss(FloatingPointError):
     """A step whose loss, gradient or update was not finite.
 
-    `step` is the step that could not be taken; `last` is what there is from before it.
+    `step` is the step that could not be taken; `last` is what there is from before it, None where that is nothing.
     """
 
     def __init__(self, step: int, last: Any = None):

@@ -65,13 +65,13 @@ def _descend(network, variables, data, learning_rate, steps, loss) -> Iterator[S
     done, last = 0, None
     for step in steps:
         while done < step:
-            state, _ = stepper(state, inputs, labels)
+            state, _ = stepper(state, inputs, labels, step=done)
             done += 1
         # The next step donates its state, so the caller gets a copy; its loss comes with that step.
         kept = jax.tree.map(jnp.copy, state.variables)
         value = float("nan")
         if step != steps[-1]:
-            state, record = stepper(state, inputs, labels)
+            state, record = stepper(state, inputs, labels, step=done)
             done += 1
             value = float(record.loss)
         taken = int(state.step)

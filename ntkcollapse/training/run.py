@@ -73,11 +73,13 @@ def train(
         on_step: called with the number of steps taken after each (for tests and schedulers).
     Returns:
         Observables at each measured step, among them "step", "epoch", "learning_rate" and "seconds" since the start;
-        states and κ on the probe. Times are flow time for sgd (of the loss ½‖R‖² summed over the training set), steps
-        for other optimisers; `settings["clock"]` says which. `statistics` has seconds spent on training and on each
+        states and κ on the probe (no κ where it was not a block kernel at some step, as with λ_single ≤ 0). Times are
+        flow time for sgd (of the loss ½‖R‖² summed over the training set), steps for other optimisers and where rates
+        decay so far that flow times are the same in floating point; `settings["clock"]` says which. `statistics` has seconds spent on training and on each
         measurement.
     Raises:
-        NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one.
+        NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one;
+            None where the start was not finite.
         Interrupted: SIGINT or SIGTERM came; everything is in the checkpoint.
         CheckpointError: a checkpoint could not be written; the run can be resumed from those before.
         RunInUse, FileExistsError, ValueError: see `open_run`, `locked`.
@@ -96,9 +98,9 @@ def train(
         bar = stack.enter_context(
             tqdm(total=run.last, disable=not progress, unit="step", dynamic_ncols=True, smoothing=0.1)
         )
-        run.begin()
-        bar.update(run.step)
         try:
+            run.begin()
+            bar.update(run.step)
             while run.step < run.last:
                 run.advance()
                 bar.update(1)
@@ -111,7 +113,11 @@ def train(
                     raise Interrupted(stop.signum, run.step, path)
         except NonFiniteLoss as error:
             bar.close()
-            error.last = run.finish("diverged")
+            # From the start itself there is neither a measurement nor a state to go on from.
+            if run.records.steps:
+                error.last = run.finish("diverged")
+            else:
+                run.say("diverged")
             raise
         return run.finish("finished")
 
@@ -166,9 +172,10 @@ class _Run:
         if self.checkpoints is not None:
             self.checkpoints.clean()
             found = self.checkpoints.newest()
+            if found is not None:
+                self.checkpoints.drop_after(found.step)
         self.state = self._replicated(start if found is None else self._restore(found, start))
-        if self.path is not None:
-            write_status(self.path, outcome="running", step=self.step, steps=self.last)
+        self.say("running")
         if found is None:
             self._measure()
 
@@ -179,18 +186,15 @@ class _Run:
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.batches.epoch(epoch))
         rows = None if self.config.batch_size == 0 else jax.device_put(self._epoch[1][batch], self.rows_sharding)
-        self.state, self.record = self.stepper(self.state, self.inputs, self.labels, rows, self.schedule(self.step))
+        self.state, self.record = self.stepper(
+            self.state, self.inputs, self.labels, rows, self.schedule(self.step), self.step
+        )
         self.step += 1
+        self.records.seconds["training"] += time.perf_counter() - began
         due = self.step in self.plan or self.step == self.last
         if due or self.step % _LOOK_EVERY == 0:
-            # Waits for the device; between these, steps are queued without waiting.
-            taken = int(self.state.step)
-            if taken < self.step:
-                self.records.seconds["training"] += time.perf_counter() - began
-                self.step = taken
-                self._measure()
-                raise NonFiniteLoss(taken)
-        self.records.seconds["training"] += time.perf_counter() - began
+            # Between these, steps are queued without waiting.
+            self._look()
         self.seen_now = due
         if due:
             self._measure()
@@ -200,8 +204,9 @@ class _Run:
 
     def save(self, outcome: str) -> None:
         """A checkpoint of everything that the rest of the run depends on, and the status."""
-        if self.checkpoints is None or self.path is None:
+        if self.checkpoints is None:
             return
+        self._look()
         leaves = jax.tree.leaves(self.state)
         arrays = {f"state/{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         if self.record is not None:
@@ -211,16 +216,21 @@ class _Run:
         notes = {"data": self.data_digest, "structure": str(jax.tree.structure(self.state)), **self.records.notes()}
         self.checkpoints.save(self.step, arrays, notes)
         self.saved_at = time.monotonic()
-        write_status(self.path, outcome=outcome, step=self.step, steps=self.last)
+        self.say(outcome)
+
+    def say(self, outcome: str, **more: Any) -> None:
+        """The status of the run, where it has a directory."""
+        if self.path is not None:
+            write_status(self.path, outcome=outcome, step=self.step, steps=self.last, **more)
 
     def finish(self, outcome: str) -> Trajectory:
-        """The trajectory, saved with the last checkpoint."""
+        """The trajectory, saved after the last checkpoint; only then is the outcome said."""
         if self.checkpoints is not None and self.checkpoints.steps()[-1:] != [self.step]:
-            self.save(outcome)
+            self.save("running")
         trajectory = self.trajectory(outcome)
         if self.path is not None:
             trajectory.save(self.path, overwrite=True)
-            write_status(self.path, outcome=outcome, step=self.step, steps=self.last, seconds=self.records.seconds)
+        self.say(outcome, seconds=self.records.seconds)
         return trajectory
 
     def trajectory(self, outcome: str) -> Trajectory:
@@ -230,9 +240,10 @@ class _Run:
         values = self.records.columns()
         states = {name: values.pop(f"state_{name}") for name in _STATES if f"state_{name}" in values}
         scale = loss_scale(config.loss, train.classes.num_samples, train.classes.num_classes)
-        flow = config.optimizer == "sgd"
-        elapsed = self.schedule.elapsed(steps)
-        times = Clock(1.0, scale, config.momentum).time(elapsed) if flow else steps.astype(float)
+        flow_times = Clock(1.0, scale, config.momentum).time(self.schedule.elapsed(steps))
+        # Rates can decay until times are the same in jax's default precision, in which they are kept.
+        flow = config.optimizer == "sgd" and bool((np.diff(np.asarray(jnp.asarray(flow_times))) > 0).all())
+        times = flow_times if flow else steps.astype(float)
         return Trajectory(
             times,
             values | {"step": steps, "epoch": steps / self.batches.per_epoch},
@@ -253,10 +264,24 @@ class _Run:
                 "features": self.num_features,
                 "data": train.name,
                 "data_sha256": self.data_digest,
-                "devices": [str(device) for device in jax.devices()],
+                "devices": [str(device) for device in self.replicated.mesh.devices.flat],
                 **({"names": self.records.names} if self.records.names else {}),
             },
         )
+
+    def _look(self) -> None:
+        """Waits for the device; where it stopped before the step asked for, goes back there and measures.
+
+        Raises:
+            NonFiniteLoss: it stopped.
+        """
+        began = time.perf_counter()
+        taken = int(self.state.step)
+        self.records.seconds["training"] += time.perf_counter() - began
+        if taken < self.step:
+            self.step = taken
+            self._measure()
+            raise NonFiniteLoss(taken)
 
     def _measure(self) -> None:
         began = time.perf_counter()
@@ -342,10 +367,12 @@ class _Run:
 def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKernel | KernelPath | None:
     if "kappa_diagonal" not in values:
         return None
-    kernels = [
-        BlockKernel(*three)
-        for three in zip(*(values[f"kappa_{part}"] for part in ("diagonal", "within", "between")), strict=True)
-    ]
+    measured = zip(*(values[f"kappa_{part}"] for part in ("diagonal", "within", "between")), strict=True)
+    try:
+        kernels = [BlockKernel(*three) for three in measured]
+    except ValueError:
+        # A network that no longer depends on its inputs has λ_single = 0, which is no kernel of the theory.
+        return None
     return KernelPath.of(times, kernels) if len(kernels) > 1 else kernels[0]
 
 

@@ -41,7 +41,8 @@ class Stepper(eqx.Module):
     that evaluate the loss again on the same batch (L-BFGS with its line search) get what they ask for.
 
     A step whose loss, gradient or update is not finite is not taken: the state stays the last good one, and its `step`
-    no longer counts up, which shows without reading anything back at every step.
+    does not count up. Called with the number of each step, none after it is taken either, so that a look at `step` now
+    and then shows where training stopped.
 
     Args:
         network: to train.
@@ -84,18 +85,22 @@ class Stepper(eqx.Module):
         labels: Int[Array, " N"],
         rows: Int[Array, " B"] | Int[np.ndarray, " B"] | None = None,
         rate: float = 1.0,
+        step: int | None = None,
     ) -> tuple[TrainingState, StepRecord]:
         """The state after one step on these samples, or on those rows of them that are named.
 
         The update is multiplied by `rate`: with an optimiser of learning rate 1, that is the learning rate, and runs
         that differ in it share one compiled step.
+
+        Where `step` says which one this is, a state that has not come so far, since an earlier step was not finite,
+        stays as it is: steps can then be queued without a look at each.
         """
-        return _advance((self, inputs, labels, rows, float(rate)), state)
+        return _advance((self, inputs, labels, rows, float(rate), step), state)
 
 
 @partial(jax.jit, donate_argnums=1)
 def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord]:
-    stepper, inputs, labels, rows, rate = kept
+    stepper, inputs, labels, rows, rate, step = kept
     if rows is not None:
         inputs, labels = inputs[rows], labels[rows]
     network, params = stepper.network, state.variables.params
@@ -120,7 +125,8 @@ def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepReco
     moved = TrainingState(state.step + 1, Variables(params, batch_stats), opt_state)
     hits = jnp.argmax(outputs, axis=1).astype(labels.dtype) == labels
     record = StepRecord(loss, jnp.mean(hits.astype(loss.dtype)), gradient_norm)
-    return _where(finite, moved, state), record
+    taken = finite if step is None else finite & (state.step == step)
+    return _where(taken, moved, state), record
 
 
 def penalty(params: PyTree, weight_decay: float) -> Float[Array, ""]:

@@ -126,3 +126,9 @@ def test_a_write_that_fails_part_of_the_way_leaves_the_ones_before(tmp_path):
         [sys.executable, "-c", _FULL, str(tmp_path / "checkpoints")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_was_just_written_is_not_dropped(three):
+    """Written at an earlier step than those that are there, as after a run went back to an earlier state."""
+    three.save(6, ARRAYS, {})
+    assert three.steps() == [6, 15]
