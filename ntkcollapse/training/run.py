@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ from ntkcollapse.training.measurements import Measurement, Moment
 from ntkcollapse.training.objectives import loss_scale
 from ntkcollapse.training.optimizers import Staircase, optimizer
 from ntkcollapse.training.records import Records
-from ntkcollapse.training.run_files import locked, open_run, write_status
+from ntkcollapse.training.run_files import check_directory, locked, occupy, write_status
 from ntkcollapse.training.signals import stop_requested
 from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
 from ntkcollapse.trajectory import Trajectory
@@ -75,25 +74,25 @@ def train(
         Observables at each measured step, among them "step", "epoch", "learning_rate" and "seconds" since the start;
         states and κ on the probe (no κ where it was not a block kernel at some step, as with λ_single ≤ 0). Times are
         flow time for sgd (of the loss ½‖R‖² summed over the training set), steps for other optimisers and where rates
-        decay so far that flow times are the same in floating point; `settings["clock"]` says which. `statistics` has seconds spent on training and on each
-        measurement.
+        decay so far that flow times are the same in floating point; `settings["clock"]` says which. `statistics` has
+        seconds spent on training and on each measurement.
     Raises:
         NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one;
             None where the start was not finite.
         Interrupted: SIGINT or SIGTERM came; everything is in the checkpoint.
         CheckpointError: a checkpoint could not be written; the run can be resumed from those before.
-        RunInUse, FileExistsError, ValueError: see `open_run`, `locked`.
+        RunInUse, FileExistsError, ValueError: see `check_directory`, `locked`.
     """
     with ExitStack() as stack:
         path = None
         if out is not None:
-            Path(out).mkdir(parents=True, exist_ok=True) if resume else None
-            path = open_run(config, out, resume=resume, overwrite=overwrite)
+            path = Path(out)
             stack.enter_context(locked(path))
-            if not resume:
-                shutil.rmtree(path / "checkpoints", ignore_errors=True)
-                (path / "trajectory.nc").unlink(missing_ok=True)
+            check_directory(config, path, resume=resume, overwrite=overwrite)
+        # Settings that do not go together are refused here, before anything that is there is touched.
         run = _Run(config, path, measurements, splits, network)
+        if path is not None:
+            occupy(config, path, resume=resume)
         stop = stack.enter_context(stop_requested())
         bar = stack.enter_context(
             tqdm(total=run.last, disable=not progress, unit="step", dynamic_ncols=True, smoothing=0.1)

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,47 +22,77 @@ FREE = ("epochs", "checkpoint_seconds", "data_path", "download", "ntk_engine")
 def locked(path: Path) -> Iterator[None]:
     """Holds a run directory for this process; the system lets go of it however the process ends.
 
+    The directory is made if missing; what was made here goes again where no run came of it.
+
     Raises:
         RunInUse: another process holds it.
     """
-    with (path / ".lock").open("w") as handle:
+    lock = path / ".lock"
+    made_path, made_lock = not path.exists(), not lock.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunInUse(f"{path}: another process is training here; wait for it or stop it.") from error
-        yield
+        try:
+            yield
+        finally:
+            if made_lock and not (path / "config.toml").exists():
+                lock.unlink(missing_ok=True)
+                if made_path and not any(path.iterdir()):
+                    path.rmdir()
 
 
-def open_run(config: TrainConfig, out: str | os.PathLike, *, resume: bool, overwrite: bool) -> Path:
-    """The directory with its `config.toml`, new or, to resume, checked against what it was started with.
+def check_directory(config: TrainConfig, path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Whether a run of these settings may start in a directory, or go on there. Changes nothing.
 
     Raises:
         FileExistsError: something is there, and neither resuming nor overwriting was asked for.
-        ValueError: the run there was started with other settings; the first that differs is named.
+        ValueError: there is something else to resume, see `check_settings`.
     """
-    path = Path(out)
-    file = path / "config.toml"
-    if resume and file.exists():
-        there = saved_config(path)
-        for field in dataclasses.fields(TrainConfig):
-            old, new = getattr(there, field.name), getattr(config, field.name)
-            if old != new and field.name not in FREE:
-                raise ValueError(
-                    f"{field.name}: expected {old!r} as the run in {path} was started with, got {new!r}; "
-                    "resume with the same settings, or start another run."
-                )
-        write_config(config, path)
-        return path
-    if resume and path.exists() and any(p for p in path.iterdir() if p.name != ".lock"):
-        raise ValueError(f"{path}: expected a run directory with config.toml to resume, found none in it.")
-    if not resume and not overwrite and path.exists() and any(path.iterdir()):
+    used = path.exists() and any(not p.name.startswith(".") for p in path.iterdir())
+    if resume:
+        check_settings(config, path)
+        if used and not (path / "config.toml").exists():
+            raise ValueError(f"{path}: expected a run directory with config.toml to resume, found none in it.")
+    elif used and not overwrite:
         raise FileExistsError(
             f"{path}: expected a new or empty run directory, found one in use; choose another, resume the run in it, "
             "or ask for it to be overwritten."
         )
-    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_settings(config: TrainConfig, path: Path) -> None:
+    """Whether the run in a directory, if there is one, can go on with these settings, or has ended with them.
+
+    Raises:
+        ValueError: it was started with other settings, the first of which is named, or has ended further on.
+    """
+    if not (path / "config.toml").exists():
+        return
+    there = saved_config(path)
+    for field in dataclasses.fields(TrainConfig):
+        old, new = getattr(there, field.name), getattr(config, field.name)
+        if old != new and field.name not in FREE:
+            raise ValueError(
+                f"{field.name}: expected {old!r} as the run in {path} was started with, got {new!r}; "
+                "resume with the same settings, or start another run."
+            )
+    if config.epochs < there.epochs and read_status(path).get("outcome") == "finished":
+        raise ValueError(
+            f"epochs: expected at least the {there.epochs} that the run in {path} has finished, got {config.epochs}; "
+            "start another run."
+        )
+
+
+def occupy(config: TrainConfig, path: Path, *, resume: bool) -> None:
+    """Writes `config.toml`; what an earlier run left goes first, unless that is resumed."""
+    if not resume:
+        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        for name in ("trajectory.nc", "status.json"):
+            (path / name).unlink(missing_ok=True)
     write_config(config, path)
-    return path
 
 
 def saved_config(path: str | os.PathLike) -> TrainConfig:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ntkcollapse.classes import Classes
-from ntkcollapse.data import Batches, Dataset, Splits
+from ntkcollapse.data import Batches, Dataset
 from ntkcollapse.networks import mlp
 from ntkcollapse.training import (
     MEASUREMENTS,

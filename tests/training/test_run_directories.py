@@ -1,0 +1,51 @@
+"""Who may write into a run directory, and what a call that did not start a run leaves there."""
+
+import pytest
+
+from ntkcollapse.training import RunInUse, saved_config, train
+from ntkcollapse.training.run_files import locked
+from tests.training.settings import small
+
+
+def test_a_run_in_progress_is_not_overwritten(tmp_path):
+    out = tmp_path / "run"
+    train(small(epochs=1), out)
+    before = (out / "config.toml").read_bytes()
+    with locked(out), pytest.raises(RunInUse, match="another process is training here"):
+        train(small(epochs=1, learning_rate=0.1), out, overwrite=True)
+    assert (out / "config.toml").read_bytes() == before
+    assert (out / "trajectory.nc").exists()
+
+
+def test_settings_that_are_refused_do_not_occupy_the_directory(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of the 10 classes"):
+        train(small(batch_size=33), out)
+    assert not out.exists()
+    train(small(epochs=1), out)
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of the 10 classes"):
+        train(small(batch_size=33), out, overwrite=True)
+    assert saved_config(out) == small(epochs=1)
+    assert (out / "trajectory.nc").exists()
+
+
+def test_hidden_files_do_not_make_a_directory_used(tmp_path):
+    (tmp_path / ".DS_Store").write_text("")
+    train(small(epochs=1), tmp_path)
+    assert saved_config(tmp_path) == small(epochs=1)
+
+
+def test_refused_directories_are_left_as_they_were(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(FileExistsError, match="found one in use"):
+        train(small(epochs=1), tmp_path)
+    with pytest.raises(ValueError, match=r"expected a run directory with config\.toml"):
+        train(small(epochs=1), tmp_path, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwriting_starts_anew(tmp_path):
+    train(small(epochs=2), tmp_path / "run")
+    run = train(small(epochs=1), tmp_path / "run", overwrite=True)
+    assert run["step"].tolist() == [0, 8]
+    assert saved_config(tmp_path / "run") == small(epochs=1)
