@@ -7,7 +7,7 @@ from typing import Any
 
 from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
-from ntkcollapse.training import TrainConfig, parse_options, sweep
+from ntkcollapse.training import Interrupted, TrainConfig, parse_options, sweep
 
 # What can take several values; all other settings are shared by all runs.
 GRID = (
@@ -46,15 +46,19 @@ def sweep_command(config: Any) -> None:
     if not grid:
         raise ValueError(f"sweep: expected several values for at least one of {', '.join(GRID)}; got one for each.")
     base = TrainConfig(**{name: value[0] if name in GRID else value for name, value in values.items()})
-    rows = sweep(
-        base,
-        grid,
-        config.out,
-        executor=config.executor,
-        executor_options=dict(parse_options("executor_options", config.executor_options)),
-        progress=sys.stderr.isatty(),
-        on_run=lambda name, outcome: print(f"{name}: {outcome}", file=sys.stderr),
-    )
+    try:
+        rows = sweep(
+            base,
+            grid,
+            config.out,
+            executor=config.executor,
+            executor_options=dict(parse_options("executor_options", config.executor_options)),
+            progress=sys.stderr.isatty(),
+            on_run=lambda name, outcome: print(f"{name}: {outcome}", file=sys.stderr),
+        )
+    except Interrupted as error:
+        print(f"{error}\ngo on with all of them by the same command", file=sys.stderr)
+        sys.exit(128 + error.signum)
     print(sweep_table(rows, list(grid)))
     print(f"\nruns    {config.out}/  (summary.csv, one directory a run)")
     if any(row["outcome"] == "failed" for row in rows):

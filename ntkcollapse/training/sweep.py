@@ -13,9 +13,9 @@ import numpy as np
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.training.config import TrainConfig
-from ntkcollapse.training.errors import NonFiniteLoss
+from ntkcollapse.training.errors import Interrupted, NonFiniteLoss, RunInUse
 from ntkcollapse.training.run import train
-from ntkcollapse.training.run_files import read_status
+from ntkcollapse.training.run_files import check_settings, read_status, saved_config
 from ntkcollapse.trajectory import Trajectory
 
 # What the table of a sweep shows of each run, at its last measurement.
@@ -60,11 +60,15 @@ def sweep(
     Returns:
         The rows of the summary.
     Raises:
-        ValueError: a grid that names no settings, unknown ones, or values out of range, before anything runs.
+        ValueError: a grid that names no settings, unknown ones, or values out of range; or a run below `out` that was
+            made with other settings; before anything runs.
+        Interrupted: SIGINT or SIGTERM came; the run that was on is in its checkpoint.
     """
     configs = combinations(base, grid)
     check_choice("executor", executor, ("local", "submitit"))
     out = Path(out)
+    for name, config in configs.items():
+        check_settings(config, out / name)
     out.mkdir(parents=True, exist_ok=True)
     if executor == "submitit":
         _submit(configs, out, dict(executor_options or {}))
@@ -93,14 +97,29 @@ def combinations(base: TrainConfig, grid: Mapping[str, Sequence[Any]]) -> dict[s
 
 
 def run_one(config: TrainConfig, path: Path, *, progress: bool = False) -> str:
-    """Starts or resumes one run unless it has ended; returns how it ended, also where that is badly."""
-    if (ended := read_status(path).get("outcome")) in ("finished", "diverged"):
+    """Starts or resumes one run unless it has ended; returns how it ended, also where that is badly.
+
+    "finished" and "diverged" are the run's own; "failed" leaves an `error.txt`; "in use": another process trains it.
+
+    Raises:
+        ValueError: the run there is of other settings, see `check_settings`.
+        Interrupted: SIGINT or SIGTERM came.
+    """
+    check_settings(config, path)
+    ended = read_status(path).get("outcome")
+    if ended == "diverged" or (ended == "finished" and saved_config(path).epochs == config.epochs):
         return ended
+    (path / "error.txt").unlink(missing_ok=True)
     try:
         train(config, path, resume=True, progress=progress)
     except NonFiniteLoss:
         return "diverged"
-    except (ValueError, OSError, RuntimeError) as error:
+    except RunInUse:
+        return "in use"
+    except Interrupted:
+        raise
+    # Whatever one run fails of, the others are not to blame.
+    except Exception as error:
         path.mkdir(parents=True, exist_ok=True)
         (path / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
         return "failed"

@@ -13,7 +13,6 @@ from study import HERE, arguments, name, settings
 
 from ntkcollapse import plots
 from ntkcollapse.training import Moment, train
-from ntkcollapse.trajectory import Trajectory
 
 KERNELS = {"gamma": r"$\Theta$, mean over outputs", "kappa": r"$\Theta^h$, mean over features"}
 
@@ -32,9 +31,8 @@ def main() -> None:
         base, learning_rate=rate, measure=("train", "test"), measure_every=0, measure_log=4, keep_states=False
     )
     out = HERE / "runs" / f"kernels_{name(flags)}"
-    done = (out / "trajectory.nc").exists()
-    own = {"matrices": matrices}
-    run = Trajectory.load(out) if done else train(config, out, resume=True, measurements=own, progress=True)
+    # A run that is finished has no step left; one of other settings is refused.
+    run = train(config, out, resume=True, measurements={"matrices": matrices}, progress=True)
     epochs = np.asarray(run["epoch"])
     with plots.style():
         figure, axes = plt.subplots(2, len(epochs), figsize=(2.6 * len(epochs) + 0.6, 5.4), constrained_layout=True)
