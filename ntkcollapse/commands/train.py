@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ntkcollapse import plots
 from ntkcollapse._config import setting
@@ -41,23 +42,35 @@ class TrainCommandConfig(TrainConfig):
     resume: bool = setting(False, "go on with the run in --out, with its own settings where no others are given")
     overwrite: bool = setting(False, "replace what is in the run directory")
 
+    def __new__(cls, **given: Any) -> "TrainCommandConfig":
+        self = super().__new__(cls)
+        self.__dict__["given"] = frozenset(given)
+        return self
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The settings that were given, be it at their defaults."""
+        return self.__dict__["given"]
+
 
 def train_command(config: TrainCommandConfig) -> None:
     """Trains a network on images, measures collapse and kernels on the way; can be stopped and resumed at any time.
 
-    Ctrl-C or SIGTERM writes a checkpoint and stops. With --resume, settings that are left at their defaults are those
-    of the run in --out.
+    Ctrl-C or SIGTERM writes a checkpoint and stops. With --resume, settings that are not given are those of the run in
+    --out.
     """
     settings = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
     if config.resume:
-        settings = _merged(settings, config.out)
+        changed = {name: value for name, value in vars(settings).items() if name in config.given}
+        settings = dataclasses.replace(saved_config(config.out), **changed)
     try:
         run = train(
             settings, config.out, resume=config.resume, overwrite=config.overwrite, progress=sys.stderr.isatty()
         )
     except NonFiniteLoss as error:
         # A run that diverged has a trajectory up to there, which is shown as any other.
-        _report(error.last, config.out)
+        if error.last is not None:
+            _report(error.last, config.out)
         raise
     except Interrupted as error:
         print(f"{error}\ngo on with: ntkcollapse train --resume --out {config.out}", file=sys.stderr)
@@ -83,14 +96,6 @@ def training_table(run: Trajectory) -> str:
         f"{seconds['training']:.3g} s training, {seconds['measuring']:.3g} s measuring ({costs}), with compilation"
     )
     return f"{table(header, rows)}\n\n{foot}"
-
-
-def _merged(given: TrainConfig, out: str) -> TrainConfig:
-    """The settings of the run there, with those that are not at their defaults here."""
-    changed = {
-        f.name: getattr(given, f.name) for f in dataclasses.fields(TrainConfig) if getattr(given, f.name) != f.default
-    }
-    return dataclasses.replace(saved_config(out), **changed)
 
 
 def _report(run: Trajectory, out: str) -> None:

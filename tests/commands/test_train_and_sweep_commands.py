@@ -1,6 +1,7 @@
 """train and sweep from the command line: what they leave, what they say, how they end."""
 
 import csv
+import signal
 import tomllib
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from ntkcollapse import Trajectory
 from ntkcollapse.cli import main
+from ntkcollapse.training import Interrupted
 
 SMALL = (
     "--network mlp --network-options widths=(8,10) --dataset digits --per-class 24 --test-per-class 3 --epochs 2 "
@@ -60,6 +62,43 @@ def test_diverged_training_ends_with_status_1_and_what_it_has(tmp_path, capsys):
     assert "step" in said.err
     assert said.err.count("\n") == 1
     assert Trajectory.load(out).settings["outcome"] == "diverged"
+
+
+def test_divergence_at_the_start_has_nothing_to_show(tmp_path, capsys):
+    assert main(["train", *SMALL, "--init-scale", "1e25", "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "not finite at step 0" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("way", ["flag", "file"])
+def test_what_is_given_counts_on_resuming_also_where_it_is_the_default(trained, tmp_path, monkeypatch, way):
+    """400 epochs are the default, and not what the run there was started with."""
+    asked = []
+
+    def stop(config, *_, **__):
+        asked.append(config)
+        raise Interrupted(signal.SIGTERM, 0, None)
+
+    monkeypatch.setattr("ntkcollapse.commands.train.train", stop)
+    (tmp_path / "more.toml").write_text("epochs = 400\n")
+    given = ["--epochs", "400"] if way == "flag" else ["--config", str(tmp_path / "more.toml")]
+    with pytest.raises(SystemExit, match="143"):
+        main(["train", "--resume", "--out", str(trained), *given])
+    assert asked[0].epochs == 400
+    assert asked[0].learning_rate == 0.5
+
+
+def test_a_signal_ends_a_sweep_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise Interrupted(signal.SIGINT, 7, tmp_path / "runs" / "seed=0")
+
+    monkeypatch.setattr("ntkcollapse.commands.sweep.sweep", stop)
+    with pytest.raises(SystemExit, match="130"):
+        main(["sweep", *SMALL, "--seed", "0", "1", "--out", str(tmp_path / "runs")])
+    said = capsys.readouterr().err
+    assert "SIGINT at step 7" in said
+    assert "the same command" in said
 
 
 @pytest.mark.parametrize(
