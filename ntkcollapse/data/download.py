@@ -1,9 +1,9 @@
 """Downloads on explicit request, from the datasets' own homes, checked against their published checksums."""
 
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -109,8 +109,8 @@ def _fetch(file: RemoteFile, folder: Path, opener: Callable[[str], IO[bytes]]) -
                 os.replace(temporary, folder / file.name)
                 return
             said.append(f"{url} gave MD5 {digest.hexdigest()}")
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            said.append(f"{url}: {error}")
+        except (OSError, http.client.HTTPException) as error:
+            said.append(f"{url}: {type(error).__name__}: {error}")
         finally:
             Path(temporary).unlink(missing_ok=True)
     raise DownloadError(

@@ -99,7 +99,7 @@ def load(
         name: "digits" (ships with scikit-learn), "mnist", "fashion-mnist", "cifar10", "cifar100", or "folder" for
             `path`/train and `path`/test with one folder of images a class.
         path: a file or folder of the set, or a folder that holds it.
-        download: fetch the official files where none are found.
+        download: fetch the official files where none are found, or those that an interrupted download lacks.
         per_class: only the first so many samples of each class of the training part; all of them where None.
         test_per_class: likewise of the test part.
         size: resize images to size × size, by `resized`.
@@ -164,13 +164,18 @@ def download_folder() -> Path:
 
 def _load_set(name: str, path: str | os.PathLike | None, download: bool) -> Splits:
     places = search_path(name, path)
+    into = Path(path) if path is not None else download_folder()
     for place in places:
         # A place that is named for this set alone may hold the four files of MNIST's format directly.
         own = path is not None or str(place) in _SETS[name].system_folders
         for read, file in _candidates(_SETS[name], place, own):
-            return _checked(name, file, read(file))
+            try:
+                return _checked(name, file, read(file))
+            except DataFileError:
+                # An earlier download may have been interrupted: what is there and right is kept, the rest fetched.
+                if not download or place != into:
+                    raise
     if download:
-        into = Path(path) if path is not None else download_folder()
         fetch(name, into)
         return _load_set(name, into, download=False)
     raise FileNotFoundError(

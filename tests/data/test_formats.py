@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -177,3 +178,18 @@ def test_image_folder(tmp_path):
     other.rename(tmp_path / "dog" / "notes.txt")
     with damaged(tmp_path / "dog" / "notes.txt", "not an image"):
         read_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        # An encoding that there is not, a string longer than any can be, and one longer than the memory.
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x01\x00\x00\x00z\x86R.",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**64 - 1) + b".",
+        b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b".",
+    ],
+    ids=["encoding", "overflow", "memory"],
+)
+def test_whatever_a_damaged_pickle_asks_for_is_named_as_damage(raw):
+    with damaged("batch", "not a readable batch of arrays"):
+        unpickle_arrays(raw, "batch")

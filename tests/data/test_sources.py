@@ -2,7 +2,11 @@
 
 import gzip
 import hashlib
+import http.client
+import io
 import re
+import ssl
+import urllib.request
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from ntkcollapse.data import (
     search_path,
     standardised_splits,
 )
+from ntkcollapse.data.download import REMOTE
 from tests.data.files import IDX, cifar10_files, idx_bytes, images_and_labels, write_files, write_idx, write_tar
 
 
@@ -203,6 +208,28 @@ class TestDownload:
         with pytest.raises(DownloadError, match="gone"):
             download("mnist", tmp_path / "cache", remote=remote, opener=lambda url: Broken())  # pyright: ignore
         assert list((tmp_path / "cache" / "MNIST" / "raw").iterdir()) == []
+
+    def test_an_interrupted_download_is_gone_on_with(self, tmp_path, remote, monkeypatch):
+        monkeypatch.setitem(REMOTE, "mnist", remote["mnist"])
+        folder = tmp_path / "home" / ".cache" / "ntkcollapse" / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        (folder / f"{IDX[0]}.gz").write_bytes((tmp_path / "server" / f"{IDX[0]}.gz").read_bytes())
+        with pytest.raises(DataFileError, match=rf"{IDX[1]}: missing"):
+            load("mnist")
+        assert load("mnist", download=True).train.classes.sizes == (3,) * 10
+        assert load("mnist").train.classes.sizes == (3,) * 10
+
+    @pytest.mark.parametrize("error", [http.client.IncompleteRead(b""), ssl.SSLError("bad record"), OSError("reset")])
+    def test_second_address_serves_where_the_first_breaks_off(self, tmp_path, remote, error):
+        class Broken(io.BytesIO):
+            def read(self, size=-1):
+                raise error
+
+        def opener(url):
+            return Broken() if "nowhere" in url else urllib.request.urlopen(url)
+
+        download("mnist", tmp_path / "cache", remote=remote, opener=opener)
+        assert load("mnist", path=tmp_path / "cache").train.classes.sizes == (3,) * 10
 
     def test_files_that_are_right_are_kept(self, tmp_path, remote):
         download("mnist", tmp_path / "cache", remote=remote)

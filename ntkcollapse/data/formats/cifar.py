@@ -43,8 +43,11 @@ def unpickle_arrays(raw: bytes, path: Path | str) -> dict:
     """
     try:
         value = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise DataFileError(path, f"not a readable batch of arrays: {error}.") from error
+    # What damaged bytes ask for can be of any size, in any encoding.
+    except (
+        pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError
+    ) as error:  # fmt: skip
+        raise DataFileError(path, f"not a readable batch of arrays: {type(error).__name__}: {error}.") from error
     if not isinstance(value, dict):
         raise DataFileError(path, f"expected a dictionary, got {type(value).__name__}.")
     return {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in value.items()}
