@@ -60,10 +60,12 @@ def recomputed_statistics(network: Network, variables: Variables, data: Dataset,
 
 @jax.jit
 def _batch_statistics(network: Network, variables: Variables, x) -> PyTree:
-    # Running averages move to β·old + (1 − β)·seen, with β known to each module alone: from old = 0 and old = 1 both
-    # β and what was seen follow. Outputs in training mode do not read the averages, so the network runs once.
-    def moved(old: float) -> PyTree:
-        averages = jax.tree.map(lambda leaf: jnp.full_like(leaf, old), variables.batch_stats)
-        return network.training_outputs(Variables(variables.params, averages), x)[1]
+    # Running averages move to β·old + (1 − β)·seen, with β known to each module alone: from old = 0 and another old
+    # both β and what was seen follow. The other is as large as (1 − β)·seen at least, so that β does not drown in it.
+    # Outputs in training mode do not read the averages, so the network runs once.
+    def moved(old: PyTree) -> PyTree:
+        return network.training_outputs(Variables(variables.params, old), x)[1]
 
-    return jax.tree.map(lambda zero, one: zero / (1 - (one - zero)), moved(0.0), moved(1.0))
+    at_zero = moved(jax.tree.map(jnp.zeros_like, variables.batch_stats))
+    old = jax.tree.map(lambda z: jnp.full_like(z, jnp.maximum(jnp.max(jnp.abs(z)), 1)), at_zero)
+    return jax.tree.map(lambda z, o, m: z / (1 - (m - z) / o), at_zero, old, moved(old))
