@@ -21,6 +21,7 @@ from ntkcollapse.data import (
     random_labels,
 )
 from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
+from ntkcollapse.ntk.engines import ENGINES
 from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.gradient_descent import log_spaced
 from ntkcollapse.training.objectives import LOSSES
@@ -59,7 +60,7 @@ class TrainConfig:
     loss: str = setting("squared", "loss, a mean over the batch", choices=LOSSES)
     optimizer: str = setting("sgd", "optimiser of optax", choices=OPTIMIZERS)
     optimizer_options: tuple[str, ...] = setting((), "options of the optimiser, as name=value")
-    learning_rate: float = setting(0.05, "at the start, per step of the mean loss")
+    learning_rate: float = setting(0.05, "at the start, per step of the mean loss; 1 for lbfgs")
     momentum: float = setting(0.9, "of sgd")
     nesterov: bool = setting(True, "Nesterov's form of the momentum of sgd")
     weight_decay: float = setting(5e-4, "λ of λ/2 ‖p‖² in the loss, over tensors with more than one axis")
@@ -79,7 +80,7 @@ class TrainConfig:
     measure_on: str = setting("probe", "what last layer and kernels are measured on", choices=("probe", "batch"))
     probe_per_class: int = setting(12, "samples of each class in the fixed probe set; 0 for the training set")
     recompute_statistics: bool = setting(False, "batch statistics of the whole training set before measuring")
-    ntk_engine: str = setting("layerwise", "engine of the empirical NTK")
+    ntk_engine: str = setting("layerwise", "engine of the empirical NTK", choices=("auto", *ENGINES))
     keep_states: bool = setting(True, "keep H, W, b of the probe at every measurement")
     checkpoint_seconds: float = setting(60.0, "time between checkpoints; 0 for one after every step")
     seed: int = setting(0, "of initial weights, order of the data, label noise and synthetic data")
@@ -96,9 +97,23 @@ class TrainConfig:
             check_positive(name, getattr(self, name))
         for name in (
             "weight_decay", "decay_every", "batch_size", "measure_every", "measure_log", "probe_per_class",
-            "checkpoint_seconds", "seed",
+            "checkpoint_seconds", "seed", "measure_steps",
         ):  # fmt: skip
             check_positive(name, getattr(self, name), zero=True)
+        for name in ("per_class", "test_per_class", "image_size"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum}.")
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(f"label_noise: expected a number from 0 to 1, got {self.label_noise}.")
+        if self.imbalance < 1:
+            raise ValueError(f"imbalance: expected at least 1, got {self.imbalance}.")
+        if self.optimizer == "lbfgs" and (self.learning_rate, self.decay_every) != (1, 0):
+            raise ValueError(
+                "learning_rate, decay_every: expected 1 and 0 with lbfgs, which finds its step by line search; "
+                f"got {self.learning_rate} and {self.decay_every}."
+            )
         if self.measure_on == "batch" and not (self.balanced and self.batch_size):
             raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
 

@@ -10,13 +10,16 @@ import optax
 
 from ntkcollapse._checks import check_choice, check_positive
 
+# The update of Fromage is no multiple of its rate, and the state of noisy_sgd holds a key, which is no array to save.
+_LEFT_OUT = ("fromage", "noisy_sgd")
+
 
 def _offered() -> tuple[str, ...]:
-    """Names of optax that make an optimiser from a learning rate."""
+    """Names of optax that make an optimiser from a learning rate, with updates that are linear in it."""
     found = []
     for name in sorted(dir(optax)):
         value = getattr(optax, name)
-        if inspect.isfunction(value) and not name.startswith(("_", "scale_by")):
+        if inspect.isfunction(value) and not name.startswith(("_", "scale_by")) and name not in _LEFT_OUT:
             parameters = inspect.signature(value).parameters
             if next(iter(parameters), None) == "learning_rate":
                 found.append(name)
@@ -43,7 +46,9 @@ def optimizer(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}.")
     make = getattr(optax, name)
-    known = list(inspect.signature(make).parameters)[1:]
+    # The clock of sgd reads its momentum from the settings.
+    taken = ("momentum", "nesterov") if name == "sgd" else ()
+    known = [parameter for parameter in list(inspect.signature(make).parameters)[1:] if parameter not in taken]
     for option, _ in options:
         check_choice(f"option of {name}", option, known)
     if name == "sgd":

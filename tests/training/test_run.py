@@ -212,16 +212,17 @@ def test_evaluation_in_chunks_is_that_of_the_whole():
     assert accuracy == pytest.approx((outputs.argmax(1) == data.labels).mean())
 
 
-def test_recomputed_statistics_are_means_over_batches():
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e8])
+def test_recomputed_statistics_are_means_over_batches(scale):
     generator = np.random.default_rng(0)
-    data = Dataset(generator.normal(1, 2, (12, 3)).astype(np.float32), Classes((6, 6)), "x")
+    data = Dataset((scale * generator.normal(1, 2, (12, 3))).astype(np.float32), Classes((6, 6)), "x")
     network = mlp((4,), 2, batch_norm=True)
     variables = network.init(jax.random.key(0), data.inputs)
     batches = Batches(data.classes, 4, seed=0)
     found = recomputed_statistics(network, variables, data, batches).batch_stats["trunk"]["norm_0"]
     z = data.inputs[batches.epoch(0)] @ np.asarray(variables.params["trunk"]["linear_0"]["kernel"])
     # 1/(1 − 0.9) in float32 costs one digit.
-    np.testing.assert_allclose(found["mean"], z.mean(1).mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["mean"], z.mean(1).mean(0), rtol=1e-4, atol=1e-5 * scale)
     np.testing.assert_allclose(found["var"], z.var(1).mean(0), rtol=1e-4)
 
 
@@ -240,7 +241,13 @@ jax.config.update("jax_enable_x64", True)
 from ntkcollapse.training import train
 from tests.training.settings import small
 run = train(small(batch_size=60))
-json.dump({"devices": len(jax.devices()), "loss": run["train_loss"].tolist()}, sys.stdout)
+found = {"devices": run.settings["devices"], "loss": run["train_loss"].tolist()}
+from ntkcollapse.data import from_arrays
+train_part, test_part = small().build_splits()
+kept = slice(0, 239)
+splits = from_arrays(train_part.inputs[kept], train_part.labels[kept], test_part.inputs, test_part.labels)
+found["of_one"] = train(small(batch_size=0, epochs=1), splits=splits).settings["devices"]
+json.dump(found, sys.stdout)
 """
 
 
@@ -252,7 +259,9 @@ def test_two_devices_agree_with_one():
     )
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
-    assert two["devices"] == 2
+    assert len(two["devices"]) == 2
+    # 239 samples a step are for one device.
+    assert two["of_one"] == two["devices"][:1]
     one = train(small(batch_size=60))
     # Sums over the batch in another order, over 20 steps in float32; statistics of half a batch would be off by 10%.
     np.testing.assert_allclose(two["loss"], one["train_loss"], rtol=1e-4)
@@ -267,6 +276,24 @@ def test_settings_are_checked():
         TrainConfig(network_options=("depth",)).build_network(10)
     with pytest.raises(ValueError, match="measure: expected one of"):
         TrainConfig(measure=("nc1",))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"momentum": 2.0}, r"momentum: expected a number in \[0, 1\), got 2"),
+        ({"label_noise": 7.0}, "label_noise: expected a number from 0 to 1, got 7"),
+        ({"imbalance": 0.5}, "imbalance: expected at least 1, got 0.5"),
+        ({"ntk_engine": "layerwize"}, "Did you mean 'layerwise'"),
+        ({"measure_steps": (-5,)}, "measure_steps: expected"),
+        ({"per_class": 0}, "per_class: expected"),
+        ({"optimizer": "lbfgs", "decay_every": 0}, "learning_rate, decay_every: expected 1 and 0 with lbfgs"),
+        ({"optimizer": "lbfgs", "learning_rate": 1.0}, "learning_rate, decay_every: expected 1 and 0 with lbfgs"),
+    ],
+)
+def test_settings_out_of_range_do_not_build(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**wrong)
 
 
 def test_data_are_changed_as_asked():

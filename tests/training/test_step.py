@@ -163,6 +163,31 @@ def test_names_of_optimisers():
         optimizer("adam", options=(("momentum", 0.5),))
     with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\)"):
         optimizer("sgd", momentum=1.0)
+    # The clock reads the setting of that name.
+    for name in ("momentum", "nesterov"):
+        with pytest.raises(ValueError, match=f"option of sgd: .*got '{name}'"):
+            optimizer("sgd", options=((name, 0),))
+
+
+@pytest.mark.filterwarnings("ignore:.*optimistic_adam:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lbfgs"])
+def test_every_optimiser_is_linear_in_its_rate_and_can_be_saved(linear, name):
+    """Two steps of rate η are those of optax's optimiser of rate η; L-BFGS finds its own."""
+    _, variables = linear
+    params = variables.params
+    ours, theirs = optimizer(name, momentum=0.0), getattr(optax, name)(0.1)
+    one, two = ours.init(params), theirs.init(params)
+    # Saved as plain arrays.
+    assert all(np.asarray(leaf).dtype.kind in "biuf" for leaf in jax.tree.leaves(one))
+    with jax.numpy_dtype_promotion("standard"):
+        for seed in range(2):
+            generator = np.random.default_rng(seed)
+            gradient = jax.tree.map(lambda p, g=generator: jnp.asarray(g.normal(size=p.shape)), params)
+            got, one = ours.update(gradient, one, params)
+            wanted, two = theirs.update(gradient, two, params)
+            for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+                # Where the rate is multiplied differs: rounding.
+                np.testing.assert_allclose(0.1 * np.asarray(g), w, rtol=1e-6, atol=1e-12)
 
 
 def test_gradient_descent_is_plain(linear):
