@@ -263,7 +263,7 @@ class _Run:
                 "features": self.num_features,
                 "data": train.name,
                 "data_sha256": self.data_digest,
-                "devices": [str(device) for device in self.replicated.mesh.devices.flat],
+                "devices": [str(device) for device in self.devices],
                 **({"names": self.records.names} if self.records.names else {}),
             },
         )
@@ -334,7 +334,8 @@ class _Run:
         devices = jax.devices()
         size = self.config.batch_size or self.splits.train.classes.num_samples
         shared = len(devices) > 1 and size % len(devices) == 0
-        mesh = Mesh(np.asarray(devices if shared else devices[:1]), ("batch",))
+        self.devices = devices if shared else devices[:1]
+        mesh = Mesh(np.asarray(self.devices), ("batch",))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.rows_sharding = NamedSharding(mesh, PartitionSpec("batch"))
         # A full batch is spread as it lies; smaller ones are gathered from a copy on every device.

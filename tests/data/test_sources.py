@@ -222,7 +222,7 @@ class TestDownload:
     @pytest.mark.parametrize("error", [http.client.IncompleteRead(b""), ssl.SSLError("bad record"), OSError("reset")])
     def test_second_address_serves_where_the_first_breaks_off(self, tmp_path, remote, error):
         class Broken(io.BytesIO):
-            def read(self, size=-1):
+            def read(self, size=-1, /):
                 raise error
 
         def opener(url):

@@ -34,8 +34,11 @@ def finish(out: Path) -> None:
     assert process.returncode == 0, said
 
 
-def kill_at_random(out: Path, generator: random.Random) -> int:
-    """Starts the run, and kills it some milliseconds after some step; returns that step (0: before the first)."""
+def kill_at_random(out: Path, generator: random.Random) -> int | None:
+    """Starts the run, and kills it some milliseconds after some step; returns that step (0: before the first).
+
+    None where it came to its end before it could be killed.
+    """
     progress = out.parent / f"{out.name}.progress"
     progress.write_text("")
     process = start(out)
@@ -50,7 +53,10 @@ def kill_at_random(out: Path, generator: random.Random) -> int:
         time.sleep(0.001)
     time.sleep(generator.uniform(0, 0.1 if steps else 3.0))
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    said = process.communicate()
+    if process.returncode == 0:
+        return None
+    assert process.returncode == -signal.SIGKILL, said
     return int(progress.read_text() or 0)
 
 
@@ -75,16 +81,19 @@ def reference(tmp_path_factory):
 
 
 def killed_and_resumed(reference, tmp_path, times, seed):
+    """The steps of real kills, at most `times`: a run that has come to its end has no more to be killed in."""
     generator = random.Random(seed)
     out = tmp_path / "run"
-    steps = [kill_at_random(out, generator) for _ in range(times)]
+    steps = []
+    while len(steps) < times and (step := kill_at_random(out, generator)) is not None:
+        steps.append(step)
     finish(out)
     assert_same_run(reference, out)
     return steps
 
 
 def test_killed_twice(reference, tmp_path):
-    killed_and_resumed(reference, tmp_path, 2, seed=1)
+    assert len(killed_and_resumed(reference, tmp_path, 2, seed=1)) == 2
 
 
 @pytest.mark.slow
