@@ -278,7 +278,8 @@ class _Run:
         taken = int(self.state.step)
         self.records.seconds["training"] += time.perf_counter() - began
         if taken < self.step:
-            self.step = taken
+            # What was seen since is of later batches.
+            self.step, self.record = taken, None
             self._measure()
             raise NonFiniteLoss(taken)
 

@@ -67,7 +67,7 @@ def test_finished_is_said_when_the_trajectory_is_there(tmp_path, monkeypatch):
 @pytest.fixture
 def poisoned():
     """The training set with one sample of 10³⁰, and settings of an epoch that meets it at step 5."""
-    config = small(epochs=1, network_options=PLAIN, measure=("train",))
+    config = small(epochs=1, network_options=PLAIN, measure=("batch", "train"))
     splits = config.build_splits()
     row = config.build_batches(splits.train.classes).epoch(0)[5][7]
     inputs = splits.train.inputs.copy()
@@ -82,6 +82,8 @@ def test_nothing_is_trained_after_a_step_that_was_not_finite(tmp_path, poisoned)
         train(config, tmp_path / "run", splits=splits)
     assert caught.value.step == 5
     assert np.asarray(caught.value.last["step"]).tolist() == [0, 5]
+    # The batches seen after step 5 are not those of the last step taken.
+    assert np.isnan(caught.value.last["batch_loss"][1])
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [5]
 
 
