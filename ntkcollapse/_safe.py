@@ -1,19 +1,19 @@
-"""Division, root and norm with a stated value, and derivative 0, where the textbook ones have none."""
+"""Division, root and norm with a stated value, and derivative 0, where the textbook ones have none. NaN stays NaN."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def divide(top: Float[Array, "..."], bottom: Float[Array, "..."], otherwise: float) -> Float[Array, "..."]:
-    """top / bottom where bottom > 0, else `otherwise`. Arrays of one shape."""
-    positive = bottom > 0
-    return jnp.where(positive, top / jnp.where(positive, bottom, 1), otherwise)
+    """top / bottom where bottom > 0, and `otherwise` where it is not. Arrays of one shape."""
+    none = bottom <= 0
+    return jnp.where(none, otherwise, top / jnp.where(none, 1, bottom))
 
 
 def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
-    """√square where it is positive, else 0."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    """√square where it is positive, and 0 where it is not."""
+    none = square <= 0
+    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, square)))
 
 
 def norm(A: Float[Array, "..."]) -> Float[Array, ""]:

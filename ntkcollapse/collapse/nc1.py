@@ -32,7 +32,7 @@ def nc1_han2022(statistics: ClassStatistics, *, weighting: str = "class") -> Flo
     B = _without_last_direction(A, jnp.sqrt(p))
     inverse = jnp.linalg.pinv(B)
     value = jnp.sum(jnp.matmul(inverse, statistics.within_class_covariance, precision="highest") * inverse)
-    return jnp.where(statistics.between_class_variance(weighting) > 0, value, jnp.inf)
+    return jnp.where(statistics.between_class_variance(weighting) <= 0, jnp.inf, value)
 
 
 def nc1_papyan2020(statistics: ClassStatistics, *, weighting: str = "class") -> Float[Array, ""]:

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
+from ntkcollapse._checks import check_finite
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 # Whose geometry is measured: class means through their statistics, or the rows of a classifier W (C, n).
@@ -25,6 +26,8 @@ def nc2_seleznova2023(of: Frame, *, centred: bool | None = None) -> Float[Array,
         Between 0 (a simplex ETF) and √2, invariant to rotation and scale; 1 where V = 0.
     Warns:
         UserWarning: n < C − 1, where no simplex ETF exists; see `simplex_etf_floor`.
+    Raises:
+        ValueError: numbers that are not finite.
     References:
         Seleznova et al. (2023) for centred class means. Zhu et al. (2021): the same of W, `nc2_zhu2021`.
     """
@@ -100,8 +103,10 @@ def simplex_etf_floor(num_features: int, num_classes: int) -> float:
 
 def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
     if isinstance(of, ClassStatistics):
+        check_finite("means", of.means)
         V = of.centred_means() if centred in (None, True) else of.means
     else:
+        check_finite("W", of)
         V = jnp.asarray(of).T
         V = V - V.mean(1, keepdims=True) if centred else V
     warn_if_no_simplex(*V.shape)

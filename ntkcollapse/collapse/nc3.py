@@ -5,7 +5,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_shape
+from ntkcollapse._checks import check_finite, check_shape
 from ntkcollapse.collapse.nc2 import simplex_gram, warn_if_no_simplex
 from ntkcollapse.collapse.statistics import ClassStatistics
 
@@ -20,7 +20,7 @@ def nc3_seleznova2023(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -
         Between 0 and 2, invariant to scale and to a common rotation; 1 where one of W and the centred means vanishes,
         0 where both do.
     Raises:
-        ValueError: W that does not fit the statistics.
+        ValueError: W that does not fit the statistics, or numbers that are not finite.
     References:
         Papyan, Han & Donoho (2020), the statement of (NC3); Seleznova et al. (2023).
     """
@@ -58,4 +58,6 @@ def nc3_zhu2021(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Floa
 def _check(statistics: ClassStatistics, W) -> Float[Array, "C n"]:
     C, n = statistics.num_classes, statistics.num_features
     check_shape("W", W, (C, n), f"({C} classes, {n} features) as statistics has; flax stores its transpose")
+    for name, value in (("W", W), ("means", statistics.means)):
+        check_finite(name, value)
     return jnp.asarray(W)

@@ -80,6 +80,37 @@ def test_numbers_that_are_not_finite_do_not_count_as_class_0():
             call()
 
 
+def test_classifiers_that_are_not_finite_are_not_perfect():
+    """NaN lengths and angles are not equal ones. Under jit, where values cannot be looked at, NaN stays NaN."""
+    W = np.full((3, 4), np.nan)
+    of_W = (
+        collapse.nc2_zhu2021,
+        collapse.nc2_equinorm_papyan2020,
+        collapse.nc2_equiangle_papyan2020,
+        collapse.nc2_maximal_angle_papyan2020,
+        *(
+            lambda W, f=f: f(TRAIN, W)
+            for f in (collapse.nc3_seleznova2023, collapse.nc3_han2022, collapse.nc3_zhu2021)
+        ),
+    )
+    for f in of_W:
+        with pytest.raises(ValueError, match="W: expected finite"):
+            f(W)
+        assert np.isnan(jax.jit(f)(W))
+    lost = ClassStatistics(TRAIN.sizes, TRAIN.means * np.nan, TRAIN.scatter, TRAIN.square_deviations)
+    with pytest.raises(ValueError, match="means: expected finite"):
+        collapse.nc2_seleznova2023(lost)
+    of_statistics = (
+        collapse.nc1_papyan2020,
+        collapse.nc1_tirer2022,
+        collapse.mean_cdnv_galanti2022,
+        collapse.nc2_seleznova2023,
+        collapse.nc2_equinorm_papyan2020,
+    )
+    for f in of_statistics:
+        assert np.isnan(jax.jit(f)(lost)), f
+
+
 def test_fewer_features_than_classes():
     """n < C − 1: NC1 is that of the directions there are, NC2 is above its floor with a warning."""
     x, labels = RNG.normal(size=(60, 2)), np.arange(60) % 5
