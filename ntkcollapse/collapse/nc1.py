@@ -29,7 +29,7 @@ def nc1_han2022(statistics: ClassStatistics, *, weighting: str = "class") -> Flo
     # Σ_B = A Aᵀ with A = (M − μ_G 1ᵀ) diag(p)^½, which annihilates √p. So A = B Qᵀ with Q an orthonormal basis of the
     # complement of √p, B = A Q has C − 1 columns, and tr(Σ_W Σ_B⁺) = tr(B⁺ Σ_W B⁺ᵀ).
     A = statistics.centred_means(weighting) * jnp.sqrt(p)[None, :]
-    B = _without_last_direction(A, jnp.sqrt(p))
+    B = without_last_direction(A, jnp.sqrt(p))
     inverse = jnp.linalg.pinv(B)
     value = jnp.sum(jnp.matmul(inverse, statistics.within_class_covariance, precision="highest") * inverse)
     return jnp.where(statistics.between_class_variance(weighting) <= 0, jnp.inf, value)
@@ -77,7 +77,7 @@ def nc1_seleznova2023(statistics: ClassStatistics) -> Float[Array, ""]:
     return jnp.mean(_safe.root(variances))
 
 
-def _without_last_direction(A: Float[Array, "n C"], u: Float[Array, " C"]) -> Float[Array, "n D"]:
+def without_last_direction(A: Float[Array, "n C"], u: Float[Array, " C"]) -> Float[Array, "n D"]:
     """A Q for Q (C, C−1) orthonormal and orthogonal to the unit vector u, all of whose entries are positive.
 
     Q is the Householder reflection that takes u to −e_C, without its last column.

@@ -65,7 +65,7 @@ class ClassStatistics(eqx.Module):
         labels: Shaped[ArrayLike, " N"] | Sequence[int],
         num_classes: int | None = None,
     ) -> "ClassStatistics":
-        """Of features in rows, in any order. Costs N n² and one copy of the features.
+        """Of features in rows, in any order. Costs N n² and one copy of the features, in float32 at least.
 
         Args:
             features: one row a sample.
@@ -75,7 +75,7 @@ class ClassStatistics(eqx.Module):
             ValueError: labels out of range, a class without samples, one class only, features that are not one row a
                 sample or not finite.
         """
-        features = jnp.asarray(features, dtype=jnp.result_type(float, features))
+        features = as_floats(features)
         check_shape("features", features, (None, None), "(N samples, n features), one row a sample")
         check_finite("features", features)
         y, C = check_labels(labels, features.shape[0], num_classes)
@@ -83,12 +83,12 @@ class ClassStatistics(eqx.Module):
 
     @classmethod
     def from_columns(cls, H: Float[ArrayLike, "n N"], classes: Classes) -> "ClassStatistics":
-        """Of features in columns that stand class by class, as `LastLayer.H`.
+        """Of features in columns that stand class by class, as `LastLayer.H`; in float32 at least.
 
         Raises:
             ValueError: a number of columns that `classes` does not have, or numbers that are not finite.
         """
-        H = jnp.asarray(H, dtype=jnp.result_type(float, H))
+        H = as_floats(H)
         check_shape("H", H, (None, classes.num_samples), f"(n, N) for the {classes.num_samples} samples of classes")
         check_finite("H", H)
         deviations = classes.deviations(H)
@@ -204,6 +204,12 @@ class ClassStatistics(eqx.Module):
                 "means: expected class means that differ, got zero between-class scatter (all class means coincide); "
                 "the features carry no class: look at a constant or dead layer."
             )
+
+
+def as_floats(values) -> Float[Array, "..."]:
+    """As floats of 32 bits at least: bfloat16 counts to 256 and float16 to 2048, and sums stay there."""
+    dtype = jnp.result_type(float, values)
+    return jnp.asarray(values, dtype=jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
 
 
 def check_labels(labels, num_samples: int, num_classes: int | None) -> tuple[Int[Array, " N"], int]:

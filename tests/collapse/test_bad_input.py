@@ -88,10 +88,7 @@ def test_classifiers_that_are_not_finite_are_not_perfect():
         collapse.nc2_equinorm_papyan2020,
         collapse.nc2_equiangle_papyan2020,
         collapse.nc2_maximal_angle_papyan2020,
-        *(
-            lambda W, f=f: f(TRAIN, W)
-            for f in (collapse.nc3_seleznova2023, collapse.nc3_han2022, collapse.nc3_zhu2021)
-        ),
+        *(lambda W, f=f: f(TRAIN, W) for f in (collapse.nc3_seleznova2023, collapse.nc3_han2022, collapse.nc3_zhu2021)),
     )
     for f in of_W:
         with pytest.raises(ValueError, match="W: expected finite"):

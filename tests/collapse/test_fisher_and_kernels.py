@@ -103,6 +103,49 @@ def test_block_kernel_has_a_closed_form(between):
     np.testing.assert_allclose(collapse.kernel_nc2_seleznova2023(statistics), 0, atol=1e-14)
 
 
+def test_kernels_of_features_with_a_common_offset():
+    """In float32, with features about 100: what the class means share must not be inverted."""
+    rng = np.random.default_rng(0)
+    C, n, m = 10, 20, 30
+    labels = np.repeat(np.arange(C), m)
+    features = 0.3 * rng.normal(size=(C, n))[labels] + 2 * rng.normal(size=(C * m, n))
+    exact = ClassStatistics.from_features(features, labels)
+    shifted = (features + 100).astype(np.float32)
+    single = KernelStatistics.from_gram(shifted @ shifted.T, labels)
+    double = KernelStatistics.from_gram((features + 100) @ (features + 100).T, labels)
+    pairs = (
+        (collapse.kernel_nc1_kothapalli2025, collapse.nc1_tirer2022),
+        (collapse.kernel_nc1_papyan2020, collapse.nc1_papyan2020),
+        (collapse.kernel_nc2_seleznova2023, collapse.nc2_seleznova2023),
+    )
+    for of_kernel, of_features in pairs:
+        # Entries of 2e5 are rounded at 1e-2, and contrasts of the means are of order 0.1 to 10.
+        np.testing.assert_allclose(of_kernel(single), of_features(exact), rtol=0.01)
+        np.testing.assert_allclose(of_kernel(double), of_features(exact), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kernels_whose_class_means_coincide_to_rounding(dtype):
+    labels = np.repeat(np.arange(3), 4)
+    x = np.tile(np.random.default_rng(0).normal(size=(4, 5)), (3, 1)) + 1.0
+    for K in (x @ x.T, np.full((12, 12), 0.1)):
+        shuffle = np.random.default_rng(1).permutation(12)
+        statistics = KernelStatistics.from_gram(K[np.ix_(shuffle, shuffle)].astype(dtype), labels[shuffle])
+        assert float(collapse.kernel_nc1_papyan2020(statistics)) == np.inf
+        assert float(collapse.kernel_nc1_kothapalli2025(statistics)) == np.inf
+        np.testing.assert_allclose(collapse.kernel_nc2_seleznova2023(statistics), 1.0, rtol=1e-6)
+
+
+def test_kernels_of_fewer_features_than_classes():
+    """G has rank n < C − 1: what rounding leaves in its null directions is not inverted."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 5
+    x = rng.normal(size=(5, 2))[labels] + 0.3 * rng.normal(size=(60, 2))
+    expected = collapse.nc1_papyan2020(ClassStatistics.from_features(x, labels))
+    kernel = KernelStatistics.from_gram((x + 30) @ (x + 30).T, labels)
+    np.testing.assert_allclose(collapse.kernel_nc1_papyan2020(kernel), expected, rtol=1e-8)
+
+
 def test_degenerate_and_bad_kernels():
     constant = KernelStatistics.from_gram(np.ones((4, 4)) + np.eye(4) * 0.0, [0, 0, 1, 1])
     assert float(collapse.kernel_nc1_kothapalli2025(constant)) == np.inf

@@ -229,6 +229,23 @@ def test_rows_in_any_order_are_columns_in_class_order():
     np.testing.assert_allclose(rows.class_variances, np.asarray(rows.square_deviations).sum(0) / UNEQUAL.sizes)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_features_in_half_precision_are_summed_in_more(dtype):
+    """bfloat16 counts to 256, float16 to 2048: sizes, means and scatter of 8000 samples need more."""
+    labels = np.arange(8000) % 2
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(8000, 3)) + 2.0 * labels[:, None], dtype)
+    exact = ClassStatistics.from_features(np.asarray(features, np.float64), labels)
+    order = np.argsort(labels, kind="stable")
+    columns = ClassStatistics.from_columns(features[order].T, Classes.balanced(2, 4000))
+    for statistics in (ClassStatistics.from_features(features, labels), columns):
+        np.testing.assert_array_equal(statistics.sizes, [4000, 4000])
+        for found, expected in zip(jax.tree.leaves(statistics), jax.tree.leaves(exact), strict=True):
+            # Sums of 4000 numbers of order 1 in float32.
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+    kernel = collapse.KernelStatistics.from_gram(jnp.ones((600, 600), dtype), labels[:600])
+    np.testing.assert_array_equal(kernel.sizes, [300, 300])
+
+
 def test_nc4_counts_disagreements_and_the_bias_matters():
     rng = np.random.default_rng(0)
     H, W, b, means = (rng.normal(size=s) for s in ((4, 50), (3, 4), (3,), (4, 3)))
