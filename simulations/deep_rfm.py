@@ -26,11 +26,11 @@ HERE = Path(__file__).parent
 def profile_of(flags: argparse.Namespace) -> LayerProfile:
     """Every step of every layer, on training and test data."""
     splits = load(flags.dataset, path=flags.data, per_class=flags.samples // 10, test_per_class=30)
-    train, test = (part.inputs.reshape(len(part.inputs), -1) for part in splits)
+    train, test = (part.inputs.reshape(len(part.inputs), -1).astype(np.float64) for part in splits)
     labels = splits.train.labels
     machine = nc.collapse.deep_rfm(
         train,
-        np.eye(10, dtype=np.float32)[labels],
+        np.eye(10)[labels],
         key=jax.random.key(flags.seed),
         depth=flags.depth,
         width=flags.width,

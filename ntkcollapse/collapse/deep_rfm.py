@@ -69,7 +69,8 @@ def deep_rfm(
     Returns:
         The layers; `DeepRFM.inputs` with `layer_profile` gives the collapse of each. Costs K N² n + N³ a layer.
     Raises:
-        ValueError: shapes that disagree, an input of norm 0, a depth or width below 1.
+        ValueError: shapes that disagree, an input of norm 0, a depth or width below 1; without ridge, two samples that
+            a layer can no longer tell apart (in float64 that takes a collapse by 1e-15 of squared distances).
     References:
         Beaglehole, Súkeník, Mondelli & Belkin (2024).
     """

@@ -3,11 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_positive, check_shape
+from ntkcollapse._checks import check_finite, check_positive, check_shape, is_traced
 from ntkcollapse.collapse.agop import matrix_square_root
 
 
@@ -72,8 +73,8 @@ def kernel_regression(
     """Coefficients a = (K + ridge · 1)⁻¹ y of a Laplace kernel, in the metric M (the identity unless given).
 
     Raises:
-        ValueError: shapes that disagree, numbers that are not finite, a bandwidth not above zero, two equal rows of x
-            (then K is singular) with no ridge.
+        ValueError: shapes that disagree, numbers that are not finite, a bandwidth not above zero, two rows of x
+            that are equal in the metric, to rounding (then K is singular), with no ridge.
     """
     x = jnp.asarray(x, dtype=jnp.result_type(float, x))
     check_shape("x", x, (None, None), "(N samples, n features), one row a sample")
@@ -82,10 +83,14 @@ def kernel_regression(
         check_finite(name, value)
     check_positive("bandwidth", bandwidth)
     check_positive("ridge", ridge, zero=True)
-    root = jnp.eye(x.shape[1], dtype=x.dtype) if metric is None else matrix_square_root(metric)
-    predictor = _fit(x, jnp.asarray(y, dtype=x.dtype), root, jnp.asarray(bandwidth, x.dtype), ridge)
-    check_finite("coefficients (of a kernel that is singular: equal rows in x need a ridge)", predictor.coefficients)
-    return predictor
+    n = x.shape[1]
+    if metric is not None:
+        check_shape("metric", metric, (n, n), f"for the n = {n} features of x")
+        check_finite("metric", metric)
+    root = jnp.eye(n, dtype=x.dtype) if metric is None else matrix_square_root(metric)
+    if not is_traced(x, root, ridge) and float(ridge) == 0:
+        _check_distinct(x @ root.T)
+    return _fit(x, jnp.asarray(y, dtype=x.dtype), root, jnp.asarray(bandwidth, x.dtype), ridge)
 
 
 def recursive_feature_machine(
@@ -106,6 +111,8 @@ def recursive_feature_machine(
         bandwidth: of the Laplace kernel, in units of x.
         ridge: added to the kernel's diagonal.
         iterations: fits.
+    Raises:
+        ValueError: as `kernel_regression`, and targets that are all zero: the AGOP vanishes, and is no metric.
     References:
         Radhakrishnan, Beaglehole, Pandit & Belkin (2024).
     """
@@ -114,6 +121,10 @@ def recursive_feature_machine(
     for _ in range(iterations):
         predictor = kernel_regression(x, y, bandwidth=bandwidth, ridge=ridge, metric=metric)
         metric = predictor.agop()
+        if not is_traced(metric) and float(jnp.trace(metric)) == 0:
+            raise ValueError(
+                "y: expected targets that vary with x, got a regression whose AGOP is 0 (targets all zero?)."
+            )
         metric = metric * (metric.shape[0] / jnp.trace(metric))
         metrics.append(metric)
     assert predictor is not None
@@ -131,6 +142,17 @@ def _distances(u: Float[Array, "B n"], v: Float[Array, "N n"]) -> Float[Array, "
     # What is left of equal rows is rounding, and must not look like a distance.
     noise = 10 * float(jnp.finfo(squares.dtype).eps)
     return _safe.root(jnp.where(squares > noise * sums, squares, 0))
+
+
+def _check_distinct(u: Float[Array, "N n"]) -> None:
+    equal = np.array(_distances(u, u) == 0)
+    np.fill_diagonal(equal, False)
+    if equal.any():
+        i, j = (int(k) for k in np.argwhere(equal)[0])
+        raise ValueError(
+            f"x: expected rows that differ, got rows {i} and {j} equal in the metric (to rounding of {u.dtype}): the "
+            "kernel is singular; equal rows in x need a ridge above 0, or leave one of them out."
+        )
 
 
 @jax.jit

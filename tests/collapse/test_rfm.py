@@ -94,5 +94,20 @@ def test_bad_input_is_refused():
         collapse.kernel_regression(x, y, bandwidth=0.0)
     with pytest.raises(ValueError, match="equal rows in x need a ridge"):
         collapse.kernel_regression(np.ones((6, 3)), y, bandwidth=1.0)
+    twice = RNG.normal(size=(9, 3))
+    twice[7] = twice[3]
+    with pytest.raises(ValueError, match="rows 3 and 7 equal in the metric"):
+        collapse.kernel_regression(twice, RNG.normal(size=(9, 2)), bandwidth=1.0)
+    assert np.isfinite(collapse.kernel_regression(twice, np.ones((9, 1)), bandwidth=1.0, ridge=0.1).coefficients).all()
+    # Rows that differ only in what the metric does not see.
+    flat = np.concatenate([np.ones((6, 1)), x[:, 1:] * 0 + np.arange(6)[:, None]], axis=1)
+    with pytest.raises(ValueError, match="rows 0 and 1 equal in the metric"):
+        collapse.kernel_regression(flat, y, bandwidth=1.0, metric=np.diag([1.0, 0.0, 0.0]))
+    with pytest.raises(ValueError, match=r"metric: expected shape \(3, 3\)"):
+        collapse.kernel_regression(x, y, bandwidth=1.0, metric=np.eye(2))
+    with pytest.raises(ValueError, match="metric: expected finite"):
+        collapse.kernel_regression(x, y, bandwidth=1.0, metric=np.full((3, 3), np.nan))
+    with pytest.raises(ValueError, match="targets that vary with x"):
+        collapse.recursive_feature_machine(x, 0 * y, bandwidth=1.0)
     with pytest.raises(ValueError, match="norm 0"):
         collapse.deep_rfm(np.zeros((6, 3)), y, key=jax.random.key(0))
