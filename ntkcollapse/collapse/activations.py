@@ -1,6 +1,6 @@
 """What the layers of a flax network see and give, as pure functions of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -40,12 +40,8 @@ def record_layers(module: nn.Module, variables: PyTree, x: Any, *, every: bool =
         layer = context.module
         arrays = context.method_name == "__call__" and all(hasattr(v, "shape") for v in (*args[:1], output))
         if arrays and args and (every or layer.has_variable("params", "kernel")):
-            path = name = "/".join(layer.path) or type(layer).__name__
-            count = 1
-            while name in taps:
-                count += 1
-                name = f"{path}#{count}"
-            taps[name] = Tap(args[0], output)
+            path = "/".join(layer.path) or type(layer).__name__
+            taps[_free(path, taps)] = Tap(args[0], output)
         return output
 
     with nn.intercept_methods(keep):
@@ -59,8 +55,8 @@ def flax_activations(module: nn.Module, variables: PyTree, *, at: str = "inputs"
     Args:
         module, variables, call: as in `record_layers`.
         at: "inputs": what each layer with weights sees, so that its predecessor's normalisation and non-linearity are
-            included, and last the network's "output"; "outputs": what each layer with weights gives, before them;
-            "modules": what every submodule gives, blocks and normalisations too.
+            included, and last the network's "output" ("output#2" where a layer is called so); "outputs": what each
+            layer with weights gives, before them; "modules": what every submodule gives, blocks and normalisations too.
     Returns:
         x ↦ {name: array (N, ...)} in the order of the network.
     Raises:
@@ -75,11 +71,21 @@ def flax_activations(module: nn.Module, variables: PyTree, *, at: str = "inputs"
     return activations
 
 
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or with the first number behind it that is free: "name#2"."""
+    numbered, count = name, 1
+    while numbered in taken:
+        count += 1
+        numbered = f"{name}#{count}"
+    return numbered
+
+
 @eqx.filter_jit
 def _run(module, variables, x, at: str, call) -> dict[str, Any]:
     output, taps = record_layers(module, variables, x, every=at == "modules", **call)
     if at == "inputs":
-        found = {name: tap.input for name, tap in taps.items()} | {"output": output}
+        found = {name: tap.input for name, tap in taps.items()}
+        found[_free("output", found)] = output
     else:
         found = {name: tap.output for name, tap in taps.items()}
     # What leaves jit is sorted by name, and depth is the order of the calls: so names begin with their number.

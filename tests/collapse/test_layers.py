@@ -54,6 +54,25 @@ def test_layers_come_in_the_order_of_their_calls(net):
         collapse.flax_activations(module, variables, at="input")
 
 
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="output")(nn.tanh(nn.Dense(4, name="first")(x)))
+
+
+def test_a_layer_that_is_called_output():
+    """What it sees and what the network gives are two entries."""
+    module = Named()
+    variables = module.init(jax.random.key(0), INPUTS)
+    seen = collapse.flax_activations(module, variables)(INPUTS)
+    assert {name: value.shape for name, value in seen.items()} == {
+        "first": (60, 8),
+        "output": (60, 4),
+        "output#2": (60, 5),
+    }
+    np.testing.assert_allclose(seen["output#2"], module.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
+
+
 def whole(x, y, z, w) -> tuple[dict, dict]:
     """All metrics of one layer from its n × n statistics, in numpy."""
     classes = range(3)
