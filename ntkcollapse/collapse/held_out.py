@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ntkcollapse._checks import check_finite, check_shape, is_traced
 from ntkcollapse.collapse.nc4 import nearest_class_mean
-from ntkcollapse.collapse.statistics import ClassStatistics, check_label_range
+from ntkcollapse.collapse.statistics import ClassStatistics, as_floats, check_label_range
 
 
 def strong_test_collapse(
@@ -16,8 +16,9 @@ def strong_test_collapse(
     r"""Statistics of test features about the *training* mean of their *own* class.
 
     Strong collapse of the test distribution is that every test sample goes to the point to which its class went in
-    training. So deviations are h − μ_y with μ of training, and so is Σ_B: any NC1 of the result says how far test
-    features are from that, on the scale on which the same NC1 of `train` says it for training features.
+    training. So deviations are h − μ_y with μ of training, and so is Σ_B: any NC1 of the result, weighted by class,
+    says how far test features are from that, on the scale on which the same NC1 of `train` says it for training
+    features. (Weighted by sample, Σ_B would follow the sizes of the test set's classes.)
 
     Args:
         H: test features in columns.
@@ -31,7 +32,7 @@ def strong_test_collapse(
         Hui, Belkin & Nakkiran (2022) for the notion; the scatter about training means as its measure is this
         package's choice.
     """
-    return _about_training_means(jnp.asarray(H), jnp.asarray(labels), train)
+    return _about_training_means(as_floats(H), jnp.asarray(labels), train)
 
 
 def weak_test_collapse(H: Float[ArrayLike, "n N"], train: ClassStatistics) -> ClassStatistics:
@@ -39,11 +40,13 @@ def weak_test_collapse(H: Float[ArrayLike, "n N"], train: ClassStatistics) -> Cl
 
     Weak collapse asks only that test features concentrate at C points, whichever sample goes where. With the training
     means as those points, tr Σ_W is the least over all assignments: never above that of `strong_test_collapse`, and
-    equal to it where the nearest-class-centre rule makes no error; the same Σ_B stands below both.
+    equal to it where the nearest-class-centre rule makes no error; weighted by class, the same Σ_B stands below both.
+    So for `nc1_tirer2022` weak ≤ strong always. Other NC1 take averages over classes or weigh directions, and the order
+    is then usual, not certain. Classes to which no sample is assigned have size 0, and no vote in those averages.
 
     Arguments, errors and source as in `strong_test_collapse`; test labels are not used.
     """
-    H = jnp.asarray(H)
+    H = as_floats(H)
     check_shape("H", H, (train.num_features, None), "(n features, N samples) with n as train has")
     return _about_training_means(H, nearest_class_mean(H, train.means), train)
 

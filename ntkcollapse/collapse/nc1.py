@@ -68,13 +68,15 @@ def nc1_seleznova2023(statistics: ClassStatistics) -> Float[Array, ""]:
 
         (1 / C n) Σ_c Σ_j √( (S_c)_jj / m_c )
 
-    In units of the features: it scales with them, and is not invariant to rotation. Every class has one vote.
+    In units of the features: it scales with them, and is not invariant to rotation. Every class that has samples has
+    one vote (C counts those: to `weak_test_collapse` some may be missing).
 
     References:
         The form in the code published with Seleznova et al. (2023).
     """
     variances = statistics.square_deviations / jnp.maximum(statistics.sizes, 1)[None, :]
-    return jnp.mean(_safe.root(variances))
+    present = jnp.count_nonzero(statistics.sizes).astype(variances.dtype)
+    return jnp.sum(_safe.root(variances)) / (present * statistics.num_features)
 
 
 def without_last_direction(A: Float[Array, "n C"], u: Float[Array, " C"]) -> Float[Array, "n D"]:

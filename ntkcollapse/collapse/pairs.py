@@ -17,7 +17,7 @@ def cdnv_galanti2022(statistics: ClassStatistics) -> Float[Array, "C C"]:
         statistics: of the features.
     Returns:
         Symmetric, invariant to rotation and scale; 0 on the diagonal, which is no pair, and +inf for two classes whose
-        means coincide. Costs C² n, memory C n.
+        means coincide. A class without samples has Var 0 here. Costs C² n, memory C n.
     References:
         Galanti, György & Hutter (2022).
     """
@@ -34,6 +34,8 @@ def cdnv_galanti2022(statistics: ClassStatistics) -> Float[Array, "C C"]:
 
 
 def mean_cdnv_galanti2022(statistics: ClassStatistics) -> Float[Array, ""]:
-    """Mean of `cdnv_galanti2022` over pairs of different classes."""
-    C = statistics.num_classes
-    return cdnv_galanti2022(statistics).sum() / (C * (C - 1))
+    """Mean of `cdnv_galanti2022` over pairs of different classes that have samples; NaN where fewer than two have."""
+    present = statistics.sizes > 0
+    pairs = present[:, None] & present[None, :] & ~jnp.eye(statistics.num_classes, dtype=bool)
+    values = jnp.where(pairs, cdnv_galanti2022(statistics), 0)
+    return values.sum() / jnp.count_nonzero(pairs).astype(values.dtype)

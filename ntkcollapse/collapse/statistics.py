@@ -143,7 +143,7 @@ class ClassStatistics(eqx.Module):
 
     @property
     def class_variances(self) -> Float[Array, " C"]:
-        """Var_c = tr S_c / m_c, the mean squared distance of a class's samples from their mean."""
+        """Var_c = tr S_c / m_c, the mean squared distance of a class's samples from their mean; 0 without samples."""
         return self.square_deviations.sum(0) / jnp.maximum(self.sizes, 1)
 
     def _weights(self, weighting: str) -> Float[Array, " C"]:
@@ -208,7 +208,8 @@ class ClassStatistics(eqx.Module):
 
 def as_floats(values) -> Float[Array, "..."]:
     """As floats of 32 bits at least: bfloat16 counts to 256 and float16 to 2048, and sums stay there."""
-    dtype = jnp.result_type(float, values)
+    dtype = jnp.result_type(values if hasattr(values, "dtype") else np.asarray(values))
+    dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
     return jnp.asarray(values, dtype=jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
 
 

@@ -12,6 +12,7 @@ from ntkcollapse.collapse import (
     ClassStatistics,
     cdnv_galanti2022,
     mean_cdnv_galanti2022,
+    nc1_seleznova2023,
     nc1_tirer2022,
     ncc_accuracy,
     ncc_depth,
@@ -91,6 +92,40 @@ def test_weak_and_strong_by_hand():
     np.testing.assert_allclose(weak.square_deviations, [[1, 2]])
     np.testing.assert_allclose(nc1_tirer2022(strong), 11 / 3 / 4)
     np.testing.assert_allclose(nc1_tirer2022(weak), 1 / 4)
+
+
+def test_classes_without_test_samples_have_no_vote():
+    """All test samples near the first of three means, or of two: averages are over those."""
+    labels = np.arange(30) % 3
+    means = np.array([[0.0, 100.0, 0.0], [0.0, 0.0, 100.0]])
+    rng = np.random.default_rng(0)
+    train = ClassStatistics.from_features((means[:, labels] + rng.normal(size=(2, 30))).T, labels)
+    M, H = np.asarray(train.means), rng.normal(size=(2, 8))
+    weak = weak_test_collapse(H, train)
+    np.testing.assert_array_equal(weak.sizes, [8, 0, 0])
+    deviations = H - M[:, :1]
+    np.testing.assert_allclose(nc1_seleznova2023(weak), np.sqrt(np.square(deviations).mean(1)).mean())
+    assert np.isnan(float(mean_cdnv_galanti2022(weak)))
+
+    H[:, 5:] += means[:, 1:2]
+    weak = weak_test_collapse(H, train)
+    variances = [np.square(H[:, part] - M[:, [c]]).sum(0).mean() for c, part in enumerate((slice(5), slice(5, 8)))]
+    expected = sum(variances) / 2 / np.square(M[:, 0] - M[:, 1]).sum()
+    np.testing.assert_allclose(mean_cdnv_galanti2022(weak), expected)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_integer_features_are_measured_as_numbers():
+    """Pixels as they are stored: sizes and means of integers would lose fractions and overflow."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    H = (rng.integers(0, 60, (4, 30)) + 90 * (np.arange(4)[:, None] == labels[None, :])).astype(np.uint8)
+    train = ClassStatistics.from_features(H.T.astype(float), labels)
+    of_floats = strong_test_collapse(H.astype(float), labels, train), weak_test_collapse(H.astype(float), train)
+    for found, expected in zip(
+        (strong_test_collapse(H, labels, train), weak_test_collapse(H, train)), of_floats, strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_weak_is_never_above_strong():
