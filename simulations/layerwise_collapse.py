@@ -98,11 +98,11 @@ def main() -> None:
         print(
             f"{name}: train accuracy {end['train_accuracy']:.3f}, test {end['test_accuracy']:.3f}; NC1 of features "
             f"{end['train_nc1_tirer2022']:.3g} train, {end['weak_nc1_tirer2022']:.3g} weak, "
-            f"{end['strong_nc1_tirer2022']:.3g} strong, {end['test_nc1_tirer2022']:.3g} about test means; depth "
-            f"{profiles[name].ncc_depth(0.01)} of {len(profiles[name].layers)}"
+            f"{end['strong_nc1_tirer2022']:.3g} strong, {end['test_nc1_tirer2022']:.3g} about test means; class means "
+            f"classify 99 % after {profiles[name].ncc_depth(0.01)} of {len(profiles[name].layers) - 1} layers"
         )
         nc1 = profiles[name].train["nc1_tirer2022"]
-        print("  by layer, train:", " ".join(f"{v:.3g}" for v in nc1))
+        print("  input and after each layer, train:", " ".join(f"{v:.3g}" for v in nc1))
     title = f"{flags.network} on {flags.dataset}, {flags.setting} setting"
     print(plots.save(plots.collapse_profile_figure(profiles, title=title), flags.out / f"layerwise_{label(flags)}"))
     print(plots.save(plots.held_out_figure(found, title=title), flags.out / f"test_collapse_{label(flags)}"))

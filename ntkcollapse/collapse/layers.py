@@ -1,4 +1,4 @@
-"""Collapse along depth: every metric in every layer, on training and test data."""
+"""Collapse along depth: metrics of every layer that need no n × n matrix, on training and test data."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_finite, check_positive
 from ntkcollapse.collapse.nearest_centre import ncc_depth
-from ntkcollapse.collapse.statistics import check_label_range, check_no_empty_class
+from ntkcollapse.collapse.statistics import check_label_range, check_labels, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
 from ntkcollapse.collapse.summary import measure
 
@@ -28,9 +28,16 @@ class LayerProfile(NamedTuple):
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
 
-    def ncc_depth(self, tolerance: float = 0.0) -> int | None:
-        """The first layer (from 1) whose nearest-class-centre error on training data is at most `tolerance`."""
-        return ncc_depth(self.train["ncc_accuracy"], tolerance)
+    def ncc_depth(self, tolerance: float = 0.0, *, first: int = 0) -> int | None:
+        """After how many layers the nearest-class-centre error on training data is at most `tolerance`.
+
+        Args:
+            tolerance: the error that is allowed.
+            first: layers before the first entry of the profile. 0 where that is the network's input, as with
+                ``at="inputs"`` of `flax_activations` and in `DeepRFM.inputs`: the depth is then 0 for classes that are
+                separated by their means before any layer, and L at the output of L layers. 1 with ``at="outputs"``.
+        """
+        return ncc_depth(self.train["ncc_accuracy"], tolerance, first=first)
 
 
 def layer_profile(
@@ -45,8 +52,8 @@ def layer_profile(
 
     Activations are flattened to n numbers a sample. No n × n matrix is formed, however wide a layer is: metrics that
     ask for the within-class covariance in the directions of the class means get it in those C − 1 directions alone, and
-    the values are the same. Sums are in float64 on the host. Memory: 3 n C numbers for the widest layer, and the
-    activations of one batch.
+    the values are the same. Sums are in float64 on the host. Memory: 3 n C numbers a layer, 5 n C with test data, for
+    all layers at once, and the activations of one batch. Training data go through the network twice, test data once.
 
     | metric | train | test |
     |---|---|---|
@@ -62,26 +69,33 @@ def layer_profile(
         test: test data and labels.
         batch_size: samples that go through the network at once.
     Raises:
-        ValueError: a layer whose output is not one row a sample, or not finite; labels out of range, a class without
-            samples. The layer is named.
+        ValueError: labels out of range, a class without samples, one class only, before anything is run; a layer whose
+            output is not one row a sample, or not finite: the layer is named.
     """
     check_positive("batch_size", batch_size)
-    y, C = check_label_range(labels, np.shape(inputs)[0], None)
-    check_no_empty_class(np.bincount(y, minlength=C))
-    first = _sums(_batches(activations, inputs, y, batch_size), C)
-    frames = {name: _Frame.of(sums) for name, sums in first.items()}
-    train = {name: _Projected.empty(frame, C) for name, frame in frames.items()}
-    for name, features, batch in _batches(activations, inputs, y, batch_size):
-        train[name] = train[name].update(frames[name], features, batch)
-    rows = [_train_values(first[name], train[name]) for name in first]
-    tested = []
+    y, C = check_labels(labels, np.shape(inputs)[0], None)
+    y, z = np.asarray(y), None
     if test is not None:
         z, _ = check_label_range(test[1], np.shape(test[0])[0], C)
         check_no_empty_class(np.bincount(z, minlength=C))
-        own = _sums(_batches(activations, test[0], z, batch_size), C)
-        seen = {name: _Projected.empty(frame, C) for name, frame in frames.items()}
+    first: dict[str, RunningStatistics] = {}
+    for name, features, batch in _batches(activations, inputs, y, batch_size):
+        first[name] = first.get(name, _no_sums(features, C)).update(features, batch)
+    frames = {name: _Frame.of(sums) for name, sums in first.items()}
+    projected = {name: RunningStatistics.empty(frame.basis.shape[1], C) for name, frame in frames.items()}
+    seen = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
+    for name, features, batch in _batches(activations, inputs, y, batch_size):
+        inside, outside = frames[name].split(features)
+        projected[name] = projected[name].update(inside, batch)
+        seen[name] = seen[name].update(frames[name], inside, outside, batch)
+    rows = [_train_values(first[name], projected[name], seen[name]) for name in first]
+    tested = []
+    if test is not None and z is not None:
+        own: dict[str, RunningStatistics] = {}
+        seen = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
         for name, features, batch in _batches(activations, test[0], z, batch_size):
-            seen[name] = seen[name].update(frames[name], features, batch)
+            own[name] = own.get(name, _no_sums(features, C)).update(features, batch)
+            seen[name] = seen[name].update(frames[name], *frames[name].split(features), batch)
         tested = [_test_values(first[name], own[name], seen[name]) for name in first]
     return LayerProfile(
         layers=tuple(first),
@@ -140,13 +154,14 @@ def _batches(activations, inputs, labels, batch_size: int) -> Iterator[tuple[str
             yield name, features, labels[start : start + batch_size]
 
 
-def _sums(batches, num_classes: int) -> dict[str, RunningStatistics]:
-    sums: dict[str, RunningStatistics] = {}
-    for name, features, labels in batches:
-        if name not in sums:
-            sums[name] = RunningStatistics.empty(features.shape[1], num_classes, scatter=False)
-        sums[name] = sums[name].update(features, labels)
-    return sums
+def _no_sums(features: np.ndarray, num_classes: int) -> RunningStatistics:
+    return RunningStatistics.empty(features.shape[1], num_classes, scatter=False)
+
+
+def _about_their_mean(means: np.ndarray) -> np.ndarray:
+    """Class means (n, C) about their mean; exact zeros where they coincide, as they are taken about the first."""
+    shifted = means - means[:, :1]
+    return shifted - shifted.mean(1, keepdims=True)
 
 
 class _Frame(NamedTuple):
@@ -158,53 +173,49 @@ class _Frame(NamedTuple):
 
     @classmethod
     def of(cls, sums: RunningStatistics) -> "_Frame":
-        centre = sums.means.mean(1)
-        centred = sums.means - centre[:, None]
+        centred = _about_their_mean(sums.means)
         U, _, _ = np.linalg.svd(centred, full_matrices=False)
         U = U[:, : min(centred.shape[0], centred.shape[1] - 1)]
-        return cls(U, centre, U.T @ centred)
+        return cls(U, sums.means[:, 0] - centred[:, 0], U.T @ centred)
+
+    def split(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features in the frame (B, r), and how far each is from it, squared."""
+        centred = features - self.centre
+        inside = centred @ self.basis
+        return inside, np.square(centred - inside @ self.basis.T).sum(1)
 
 
-class _Projected(NamedTuple):
-    """Sums in the frame of the training means, and squared distances from training means in the full space."""
+class _Distances(NamedTuple):
+    """How often the nearest training mean is that of the sample's class, and squared distances from both, summed."""
 
-    inside: RunningStatistics
     hits: float
     nearest: float
     own: float
 
-    @classmethod
-    def empty(cls, frame: _Frame, num_classes: int) -> "_Projected":
-        return cls(RunningStatistics.empty(frame.basis.shape[1], num_classes), 0.0, 0.0, 0.0)
-
-    def update(self, frame: _Frame, features: np.ndarray, labels: np.ndarray) -> "_Projected":
-        centred = features - frame.centre
-        inside = centred @ frame.basis
-        # Outside the frame every class mean is the centre, so that this part is common to all distances.
-        outside = np.square(centred - inside @ frame.basis.T).sum(1)
-        squares = np.square(inside[:, :, None] - frame.means[None]).sum(1)
-        nearest = squares.argmin(1)
-        rows = np.arange(labels.size)
-        return _Projected(
-            self.inside.update(inside, labels),
+    def update(self, frame: _Frame, inside: np.ndarray, outside: np.ndarray, labels: np.ndarray) -> "_Distances":
+        # Outside the frame every class mean is the centre, so that this part is common to all distances. The nearest
+        # mean is found by a product, which keeps (B, C) numbers; its distance is a difference, which does not cancel.
+        M = frame.means
+        nearest = (np.square(M).sum(0) / 2 - inside @ M).argmin(1)
+        squares = (np.square(inside - M.T[classes]).sum() + outside.sum() for classes in (nearest, labels))
+        return _Distances(
             self.hits + float((nearest == labels).sum()),
-            self.nearest + float((squares[rows, nearest] + outside).sum()),
-            self.own + float((squares[rows, labels] + outside).sum()),
+            *(total + float(s) for total, s in zip((self.nearest, self.own), squares, strict=True)),
         )
 
 
-def _train_values(sums: RunningStatistics, seen: _Projected) -> dict[str, float]:
+def _train_values(sums: RunningStatistics, inside: RunningStatistics, seen: _Distances) -> dict[str, float]:
     # One more feature stands for all that is orthogonal to the class means: there only variances count.
-    rest = np.maximum(sums.square_deviations.sum(0) - seen.inside.square_deviations.sum(0), 0)[None, :]
-    r, C = seen.inside.means.shape
-    assert seen.inside.scatter is not None
+    rest = np.maximum(sums.square_deviations.sum(0) - inside.square_deviations.sum(0), 0)[None, :]
+    r, C = inside.means.shape
+    assert inside.scatter is not None
     scatter = np.zeros((r + 1, r + 1))
-    scatter[:r, :r], scatter[r, r] = seen.inside.scatter, rest.sum()
+    scatter[:r, :r], scatter[r, r] = inside.scatter, rest.sum()
     compressed = RunningStatistics(
         sums.sizes,
-        np.concatenate([seen.inside.means, np.zeros((1, C))]),
+        np.concatenate([inside.means, np.zeros((1, C))]),
         scatter,
-        np.concatenate([seen.inside.square_deviations, rest]),
+        np.concatenate([inside.square_deviations, rest]),
     )
     with warnings.catch_warnings():
         # That a narrow layer cannot hold a simplex ETF is no news here; its width stands in the profile.
@@ -217,9 +228,9 @@ def _train_values(sums: RunningStatistics, seen: _Projected) -> dict[str, float]
     }
 
 
-def _test_values(train: RunningStatistics, own: RunningStatistics, seen: _Projected) -> dict[str, float]:
+def _test_values(train: RunningStatistics, own: RunningStatistics, seen: _Distances) -> dict[str, float]:
     def between(sums):
-        return float(np.square(sums.means - sums.means.mean(1, keepdims=True)).sum() / sums.sizes.size)
+        return float(np.square(_about_their_mean(sums.means)).sum() / sums.sizes.size)
 
     def ratio(within, variance):
         return within / variance if variance > 0 else float("inf")

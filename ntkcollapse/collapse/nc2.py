@@ -113,12 +113,12 @@ def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
     return V
 
 
-def warn_if_no_simplex(num_features: int, num_classes: int) -> None:
+def warn_if_no_simplex(num_features: int, num_classes: int, *, stacklevel: int = 4) -> None:
     if num_features < num_classes - 1:
         warnings.warn(
             f"means, W: {num_features} features cannot hold a simplex ETF of C = {num_classes} vectors, which needs "
             f"n ≥ C − 1; the distance from it stays above {simplex_etf_floor(num_features, num_classes):.3g}.",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

@@ -50,7 +50,7 @@ def nc3_zhu2021(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Floa
     """
     W = _check(statistics, W)
     C = statistics.num_classes
-    warn_if_no_simplex(statistics.num_features, C)
+    warn_if_no_simplex(statistics.num_features, C, stacklevel=3)
     product = jnp.matmul(W, statistics.centred_means(), precision="highest")
     return _safe.norm(_safe.unit(product) - simplex_gram(C, W.dtype) / jnp.sqrt(C - 1.0).astype(W.dtype))
 

@@ -36,15 +36,18 @@ def ncc_accuracy(
     return jnp.mean((nearest_class_mean(H, means).astype(y.dtype) == y).astype(H.dtype))
 
 
-def ncc_depth(accuracies: Float[ArrayLike, " L"] | Sequence[float], tolerance: float = 0.0) -> int | None:
-    r"""The first layer at which the nearest-class-centre error is at most ε: the effective depth.
+def ncc_depth(
+    accuracies: Float[ArrayLike, " L"] | Sequence[float], tolerance: float = 0.0, *, first: int = 1
+) -> int | None:
+    r"""After how many layers the nearest-class-centre error is at most ε for the first time: the effective depth.
 
     Args:
         accuracies: of the nearest-class-centre rule after layer 1, 2, …, L, as `ncc_accuracy` gives them.
         tolerance: ε, the error that is allowed.
+        first: layers before the first accuracy; 0 where that is of the network's input.
     Returns:
-        A layer from 1 to L, or None where no layer reaches it (some authors report L then). Later layers may err
-        more again: the definition asks for the first.
+        A number of layers from `first` on, or None where no layer reaches it (some authors report L then).
+        Later layers may err more again: the definition asks for the first.
     Raises:
         ValueError: no layers, or accuracies that are not between 0 and 1.
     References:
@@ -60,4 +63,4 @@ def ncc_depth(accuracies: Float[ArrayLike, " L"] | Sequence[float], tolerance: f
         raise ValueError(f"accuracies: expected at least one fraction between 0 and 1, got {values}.")
     # Accuracies are counts over N: 1 − 0.99 must count as 0.01.
     reached = np.flatnonzero(1 - values <= tolerance + 1e-12)
-    return int(reached[0]) + 1 if reached.size else None
+    return int(reached[0]) + first if reached.size else None

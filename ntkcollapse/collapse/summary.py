@@ -1,5 +1,6 @@
 """All metrics of one set of features at once, in float64."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -30,6 +31,8 @@ def measure(
     Raises:
         ValueError: a class without samples, numbers that are not finite, sums kept without scatter, or W that does not
             fit.
+    Warns:
+        UserWarning: n < C − 1, where no simplex ETF exists.
 
     >>> import numpy as np
     >>> H = np.array([[0.0, 2.0, 5.0, 5.0], [1.0, 1.0, 0.0, 4.0]])
@@ -46,7 +49,11 @@ def measure(
     check_no_empty_class(leaves[0])
     with jax.enable_x64(True):
         wide = ClassStatistics(*(jnp.asarray(x) for x in leaves))
-        values = _measure(wide, None if W is None else jnp.asarray(np.asarray(W, dtype=np.float64)))
+        nc2.warn_if_no_simplex(wide.num_features, wide.num_classes, stacklevel=3)
+        with warnings.catch_warnings():
+            # Said above in every call; each metric would say so again, and only while it is compiled.
+            warnings.simplefilter("ignore", UserWarning)
+            values = _measure(wide, None if W is None else jnp.asarray(np.asarray(W, dtype=np.float64)))
         return {name: float(value) for name, value in values.items()}
 
 

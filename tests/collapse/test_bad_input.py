@@ -118,6 +118,11 @@ def test_fewer_features_than_classes():
     np.testing.assert_allclose(
         collapse.nc1_papyan2020(statistics), np.trace(within @ np.linalg.inv(between)) / 5, rtol=1e-10
     )
+    # The first call compiles, the second one does not: both warn, once.
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 features cannot hold a simplex ETF of C = 5") as said:
+            collapse.measure(statistics, x[:5])
+        assert len(said) == 1
     with pytest.warns(UserWarning, match="2 features cannot hold a simplex ETF of C = 5"):
         assert collapse.measure(statistics)["nc2_seleznova2023"] >= collapse.simplex_etf_floor(2, 5)
     # The profile of a narrow layer holds the same values, without a word.
@@ -129,7 +134,8 @@ def test_zero_between_class_scatter_is_infinite_everywhere_and_never_nan():
     """A dead layer, and classes whose means coincide while samples differ."""
     x = np.concatenate([H[:, :4].T] * 3)
     labels = np.repeat(np.arange(3), 4)
-    for features in (x, 0 * x + 2.0):
+    # The mean of three times 0.1 is not 0.1.
+    for features in (x, 0 * x + 2.0, 0 * x + 0.1):
         statistics = ClassStatistics.from_features(features, labels)
         values = collapse.measure(statistics, np.zeros((3, 4)))
         for name in ("nc1_papyan2020", "nc1_han2022", "nc1_tirer2022", "mean_cdnv_galanti2022"):

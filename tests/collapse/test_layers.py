@@ -134,13 +134,37 @@ def test_any_pure_function_and_its_depth():
 
     x = np.concatenate([LABELS[:, None], RNG.normal(size=(60, 5))], axis=1)
     profile = collapse.layer_profile(activations, x, LABELS)
-    assert profile.ncc_depth() == 2
+    # "noise" is what comes in; one layer is enough. Counted from what the first layer gives, it is the second.
+    assert profile.ncc_depth() == 1
+    assert profile.ncc_depth(first=1) == 2
+    assert collapse.layer_profile(lambda x: {"input": x}, np.eye(3)[LABELS], LABELS).ncc_depth() == 0
     np.testing.assert_allclose(profile.train["nc1_tirer2022"][[1, 3]], 0, atol=1e-30)
     np.testing.assert_allclose(
         profile.train["nc2_seleznova2023"], [profile.train["nc2_seleznova2023"][0], 0, 1, 0], atol=1e-7
     )
     assert profile.train["nc1_papyan2020"][2] == np.inf
     assert profile.test == {}
+
+
+def test_test_data_go_through_the_network_once():
+    calls = []
+
+    def activations(x):
+        calls.append(len(x))
+        return {"x": x}
+
+    collapse.layer_profile(activations, INPUTS, LABELS, TEST, batch_size=60)
+    assert calls == [60, 60, 30]
+
+
+def test_labels_are_checked_before_anything_is_run():
+    def never(x):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="labels: expected at least two classes"):
+        collapse.layer_profile(never, INPUTS, 0 * LABELS)
+    with pytest.raises(ValueError, match="got 3"):
+        collapse.layer_profile(never, INPUTS, LABELS, (TEST[0], TEST[1] + 1))
 
 
 def test_layers_that_are_not_per_sample_are_named():

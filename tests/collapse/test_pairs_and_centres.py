@@ -67,6 +67,7 @@ def test_nearest_class_centre_of_gaussians():
 def test_depth_is_the_first_layer_within_tolerance():
     assert ncc_depth([0.2, 0.99, 0.9, 1.0], tolerance=0.01) == 2
     assert ncc_depth(np.array([0.2, 0.99, 0.9, 1.0])) == 4
+    assert ncc_depth([0.99, 1.0], tolerance=0.01, first=0) == 0
     assert ncc_depth([0.2, 0.3]) is None
     for bad in ([], [1.2], [np.nan]):
         with pytest.raises(ValueError, match="accuracies"):
