@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ntkcollapse import _safe
 from ntkcollapse._checks import check_finite, check_positive, check_shape
 
 # Rows in, rows out: (B, ...) -> (B, K), each row of the output a function of the same row of the input.
@@ -70,8 +71,8 @@ def low_rank_agop(
     r"""The leading eigenpairs of the AGOP by randomised subspace iteration; no n × n matrix is formed.
 
     Each iteration multiplies r + p directions by the AGOP, one derivative forwards and one backwards for each direction
-    and sample. Directions are found to an error that falls as (λ_{r+p+1} / λ_r)^{2 iterations}; eigenvalues are never
-    above the true ones. Memory (r + p) n numbers and chunk · (r + p) · n for the derivatives.
+    and sample. The error of directions falls as (λ_{r+p+1} / λ_r)^iterations, that of eigenvalues as its square; they
+    are never above the true ones. Memory (r + p) n numbers and chunk · (r + p) · n for the derivatives.
 
     Args:
         f, x, chunk: as for `agop`.
@@ -80,7 +81,7 @@ def low_rank_agop(
         iterations: multiplications before the last one.
         oversampling: p, directions beyond r that are carried along.
     Raises:
-        ValueError: as `agop`; a rank below 1 or above n.
+        ValueError: as `agop`; a rank below 1 or above n, a chunk below 1, iterations or oversampling below 0.
     References:
         Halko, Martinsson & Tropp (2011) for the iteration.
     """
@@ -88,6 +89,9 @@ def low_rank_agop(
     n = int(np.prod(x.shape[1:]))
     if not 1 <= rank <= n:
         raise ValueError(f"rank: expected 1 to n = {n}, got {rank}.")
+    check_positive("chunk", chunk)
+    for name, value in (("iterations", iterations), ("oversampling", oversampling)):
+        check_positive(name, value, zero=True)
     width = min(rank + oversampling, n)
     V = jnp.linalg.qr(jax.random.normal(key, (n, width), dtype=x.dtype))[0]
     for _ in range(iterations):
@@ -179,10 +183,12 @@ def ansatz_correlation(
     """
     A, B = jnp.asarray(A), jnp.asarray(B)
     check_shape("B", B, A.shape, "as A has")
+    for name, value in (("A", A), ("B", B)):
+        check_finite(name, value)
     if centred:
         A, B = A - A.mean(), B - B.mean()
-    norms = jnp.linalg.norm(A) * jnp.linalg.norm(B)
-    return jnp.where(norms > 0, jnp.sum(A * B) / jnp.where(norms > 0, norms, 1), 0)
+    # Unit matrices: squares of entries below 1e-19 would be lost in float32.
+    return jnp.sum(_safe.unit(A) * _safe.unit(B))
 
 
 def neural_feature_matrix(kernel: Float[ArrayLike, "*fan out"]) -> Float[Array, "fan fan"]:

@@ -42,26 +42,30 @@ def layer_agops(
     sample. Where skip connections feed a layer's input to other layers too, only the way through this layer counts.
 
     Args:
-        module, variables, call: as for `record_layers`; layers of `flax.linen.Dense` and `Conv` kind, called once each.
+        module, variables, call: as for `record_layers`; all layers with a `kernel` are `flax.linen.Dense` or `Conv`
+            (without groups or mask), called once each.
         x: points to average over, rows.
         chunk: samples differentiated at once.
     Returns:
         By the names of `record_layers`: symmetric, positive semi-definite, (fan, fan) with fan the inputs of one
         output.
     Raises:
-        ValueError: outputs that are not one row a sample, numbers that are not finite.
+        ValueError: another kind of layer with a `kernel` (it is named), no samples, outputs that are not one row a
+            sample, numbers that are not finite.
     References:
         Radhakrishnan et al. (2024); the average over windows of convolutions: Beaglehole, Radhakrishnan, Pandit &
         Belkin (2023).
     """
     x = jnp.asarray(x)
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(f"x: expected rows of at least one sample, got shape {x.shape}.")
     check_positive("chunk", chunk)
     check_finite("x", x)
+    kernels = layer_kernels(module, variables, x[:1], **call)
     totals: dict[str, Array] = {}
     for start in range(0, x.shape[0], chunk):
         found = _cotangent_grams(module, variables, x[start : start + chunk], call)
         totals = {name: totals[name] + value if totals else value for name, value in found.items()}
-    kernels = layer_kernels(module, variables, x[:1], **call)
     agops = {}
     for name, kernel in kernels.items():
         W = kernel.reshape(-1, kernel.shape[-1])
@@ -129,7 +133,16 @@ def _cotangent_grams(module, variables, x, call) -> dict[str, Array]:
 
 
 def _has_weights(context, args) -> bool:
-    return context.method_name == "__call__" and bool(args) and context.module.has_variable("params", "kernel")
+    layer = context.module
+    found = context.method_name == "__call__" and bool(args) and layer.has_variable("params", "kernel")
+    if found:
+        plain = isinstance(layer, nn.Conv) and layer.feature_group_count == 1 and layer.mask is None
+        if not (plain or isinstance(layer, nn.Dense)):
+            raise ValueError(
+                f"{'/'.join(layer.path)}: expected flax.linen.Dense or Conv without groups or mask, whose kernel is "
+                f"one matrix between an input (or window) and an output; got {type(layer).__name__}."
+            )
+    return found
 
 
 def _outputs_with_shifts(module, variables, x, shifts, call) -> tuple[Any, dict[str, Array]]:

@@ -3,11 +3,12 @@
 import warnings
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite
+from ntkcollapse._checks import check_finite, check_shape
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 # Whose geometry is measured: class means through their statistics, or the rows of a classifier W (C, n).
@@ -27,7 +28,7 @@ def nc2_seleznova2023(of: Frame, *, centred: bool | None = None) -> Float[Array,
     Warns:
         UserWarning: n < C − 1, where no simplex ETF exists; see `simplex_etf_floor`.
     Raises:
-        ValueError: numbers that are not finite.
+        ValueError: numbers that are not finite, or W of one class only.
     References:
         Seleznova et al. (2023) for centred class means. Zhu et al. (2021): the same of W, `nc2_zhu2021`.
     """
@@ -107,7 +108,12 @@ def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
         V = of.centred_means() if centred in (None, True) else of.means
     else:
         check_finite("W", of)
+        check_shape("W", of, (None, None), "(C classes, n features)")
         V = jnp.asarray(of).T
+        if V.shape[1] < 2:
+            raise ValueError(
+                f"W: expected the rows of at least two classes, got shape {np.shape(of)}; one has no angles."
+            )
         V = V - V.mean(1, keepdims=True) if centred else V
     warn_if_no_simplex(*V.shape)
     return V

@@ -23,12 +23,13 @@ def nc4_mismatch(
     Returns:
         Between 0 and 1. Ties go to the class of lower index in both decisions.
     Raises:
-        ValueError: shapes that disagree, or numbers that are not finite: they would all be decided for class 0.
+        ValueError: shapes that disagree, no samples, or numbers that are not finite: they would all be decided for
+            class 0.
     References:
         Papyan, Han & Donoho (2020).
     """
     H, W = jnp.asarray(H), jnp.asarray(W)
-    check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
+    check_samples(H)
     check_shape("W", W, (None, H.shape[0]), f"(C classes, n = {H.shape[0]} features, as H has)")
     check_shape("means", means, (H.shape[0], W.shape[0]), "(n features, C classes), as H and W have")
     for name, value in (("H", H), ("W", W), ("b", b), ("means", means)):
@@ -38,6 +39,13 @@ def nc4_mismatch(
         check_shape("b", b, (W.shape[0],), f"one bias for each of the C = {W.shape[0]} rows of W")
         logits = logits + jnp.asarray(b)[:, None]
     return jnp.mean((jnp.argmax(logits, axis=0) != nearest_class_mean(H, means)).astype(H.dtype))
+
+
+def check_samples(H: Float[Array, "n N"]) -> None:
+    """Features in columns, at least one."""
+    check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
+    if H.shape[1] == 0:
+        raise ValueError(f"H: expected at least one sample, got shape {H.shape}; a fraction of none is undefined.")
 
 
 def nearest_class_mean(H: Float[ArrayLike, "n N"], means: Float[ArrayLike, "n C"]) -> Int[Array, " N"]:

@@ -7,8 +7,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from ntkcollapse._checks import check_finite, check_shape
-from ntkcollapse.collapse.nc4 import nearest_class_mean
+from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse.collapse.nc4 import check_samples, nearest_class_mean
+from ntkcollapse.collapse.statistics import check_label_range
 
 
 def ncc_accuracy(
@@ -23,14 +24,16 @@ def ncc_accuracy(
     Returns:
         Between 0 and 1.
     Raises:
-        ValueError: shapes that disagree, or numbers that are not finite.
+        ValueError: shapes that disagree, no samples, labels that are not 0, …, C−1, or numbers that are not finite.
     References:
         Galanti, Galanti & Ben-Shaul (2022); Ben-Shaul & Dekel (2022).
     """
     H, y = jnp.asarray(H), jnp.asarray(labels)
-    check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
+    check_samples(H)
     check_shape("labels", y, (H.shape[1],), "one label a column of H")
     check_shape("means", means, (H.shape[0], None), "(n features, C classes) with n as H has")
+    if not is_traced(labels):
+        check_label_range(labels, H.shape[1], np.shape(means)[1])
     for name, value in (("H", H), ("means", means)):
         check_finite(name, value)
     return jnp.mean((nearest_class_mean(H, means).astype(y.dtype) == y).astype(H.dtype))

@@ -159,6 +159,10 @@ def test_correlation():
     # Centred: [1.5, −.5, −.5, −.5] and [.5, −.5, −.5, .5].
     assert float(collapse.ansatz_correlation(A, np.eye(2), centred=True)) == pytest.approx(1 / np.sqrt(3))
     assert float(collapse.ansatz_correlation(A, 0 * A)) == 0.0
+    # Of any size, in float32 too.
+    for size in (1e-24, 1e24):
+        tiny = (size * np.diag([1.0, 2.0])).astype(np.float32)
+        assert float(collapse.ansatz_correlation(tiny, tiny)) == pytest.approx(1.0)
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -170,6 +174,12 @@ def test_bad_input_is_refused():
         collapse.agop(lambda x: x, x * np.nan)
     with pytest.raises(ValueError, match="at least one sample"):
         collapse.agop(lambda x: x, x[:0])
+    for name in ("chunk", "oversampling", "iterations"):
+        with pytest.raises(ValueError, match=f"{name}: expected numbers"):
+            collapse.low_rank_agop(lambda x: x, x, 2, key=jax.random.key(0), **{name: -1})
+    for A, B, name in ((np.nan * np.eye(2), np.eye(2), "A"), (np.eye(2), np.nan * np.eye(2), "B")):
+        with pytest.raises(ValueError, match=f"{name}: expected finite"):
+            collapse.ansatz_correlation(A, B)
     with pytest.raises(ValueError, match="as A has"):
         collapse.ansatz_correlation(np.eye(2), np.eye(3))
 

@@ -167,6 +167,20 @@ def test_profile_of_bad_test_data_and_batches():
         collapse.layer_profile(activations, H.T, LABELS, batch_size=0)
 
 
+def test_no_samples_no_classes_and_labels_that_are_none():
+    W, none = np.ones((3, 4)), np.zeros((4, 0))
+    with pytest.raises(ValueError, match="H: expected at least one sample"):
+        collapse.nc4_mismatch(none, W, None, TRAIN.means)
+    with pytest.raises(ValueError, match="H: expected at least one sample"):
+        collapse.ncc_accuracy(none, np.zeros(0, int), TRAIN.means)
+    for labels, bad in ((LABELS + 1, 3), (LABELS - 1, -1)):
+        with pytest.raises(ValueError, match=f"got {bad}"):
+            collapse.ncc_accuracy(H, labels, TRAIN.means)
+    for f in (collapse.nc2_zhu2021, collapse.nc2_equiangle_papyan2020, collapse.nc2_maximal_angle_papyan2020):
+        with pytest.raises(ValueError, match="at least two classes"):
+            f(W[:1])
+
+
 class Shared(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -178,6 +192,31 @@ class Summed(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(2, name="layer")(x).sum(0)
+
+
+class Heads(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.DenseGeneral((3, 2), name="heads")(x).reshape(x.shape[0], -1))
+
+
+class Groups(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Conv(4, (1,), feature_group_count=2, name="groups")(x[:, None]).reshape(x.shape[0], -1))
+
+
+def test_layers_that_are_more_than_one_matrix():
+    """Their kernel, as one matrix, has not the shape or not the meaning of what they do."""
+    x = jnp.asarray(H.T, jnp.float32)
+    for module, message in ((Heads(), "heads: expected .* got DenseGeneral"), (Groups(), "groups: expected .* Conv")):
+        variables = module.init(jax.random.key(0), x)
+        for f in (collapse.layer_agops, collapse.neural_feature_ansatz, collapse.layer_kernels):
+            with pytest.raises(ValueError, match=message):
+                f(module, variables, x)
+    plain = nn.Dense(2)
+    with pytest.raises(ValueError, match=r"at least one sample, got shape \(0, 4\)"):
+        collapse.layer_agops(plain, plain.init(jax.random.key(0), x), x[:0])
 
 
 def test_layers_that_have_no_agop_of_their_own():
