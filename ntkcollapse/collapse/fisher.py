@@ -20,7 +20,8 @@ def fisher_ratio_zarka2021(
         cutoff: eigenvalues of Σ_W below it, relative to the largest, count as zero; 10 n ε by default.
     Returns:
         Zero or above, invariant to every invertible linear map of the features. +inf where class means differ in a
-        direction without scatter within classes; directions with neither do not count.
+        direction without scatter within classes; directions with neither do not count. Σ_W has rank N − C at most: with
+        fewer samples than n + C the value is +inf for pure noise as well, and says nothing of classes.
     References:
         Zarka, Guth & Mallat (2021).
     """

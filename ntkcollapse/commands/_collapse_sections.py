@@ -86,7 +86,9 @@ def _by_source(run: Trajectory) -> Iterator[str]:
     where = "the probe" if run.settings.get("producer") == "network" else "all samples"
     yield _html.paragraph(
         f"Of the last layer at the last record, on {where} ({run.classes.num_samples} samples). Formulas, ranges and "
-        "what each does not see: docs/collapse_metrics.md. inf: no between-class scatter."
+        "what each does not see: docs/collapse_metrics.md. inf: class means that coincide; of the Fisher ratio, which "
+        "is large where classes separate: class means that differ in a direction without scatter, as any do where samples "
+        "are fewer than features and classes together."
     )
     rows = [[name, number(value), _source(name)] for name, value in sorted(values.items())]
     yield _html.grid(["metric", "value", "source"], rows)
@@ -108,6 +110,11 @@ def _depth_table(run: Trajectory) -> str:
 def _held_out_table(run: Trajectory) -> str:
     metrics = [name.removeprefix("weak_") for name in run.observables if name.startswith("weak_")]
     parts = ("train", "weak", "strong", "test")
-    rows = [[name, *(number(run[f"{part}_{name}"][-1]) for part in parts), _source(name)] for name in metrics]
+    metrics += [name for name in ("ncc_accuracy", "nc4_mismatch") if f"test_{name}" in run.observables]
+    rows = [[name, *(_last(run, f"{part}_{name}") for part in parts), _source(name)] for name in metrics]
     header = ["at the end", "training", "weak, test", "strong, test", "test, about its own means", "source"]
     return _html.grid(header, rows)
+
+
+def _last(run: Trajectory, name: str) -> str:
+    return number(run[name][-1]) if name in run.observables else ""

@@ -70,7 +70,7 @@ def test_a_layer_that_is_called_output():
         "output": (60, 4),
         "output#2": (60, 5),
     }
-    np.testing.assert_allclose(seen["output#2"], module.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen["output#2"], np.asarray(module.apply(variables, INPUTS)), rtol=1e-5, atol=1e-6)
 
 
 def whole(x, y, z, w) -> tuple[dict, dict]:

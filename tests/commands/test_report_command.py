@@ -121,6 +121,9 @@ def test_sections_of_what_a_run_measured(tmp_path):
         "The neural feature ansatz",
     ):
         assert words in said
+    on_test_data = said.split("Collapse on test data")[1].split("The neural feature ansatz")[0]
+    for metric in ("nc1_papyan2020", "ncc_accuracy", "nc4_mismatch"):
+        assert metric in on_test_data
 
 
 def test_report_does_not_replace_silently(report, capsys):
