@@ -84,7 +84,7 @@ def _free(name: str, taken: Container[str]) -> str:
 def _run(module, variables, x, at: str, call) -> dict[str, Any]:
     output, taps = record_layers(module, variables, x, every=at == "modules", **call)
     if at == "inputs":
-        found = {name: tap.input for name, tap in taps.items()}
+        found: dict[str, Any] = {name: tap.input for name, tap in taps.items()}
         found[_free("output", found)] = output
     else:
         found = {name: tap.output for name, tap in taps.items()}

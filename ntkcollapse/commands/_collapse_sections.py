@@ -87,8 +87,8 @@ def _by_source(run: Trajectory) -> Iterator[str]:
     yield _html.paragraph(
         f"Of the last layer at the last record, on {where} ({run.classes.num_samples} samples). Formulas, ranges and "
         "what each does not see: docs/collapse_metrics.md. inf: class means that coincide; of the Fisher ratio, which "
-        "is large where classes separate: class means that differ in a direction without scatter, as any do where samples "
-        "are fewer than features and classes together."
+        "is large where classes separate: class means that differ in a direction without scatter, as any do where "
+        "samples are fewer than features and classes together."
     )
     rows = [[name, number(value), _source(name)] for name, value in sorted(values.items())]
     yield _html.grid(["metric", "value", "source"], rows)
