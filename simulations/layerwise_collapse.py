@@ -2,7 +2,7 @@
 
     python simulations/layerwise_collapse.py                                    MLP on real 8×8 digits, a minute
     python simulations/layerwise_collapse.py --dataset mnist --data FOLDER      on MNIST
-    python simulations/layerwise_collapse.py --network resnet20 --dataset cifar10 --data FOLDER --epochs 48
+    python simulations/layerwise_collapse.py --network resnet20 --dataset cifar10 --data FOLDER --epochs 30
     python simulations/layerwise_collapse.py --network resnet20 --dataset cifar10 --data FOLDER --setting full
 
 Four runs of one network: with weight decay and without, and the same two on random labels. Every layer is measured on

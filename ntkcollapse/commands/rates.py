@@ -10,7 +10,7 @@ from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
-from ntkcollapse.comparison.rates import on_a_probe
+from ntkcollapse.comparison.start import on_a_probe
 from ntkcollapse.theory.rate_fit import RateVerdict
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory

@@ -65,13 +65,10 @@ def climb(
             on_rung(name)
         try:
             course = RUNGS[name].predict(start, start.times, **(options or {}).get(name, {}))
-        except (MemoryError, RuntimeError) as error:
-            if throw:
-                raise
-            failures[name] = str(error)
-            continue
-        except ValueError as error:
-            if throw or name in (options or {}) or name not in available_rungs(start):
+        except (MemoryError, RuntimeError, ValueError) as error:
+            # What the start lacks, and options that a rung refuses, are the caller's.
+            lacking = name in (options or {}) or name not in available_rungs(start)
+            if throw or (isinstance(error, ValueError) and lacking):
                 raise
             failures[name] = str(error)
             continue

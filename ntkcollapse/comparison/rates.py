@@ -14,7 +14,7 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
-from ntkcollapse.comparison.start import is_squared
+from ntkcollapse.comparison.start import is_squared, on_a_probe
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
@@ -154,11 +154,6 @@ def implied_rates(run: Trajectory, record: int) -> Rates:
         named = {"scale": "scale", "decay": "weight_decay", "bias": "bias"}
         known = {name: settings[key] for name, key in named.items() if key in settings}
     return instantaneous_rates(run.last_layer(record), run.kernel_at(record), run.classes, **known)
-
-
-def on_a_probe(run: Trajectory) -> bool:
-    """Whether a run was measured on a part of its training set."""
-    return run.settings.get("training_samples", run.classes.num_samples) != run.classes.num_samples
 
 
 def _implied(run: Trajectory, record: int, part: int) -> float:

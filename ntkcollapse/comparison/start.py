@@ -78,11 +78,10 @@ class MeasuredStart:
             raise ValueError(
                 f"run: expected one of the squared loss, which the theory is of, got {run.settings['loss']}."
             )
-        trained_on = run.settings.get("training_samples", run.classes.num_samples)
-        if trained_on != run.classes.num_samples:
+        if on_a_probe(run):
             raise ValueError(
-                f"run: expected measurements on all of the {trained_on} samples that it is trained on, got a probe of "
-                f"{run.classes.num_samples}; train with --probe-per-class 0, or use `ntkcollapse compare`."
+                f"run: expected measurements on all of the {run.settings['training_samples']} samples that it is "
+                f"trained on, got a probe of {run.classes.num_samples}; train with --probe-per-class 0, or use `ntkcollapse compare`."
             )
         self.run, self.index, self.networks = run, at, dict(networks or {})
         self.weight_decay, self.homogeneity = float(weight_decay), float(homogeneity)
@@ -189,6 +188,11 @@ class MeasuredStart:
 def is_squared(run: Trajectory) -> bool:
     """Whether the loss of a run, trained or simulated, is the squared one."""
     return run.settings.get("loss", "squared") in ("squared", "SquaredError")
+
+
+def on_a_probe(run: Trajectory) -> bool:
+    """Whether a run was measured on a part of its training set."""
+    return run.settings.get("training_samples", run.classes.num_samples) != run.classes.num_samples
 
 
 def _check_same(network: NetworkAt, state: LastLayer) -> None:

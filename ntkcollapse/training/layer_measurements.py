@@ -35,8 +35,8 @@ class LayerCollapse:
 
     "layers" among the measurements of `train`: observables "layers_<metric>" and "layers_test_<metric>", one value a
     layer, in the order of `layer_profile` (what each layer with weights sees, and the network's output), and their
-    names in the settings of the trajectory; `saved_profile` puts them together again. At every
-    measurement two passes over the training part and one over the test part.
+    names in the settings of the trajectory; `saved_profile` puts them together again. At every measurement two
+    passes over the training part and one over the test part.
 
     Args:
         per_class, test_per_class: samples, or as many as the smallest class has; 0 for all of the training set, and for

@@ -27,8 +27,8 @@ HERE = Path(__file__).parent
 PARTS = {
     "residual_single": r"$\|R - R_{\mathrm{class}}\|$",
     "residual_class": r"$\|R_{\mathrm{class}} - R_{\mathrm{global}}\|$",
+    "residual_global": r"$\|R_{\mathrm{global}}\|$",
 }
-PARTS |= {"residual_global": r"$\|R_{\mathrm{global}}\|$"}
 
 
 def run_of(net: Network, data: Dataset, learning_rate: float, steps: list[int]) -> Trajectory:
