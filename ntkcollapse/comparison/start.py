@@ -81,7 +81,8 @@ class MeasuredStart:
         if on_a_probe(run):
             raise ValueError(
                 f"run: expected measurements on all of the {run.settings['training_samples']} samples that it is "
-                f"trained on, got a probe of {run.classes.num_samples}; train with --probe-per-class 0, or use `ntkcollapse compare`."
+                f"trained on, got a probe of {run.classes.num_samples}; train with --probe-per-class 0, or use "
+                "`ntkcollapse compare`."
             )
         self.run, self.index, self.networks = run, at, dict(networks or {})
         self.weight_decay, self.homogeneity = float(weight_decay), float(homogeneity)
