@@ -38,4 +38,4 @@ notebooks: .venv/installed
 check: lint types test notebooks
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .pytest_cache runs

@@ -1,4 +1,8 @@
-"""Tests run in float64, under strict dtype promotion and without silent rank promotion."""
+"""Tests run in float64, under strict dtype promotion and without silent rank promotion.
+
+Compiled code is kept in pytest's cache directory, by the hash of what was compiled: most of a test's time is
+compilation, and most tests compile what they compiled in the run before. `make clean` removes it.
+"""
 
 import jax
 import pytest
@@ -6,6 +10,12 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True, scope="module")
