@@ -3,9 +3,11 @@
 import importlib.metadata
 import json
 import os
+import platform
 import tempfile
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ _AXES = {
     "W": ("class", "feature"),
     "b": ("class",),
 }
+_PACKAGES = ("ntkcollapse", "jax", "equinox", "diffrax", "flax", "optax", "numpy", "scipy")
 _KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel)}
 
 
@@ -47,6 +50,7 @@ class Trajectory(eqx.Module):
         deviations: H(0) − M(0)Zᵀ, (n, N): what a reduced state needs to give back every column.
         statistics: of the solver, or of the measurement: name → number.
         settings: what made it; anything JSON can hold.
+        versions: name → version of what computed it; by default of the packages that are installed.
 
     Raises:
         ValueError: times that do not increase, records without one entry a time, or states of other sizes than
@@ -61,6 +65,7 @@ class Trajectory(eqx.Module):
     deviations: Float[Array, "n N"] | None
     statistics: dict[str, Array]
     settings_json: str = eqx.field(static=True)
+    versions_json: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class Trajectory(eqx.Module):
         deviations=None,
         statistics: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
     ):
         self.times = jnp.asarray(times)
         self.observables = {name: jnp.asarray(value) for name, value in observables.items()}
@@ -82,6 +88,7 @@ class Trajectory(eqx.Module):
         self.deviations = deviations
         self.statistics = {name: jnp.asarray(value) for name, value in (statistics or {}).items()}
         self.settings_json = json.dumps(dict(settings or {}), sort_keys=True, default=str)
+        self.versions_json = json.dumps(dict(versions or _installed()), sort_keys=True)
 
     def __check_init__(self):
         check_increasing("times", self.times, at_least=1)
@@ -98,6 +105,11 @@ class Trajectory(eqx.Module):
     def settings(self) -> dict[str, Any]:
         """What made the trajectory."""
         return json.loads(self.settings_json)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What computed the trajectory: Python and the packages it rests on."""
+        return json.loads(self.versions_json)
 
     def __getitem__(self, name: str) -> Array:
         """The observable of this name, (T, ...)."""
@@ -155,11 +167,10 @@ class Trajectory(eqx.Module):
             axes = tuple(f"kernel_{name}_axis{i}" for i in range(value.ndim))
             data[f"kernel/{name}"] = (axes, value)
         data["class_sizes"] = (("class",), np.asarray(self.classes.sizes))
-        names = ("ntkcollapse", "jax", "diffrax", "flax", "optax", "numpy")
         attributes = {
             "settings": self.settings_json,
             "kernel": kind,
-            "versions": json.dumps({name: importlib.metadata.version(name) for name in names}),
+            "versions": self.versions_json,
             "conventions": "t is the time of the gradient flow of the loss that settings name, with its scale",
         }
         flat = {name.replace("/", "__"): value for name, value in data.items()}
@@ -221,7 +232,13 @@ class Trajectory(eqx.Module):
             deviations=jnp.asarray(data["deviations"].values) if "deviations" in data else None,
             statistics=groups["statistic"],
             settings=json.loads(data.attrs["settings"]),
+            versions=json.loads(data.attrs["versions"]),
         )
+
+
+@cache
+def _installed() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _kernel_to_arrays(kernel: SampleKernel | KernelPath | None) -> tuple[str, dict[str, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:
     for step, ladder in ladders.items():
         body += list(_ladder(step, ladder))
     body += [_html.heading("Settings"), _html.mapping(run.settings)]
-    body += [_html.heading("Versions"), _html.mapping(_versions())]
+    body += [_html.heading("Versions"), _html.mapping(run.versions)]
     body += [
         _html.heading("How to cite"),
         _html.paragraph(f"The theory: {THEORY}"),
@@ -143,8 +142,3 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
     yield _html.preformatted(course_table(ladder))
     for name, why in ladder.failures.items():
         yield _html.paragraph(f"Rung {name} is missing or ends early: {why}")
-
-
-def _versions() -> dict[str, str]:
-    names = ("ntkcollapse", "jax", "diffrax", "equinox", "flax", "optax", "numpy", "scipy", "matplotlib")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}

@@ -15,11 +15,16 @@ def available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def require_memory(rung: str, needed: int, *, fits: str) -> None:
+def fits_memory(needed: int) -> bool:
+    """Whether so many bytes are at most three quarters of what there is."""
+    return needed <= 0.75 * available_memory()
+
+
+def require_memory(rung: str, needed: int, *, fits: str | None) -> None:
     """Raises MemoryError where a rung asks for more than three quarters of what there is, and names one with less."""
-    available = available_memory()
-    if needed > 0.75 * available:
+    if not fits_memory(needed):
+        less = "fewer samples or records" if fits is None else f"fewer samples, or the rung {fits!r}, which needs less"
         raise MemoryError(
-            f"rung {rung!r}: needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are available; use "
-            f"fewer samples, or the rung {fits!r}, which needs less."
+            f"rung {rung!r}: needs about {needed / 2**30:.1f} GiB, {available_memory() / 2**30:.1f} GiB are available; "
+            f"use {less}."
         )

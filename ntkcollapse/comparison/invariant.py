@@ -34,6 +34,8 @@ class InvariantCourse(NamedTuple):
 class CollapsePoint(NamedTuple):
     """One run of a sweep as one point: the invariant at the start and at the end, and the collapse it led to.
 
+    nc1: tr Σ_W / tr Σ_B, blind to the size of the features, on which the initialisation has a hand; nc2, nc3 as in
+        Seleznova et al. (2023);
     block_strength: (κ_c − κ_n) / κ_d at the end; NaN for runs without κ.
     """
 
@@ -109,7 +111,7 @@ def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoin
                 invariant_end=float(seen["invariant_relative"][-1]),
                 alignment_end=float(seen["invariant_alignment"][-1]),
                 condition_end=float(seen["necessary_condition"][-1]),
-                nc1=float(seen["nc1_seleznova2023"][-1]),
+                nc1=float(seen["nc1_tirer2022"][-1]),
                 nc2=float(seen["nc2_seleznova2023"][-1]),
                 nc3=float(seen["nc3_seleznova2023"][-1]),
                 accuracy=float(seen["accuracy"][-1]),

@@ -129,6 +129,7 @@ def _from_start(start: MeasuredStart) -> Trajectory:
         {name: value[i:] for name, value in run.observables.items()},
         run.classes,
         settings=run.settings | {"start": i},
+        versions=run.versions,
     )
 
 

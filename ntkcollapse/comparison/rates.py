@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse import ntk
+from ntkcollapse._checks import check_choice
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
-from ntkcollapse.comparison.start import is_squared, on_a_probe
+from ntkcollapse.comparison.start import is_squared, on_a_probe, own_decay
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
@@ -62,12 +63,15 @@ def measured_rates(
     Returns:
         For each of "single", "class", "global".
     Raises:
-        ValueError: a run that is not in flow time, one without its residual parts, or a named window too short to fit.
+        ValueError: a run that is not in flow time, one without its residual parts, a window for another part, or a
+            named window too short to fit.
     References:
         Seleznova et al. (2023), Section 4.1 and Table 1 (lazy rates); the implied ones are derived here.
     """
     if run.settings.get("clock", "flow") != "flow":
         raise ValueError("run: expected times of gradient flow, got optimiser steps, for which no rates are predicted.")
+    for part in windows or {}:
+        check_choice("windows", part, PARTS)
     missing = [part for part in PARTS if f"residual_{part}" not in run.observables]
     if missing:
         raise ValueError(f"run: expected the residual parts among its observables, got none for {missing}.")
@@ -81,7 +85,7 @@ def measured_rates(
     for i, part in enumerate(PARTS):
         fit, reason = None, ""
         try:
-            fit = fit_rate(times, norms[part], (windows or {}).get(part), floor=floor, **options)
+            fit = fit_rate(times, norms[part], (windows or {}).get(part), **{"floor": floor, **options})
         except ValueError as error:
             if part in (windows or {}):
                 raise
@@ -147,9 +151,8 @@ def implied_rates(run: Trajectory, record: int) -> Rates:
     """
     settings = run.settings
     if settings.get("producer") == "network":
-        # Time is that of the loss ½‖R‖²: of a scaled one the decay is so much stronger beside it.
-        decay = settings.get("weight_decay", 0.0) / settings.get("scale", 1.0)
-        known: dict[str, Any] = {"decay": {"W": decay}, "bias": "free" if settings.get("bias", True) else "absent"}
+        bias = "free" if settings.get("bias", True) else "absent"
+        known: dict[str, Any] = {"decay": {"W": own_decay(run)}, "bias": bias}
     else:
         named = {"scale": "scale", "decay": "weight_decay", "bias": "bias"}
         known = {name: settings[key] for name, key in named.items() if key in settings}

@@ -33,7 +33,7 @@ class MeasuredStart:
         networks: index of a record → the network at that moment. The one at `index` serves the rungs from 2a on; those
             at later records the sample kernel's path.
         weight_decay: λ of the penalty λ/2 Σ ‖p‖² over weights (tensors with more than one axis), beside the loss ½‖R‖²
-            summed over samples: λ of the mean loss times N C.
+            summed over samples: λ of the mean loss times N C. None: what the run's settings name.
         homogeneity: degree p of the features in the weights that decay. The penalty then makes features decay at p λ:
             exact for the direction of the pull where features are positively homogeneous (ReLU layers without biases:
             p is their number), an approximation for the kernel, which is taken as given. 0, no decay of features, where
@@ -52,9 +52,11 @@ class MeasuredStart:
         index: int = 0,
         networks: Mapping[int, NetworkAt] | None = None,
         *,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         homogeneity: float = 0.0,
     ):
+        if weight_decay is None:
+            weight_decay = own_decay(run)
         check_positive("weight_decay", weight_decay, zero=True)
         check_positive("homogeneity", homogeneity, zero=True)
         T = run.times.shape[0]
@@ -189,6 +191,13 @@ class MeasuredStart:
 def is_squared(run: Trajectory) -> bool:
     """Whether the loss of a run, trained or simulated, is the squared one."""
     return run.settings.get("loss", "squared") in ("squared", "SquaredError")
+
+
+def own_decay(run: Trajectory) -> float:
+    """λ of a trained network's penalty beside the loss ½‖R‖²: of a scaled loss it is so much stronger beside it."""
+    if run.settings.get("producer") != "network":
+        return 0.0
+    return float(run.settings.get("weight_decay", 0.0)) / float(run.settings.get("scale", 1.0))
 
 
 def on_a_probe(run: Trajectory) -> bool:

@@ -12,7 +12,7 @@ CLASSES = Classes.balanced(num_classes=3, per_class=4)
 def run_with(rate: float, points: int = 40) -> Trajectory:
     times = np.linspace(0.0, 10.0, points)
     decay = np.exp(-rate * times)
-    names = "necessary_condition nc1_seleznova2023 nc2_seleznova2023 nc3_seleznova2023 accuracy".split()
+    names = "necessary_condition nc1_tirer2022 nc2_seleznova2023 nc3_seleznova2023 accuracy".split()
     seen = {name: (i + 1) * np.exp(-times) for i, name in enumerate(names)}
     kappa = {"kappa_diagonal": 2.0, "kappa_within": 1.5, "kappa_between": 0.5}
     seen |= {name: np.full(points, value) for name, value in kappa.items()}

@@ -6,8 +6,8 @@ import jax.scipy.linalg as jsl
 import numpy as np
 import pytest
 
-from ntkcollapse import Trajectory
-from ntkcollapse.comparison import RUNGS, Course, MeasuredStart, NetworkAt, attribute, available_rungs, climb
+from ntkcollapse import Classes, Trajectory
+from ntkcollapse.comparison import RUNGS, Course, MeasuredStart, NetworkAt, _memory, attribute, available_rungs, climb
 from ntkcollapse.comparison.ladder import observed
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
 from ntkcollapse.data import Dataset
@@ -19,14 +19,17 @@ NAMES = ("loss", "residual_single", "residual_class", "residual_global", "nc1_se
 TIGHT = {name: {"rtol": 1e-8, "atol": 1e-10} for name in RUNGS if name != "network-linearised"}
 
 
-def parameter_flow(network: NetworkAt, step: float = 2e-3) -> list:
-    """States along the gradient flow in (θ, W, b), by classical Runge-Kutta steps: written out, no code shared."""
-    Y = CLASSES.Y
+def parameter_flow(
+    network: NetworkAt, step: float = 2e-3, times: np.ndarray = TIMES, decay: float = 0.0
+) -> list[NetworkAt]:
+    """The gradient flow in (θ, W, b), by classical Runge-Kutta steps: written out, no code shared."""
+    Y = network.classes.Y
 
     def loss(p):
         θ, W, b = p
         shift = b[:, None] if network.bias else 0.0
-        return jnp.sum((W @ network.features(θ, network.inputs).T + shift - Y) ** 2) / 2
+        weights = sum(jnp.sum(leaf**2) for leaf in (*jax.tree.leaves(θ), W))
+        return (jnp.sum((W @ network.features(θ, network.inputs).T + shift - Y) ** 2) + decay * weights) / 2
 
     def moved(p, h, g):
         return jax.tree.map(lambda x, d: x - h * d, p, g)
@@ -39,18 +42,25 @@ def parameter_flow(network: NetworkAt, step: float = 2e-3) -> list:
         k4 = jax.grad(loss)(moved(p, step, k3))
         return moved(p, step / 6, jax.tree.map(lambda a, b, c, d: a + 2 * b + 2 * c + d, k1, k2, k3, k4))
 
-    p, states, done = (network.params, network.W, network.b), [], 0
-    for t in TIMES:
+    p, networks, done = (network.params, network.W, network.b), [], 0
+    for t in times:
         while done < round(float(t) / step):
             p, done = advance(p), done + 1
-        states.append(NetworkAt(network.features, p[0], network.inputs, p[1], p[2], CLASSES).last_layer)
-    return states
+        networks.append(NetworkAt(network.features, p[0], network.inputs, p[1], p[2], network.classes))
+    return networks
+
+
+def flow_of(network: NetworkAt, **options) -> Trajectory:
+    """The same as a measured run."""
+    times = options.get("times", TIMES)
+    states = [at.last_layer for at in parameter_flow(network, **options)]
+    return cases.run_of(states, times, classes=network.classes)
 
 
 @pytest.fixture(scope="module")
 def linear() -> tuple[Trajectory, NetworkAt]:
     network = cases.linear_network()
-    return cases.run_of(parameter_flow(network), TIMES), network
+    return flow_of(network), network
 
 
 def test_all_rungs_coincide_on_a_linear_network_with_a_block_kernel(linear):
@@ -77,7 +87,7 @@ def test_all_rungs_coincide_on_a_linear_network_with_a_block_kernel(linear):
 
 def test_a_network_without_bias_has_none_on_any_rung():
     network = cases.linear_network(bias=False)
-    run = cases.run_of(parameter_flow(network), TIMES)
+    run = flow_of(network)
     names = ["block-frozen", "network-linearised"]
     ladder = climb(MeasuredStart(run, 0, {0: network}), names, throw=True, keep_states=True)
     for name, rung in ladder.rungs.items():
@@ -90,6 +100,58 @@ def test_a_network_without_bias_has_none_on_any_rung():
     theta = jnp.kron(W @ W.T, K) + jnp.kron(jnp.eye(len(W)), H.T @ H)
     largest = float(ladder.rungs["network-linearised"].statistics["eigenvalue_largest"])
     assert largest == pytest.approx(float(jnp.linalg.eigvalsh(theta)[-1]), rel=1e-10)
+
+
+def test_weight_decay_and_unequal_classes_on_linear_features():
+    """A x decays as A does, at λ: what the rungs of the last layer call homogeneous of degree 1."""
+    network = cases.linear_network(classes=Classes((2, 4, 6)))
+    run = flow_of(network, decay=0.5)
+    start = MeasuredStart(run, 0, {0: network}, weight_decay=0.5, homogeneity=1.0)
+    names = ["class-pairs", "sample-frozen", "network-flow"]
+    for name, rung in climb(start, names, options={name: TIGHT[name] for name in names}, throw=True).rungs.items():
+        for observable in NAMES:
+            np.testing.assert_allclose(rung[observable], run[observable], rtol=2e-5, err_msg=f"{name} {observable}")
+
+
+def test_the_decay_of_a_trained_run_is_known_from_its_settings(linear):
+    run, network = linear
+    settings = {"producer": "network", "weight_decay": 0.01, "scale": 1 / 36}
+    decaying = Trajectory(
+        run.times, run.observables, run.classes, states=run.states, kernel=run.kernel, settings=settings
+    )
+    # λ beside the mean over 12 samples and 3 outputs is 36 λ beside the sum.
+    assert MeasuredStart(decaying, 0, {0: network}).weight_decay == pytest.approx(0.36)
+    assert MeasuredStart(decaying, 0, weight_decay=0.0).weight_decay == 0
+
+
+def test_deviations_that_differ_without_cross_terms_are_the_sample_kernel():
+    """Class means and deviations apart, every deviation with an eigenvalue of its own: then 2b drops nothing."""
+    rng = np.random.default_rng(2)
+    Z = np.repeat(np.eye(3), 4, axis=1).T / 2
+    deviations = np.linalg.qr(np.concatenate([Z, rng.normal(size=(12, 9))], axis=1))[0][:, 3:]
+    pairs = np.array([[3.0, 0.5, 0.2], [0.5, 2.0, 0.4], [0.2, 0.4, 1.0]])
+    gram = Z @ pairs @ Z.T + deviations * np.linspace(0.2, 1.8, 9) @ deviations.T
+    network = cases.linear_network(gram=gram)
+    run = flow_of(network)
+    tight = {"within-spectrum": TIGHT["within-spectrum"]}
+    rung = climb(MeasuredStart(run, 0, {0: network}), ["within-spectrum"], options=tight, throw=True).rungs
+    for observable in NAMES:
+        # One group for all deviations is 1% off in the residual of single samples.
+        np.testing.assert_allclose(rung["within-spectrum"][observable], run[observable], rtol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:means, W. 1 features cannot hold a simplex")
+def test_the_sample_kernels_path_is_exact_for_a_single_feature():
+    """n = 1: there is no average over features, and what is left of 3' is interpolation between records."""
+    network = cases.tanh_network(n=1)
+    times = np.linspace(0.0, 2.0, 11)
+    networks = parameter_flow(network, times=times)
+    run = cases.run_of([at.last_layer for at in networks], times)
+    start = MeasuredStart(run, 0, dict(enumerate(networks)))
+    rung = climb(start, ["sample-path"], throw=True).rungs["sample-path"]
+    # Linear interpolation over steps of 0.2 leaves some of their square times the path's curvature; the kernel frozen
+    # at the start is 2.7e-2 off.
+    np.testing.assert_allclose(rung["loss"], run["loss"], rtol=2e-3)
 
 
 def test_rung_5_is_the_matrix_exponential_of_the_ntk(linear):
@@ -110,7 +172,7 @@ def test_rung_5_is_the_matrix_exponential_of_the_ntk(linear):
 
 def test_nonlinear_network_separates_the_rungs_and_attribution_sums_to_the_gap():
     network = cases.tanh_network()
-    run = cases.run_of(parameter_flow(network), TIMES)
+    run = flow_of(network)
     start = MeasuredStart(run, 0, {0: network})
     names = ["sample-frozen", "features-linearised", "network-flow"]
     ladder = climb(start, names, options=TIGHT, throw=True)
@@ -194,6 +256,26 @@ def test_a_kernel_that_a_rung_cannot_take_costs_that_rung_alone():
         climb(start, names, throw=True)
 
 
+def test_rung_5_goes_by_products_where_its_kernel_does_not_fit(linear, monkeypatch):
+    run, network = linear
+    start = MeasuredStart(run, 0, {0: network})
+    monkeypatch.setattr(_memory, "available_memory", lambda: 50_000)
+    # The N C × N C kernel would take 62 kB, the parameters' path 11 kB.
+    assert "eigenvalue_largest" not in network_linearised(start, jnp.asarray(TIMES)).statistics
+    with pytest.raises(MemoryError, match="'network-linearised': needs about"):
+        network_linearised(start, jnp.asarray(TIMES), method="eigen")
+
+
+def test_rungs_that_recover_all_columns_say_what_they_need(linear, monkeypatch):
+    run, network = linear
+    monkeypatch.setattr(_memory, "available_memory", lambda: 5_000)
+    names = ["block-frozen", "block-path", "class-pairs"]
+    ladder = climb(MeasuredStart(run, 0, {0: network}), names)
+    assert not ladder.rungs
+    for name in names:
+        assert f"rung '{name}': needs about" in ladder.failures[name]
+
+
 def test_decisions_of_a_rung_are_those_of_its_logits():
     """Of rung 5 the logits are not W H + b: its NC4 is between them and the nearest class means."""
     network = cases.tanh_network()
@@ -235,7 +317,7 @@ def test_batch_norm_in_training_mode_couples_samples():
 @pytest.mark.slow
 def test_gradient_flow_of_a_network_with_batch_norm_is_that_of_training():
     network, _ = normalised_network()
-    run, frozen = (cases.run_of(parameter_flow(n)[:2], TIMES[:2]) for n in (network.in_training, network))
+    run, frozen = (flow_of(n, times=TIMES[:2]) for n in (network.in_training, network))
     flow = climb(MeasuredStart(run, 0, {0: network}), ["network-flow"], throw=True).rungs["network-flow"]
     np.testing.assert_allclose(flow["loss"], run["loss"], rtol=1e-3)
     # With the statistics held where they were at the start it is another flow.

@@ -1,6 +1,6 @@
 """What a rung gives back: states and logits at the times asked for."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,11 +10,12 @@ from jaxtyping import Array, Float
 
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.parametric import Parameters, ParametricFlow, ParametricModel
+from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.simulation import simulate
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.integrate import integrate
-from ntkcollapse.trajectory import Trajectory
 
 
 class Course(NamedTuple):
@@ -33,8 +34,19 @@ class Course(NamedTuple):
     kernel: SampleKernel | KernelPath | None = None
 
     @classmethod
-    def of(cls, run: Trajectory) -> "Course":
-        """The states of a theory run, all columns recovered."""
+    def by_kernel(
+        cls, rung: str, start: MeasuredStart, kernel: SampleKernel | KernelPath, times: Any, **options: Any
+    ) -> "Course":
+        """The last layer by the theory's equations with this kernel, from the measured state.
+
+        What is integrated is as small as the kernel allows; the T n N numbers of all columns are recovered after it.
+
+        Raises:
+            MemoryError: they do not fit.
+        """
+        n, N = start.state.H.shape
+        require_memory(rung, 8 * 3 * len(times) * n * N, fits=None)
+        run = simulate(start.state, kernel, start.classes, times, **(start.flow_options | options))
         states = [run.last_layer(i) for i in range(len(run.times))]
         H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
         return cls(run.times, H, W, b, None, run.statistics, run.kernel)

@@ -4,16 +4,13 @@ from typing import Any
 
 from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
-from ntkcollapse.simulation import simulate
 
 
 def block_frozen(start: MeasuredStart, times: Any, **options: Any) -> Course:
-    """Three kernel values as measured at the start: the theorem. Cost independent of N."""
-    options = start.flow_options | options
-    return Course.of(simulate(start.state, start.block_kernel, start.classes, times, columns=False, **options))
+    """Three kernel values as measured at the start: the theorem. Its integration costs the same for every N."""
+    return Course.by_kernel("block-frozen", start, start.block_kernel, times, columns=False, **options)
 
 
 def block_path(start: MeasuredStart, times: Any, **options: Any) -> Course:
-    """Three kernel values as measured along training, κ(t). Cost independent of N."""
-    options = start.flow_options | options
-    return Course.of(simulate(start.state, start.block_path, start.classes, times, columns=False, **options))
+    """Three kernel values as measured along training, κ(t)."""
+    return Course.by_kernel("block-path", start, start.block_path, times, columns=False, **options)

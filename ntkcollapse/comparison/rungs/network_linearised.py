@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse import ntk
 from ntkcollapse._checks import check_choice
-from ntkcollapse.comparison._memory import require_memory
+from ntkcollapse.comparison._memory import fits_memory, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.parametric import NetworkLinearised, Parameters
 from ntkcollapse.comparison.rungs._course import Course, integrate_parameters
@@ -34,7 +34,7 @@ def network_linearised(
     r"""f(t) = f₀ + J (p(t) − p₀):  R(t) = e^{−Θt} R(0),  p(t) − p₀ = −Jᵀ Θ⁻¹ (1 − e^{−Θt}) R(0).
 
     "eigen" diagonalises the output kernel Θ (N C × N C), exact at every time; "integrate" follows the same flow by
-    products, for kernels that do not fit and for weight decay; "auto" takes the first up to N C = 4000.
+    products, for kernels that do not fit and for weight decay; "auto" takes the first up to N C = 4000 where it fits.
     """
     check_choice("method", method, get_args(Method))
     network = start.network
@@ -43,8 +43,12 @@ def network_linearised(
         raise ValueError(
             "method: expected 'integrate' with weight decay, which moves what the NTK does not; got 'eigen'."
         )
-    if method == "eigen" or (method == "auto" and size <= _LARGEST_EIGENPROBLEM and not start.weight_decay):
-        require_memory("network-linearised", 8 * 6 * size**2, fits="sample-frozen")
+    needed = 8 * 6 * size**2
+    if method == "auto":
+        small = size <= _LARGEST_EIGENPROBLEM and fits_memory(needed)
+        method = "eigen" if small and not start.weight_decay else "integrate"
+    if method == "eigen":
+        require_memory("network-linearised", needed, fits="sample-frozen")
         return _by_eigenvectors(network, jnp.asarray(times))
     return integrate_parameters(
         NetworkLinearised(network),

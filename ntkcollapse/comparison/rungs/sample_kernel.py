@@ -4,14 +4,13 @@ from typing import Any
 
 from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
-from ntkcollapse.simulation import simulate
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 
 
 def sample_frozen(start: MeasuredStart, times: Any, **options: Any) -> Course:
     """No block structure: every pair of samples has its own kernel value, the mean over features of Θ^h."""
-    options = {"solver": RungeKuttaChebyshev()} | start.flow_options | options
-    return Course.of(simulate(start.state, start.sample_kernel, start.classes, times, **options))
+    options = {"solver": RungeKuttaChebyshev()} | options
+    return Course.by_kernel("sample-frozen", start, start.sample_kernel, times, **options)
 
 
 def sample_path(start: MeasuredStart, times: Any, **options: Any) -> Course:
@@ -19,5 +18,5 @@ def sample_path(start: MeasuredStart, times: Any, **options: Any) -> Course:
 
     Between records the kernel is interpolated linearly; T N² numbers.
     """
-    options = {"solver": RungeKuttaChebyshev()} | start.flow_options | options
-    return Course.of(simulate(start.state, start.sample_path, start.classes, times, **options))
+    options = {"solver": RungeKuttaChebyshev()} | options
+    return Course.by_kernel("sample-path", start, start.sample_path, times, **options)

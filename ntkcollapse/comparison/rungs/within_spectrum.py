@@ -5,7 +5,6 @@ from typing import Any
 from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.sample_kernel import GroupedKernel
-from ntkcollapse.simulation import simulate
 
 
 def within_spectrum(start: MeasuredStart, times: Any, *, groups: int = 32, **options: Any) -> Course:
@@ -16,5 +15,4 @@ def within_spectrum(start: MeasuredStart, times: Any, *, groups: int = 32, **opt
     """
     groups = min(groups, start.classes.num_samples - start.classes.num_classes)
     kernel = GroupedKernel.from_matrix(start.sample_kernel.matrix, start.classes, groups=groups)
-    options = start.flow_options | options
-    return Course.of(simulate(start.state, kernel, start.classes, times, columns=False, **options))
+    return Course.by_kernel("within-spectrum", start, kernel, times, columns=False, **options)
