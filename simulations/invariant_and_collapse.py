@@ -1,11 +1,11 @@
 """Does collapse go with the invariant? A sweep of small networks on real digits.
 
-    python simulations/invariant_and_collapse.py              some forty runs, half an hour on two quiet cores
+    python simulations/invariant_and_collapse.py              sixty runs, half an hour on two quiet cores
     python simulations/invariant_and_collapse.py --quick      four runs, for a look
 
 Initial scale, weight decay, loss and label noise are varied. Writes figures and a table to simulations/figures and
 simulations/results: collapse at the end against the invariant at the end, the invariant's decay under weight decay, and
-collapse against the strength of the blocks.
+collapse against the strength of the blocks. Runs are kept in simulations/runs and go on where they were stopped.
 """
 
 import argparse
@@ -64,8 +64,10 @@ def main() -> None:
             probe_per_class=0,
         )
         name = f"{loss}, scale {scale:g}, decay {decay:g}, noise {noise:g}"
+        # A run that is there is read, one that was stopped goes on.
+        out = HERE / "runs" / "invariant" / f"{config.epochs} {name}".replace(",", "").replace(" ", "_")
         try:
-            runs[(loss, scale, decay, noise)] = (name, train(config))
+            runs[(loss, scale, decay, noise)] = (name, train(config, out, resume=out.exists()))
         except ArithmeticError as error:
             print(f"{name}: {error}", flush=True)
             continue

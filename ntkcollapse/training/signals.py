@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that training looks at between steps."""
+"""SIGINT, SIGTERM and what a scheduler listens to, as a flag that training looks at between steps."""
 
 import signal
 import threading
@@ -16,13 +16,15 @@ class StopRequest:
 def stop_requested() -> Iterator[StopRequest]:
     """While inside, the first SIGINT or SIGTERM is noted; a second one does what it always does.
 
-    Handlers before are put back on leaving. Outside the main thread, where Python allows no handlers, nothing is noted.
+    So are SIGUSR1 and SIGUSR2 where somebody handles them: by these, schedulers say that time is up. The handlers of
+    before are put back on leaving. Outside the main thread, where Python allows none, nothing is noted.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handled = [s for s in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(s))]
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, *handled)}
 
     def note(signum, frame):
         request.signum = signum

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import itertools
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ntkcollapse._checks import check_choice
@@ -53,8 +55,9 @@ def sweep(
         grid: setting → values to take.
         out: of all runs.
         executor: "local", one after the other in this process; or "submitit", one job each on a Slurm cluster (needs
-            the package submitit; jobs that Slurm stops in time are put back and resume).
-        executor_options: parameters of submitit's executor (`slurm_partition`, `timeout_min`, ...).
+            the package submitit; jobs that it stops in time are saved, put back, and resume).
+        executor_options: parameters of submitit's executor (`slurm_partition`, `timeout_min`, ...); `cluster="local"`:
+            processes on this machine.
         progress: bars.
         on_run: called with name and outcome after each run.
     Returns:
@@ -146,11 +149,22 @@ def summarise(configs: Mapping[str, TrainConfig], grid: Mapping[str, Sequence[An
     return rows
 
 
+@dataclasses.dataclass(frozen=True)
 class _Job:
-    """One run as a job that Slurm can stop and put back."""
+    """One run as a job that Slurm can stop and put back; double: in the precision of the process that submits it."""
+
+    double: bool
 
     def __call__(self, config: TrainConfig, path: str) -> str:
-        return run_one(config, Path(path))
+        jax.config.update("jax_enable_x64", self.double)
+        try:
+            return run_one(config, Path(path))
+        except Interrupted as stop:
+            if stop.signum in (signal.SIGINT, signal.SIGTERM):
+                raise
+            # The run is saved; now submitit may do what it listens to this signal for: put the job back.
+            signal.raise_signal(stop.signum)
+            raise
 
     def checkpoint(self, config: TrainConfig, path: str):
         """What submitit runs again after a timeout or preemption: the same run, resumed."""
@@ -164,14 +178,22 @@ def _submit(configs: Mapping[str, TrainConfig], out: Path, options: dict[str, An
         import submitit  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            "executor: 'submitit' needs the package of that name, which is not installed; pip install submitit."
+            "executor: 'submitit' needs the package of that name, which is not installed; "
+            "pip install 'ntkcollapse[cluster]'."
         ) from None
     executor = submitit.AutoExecutor(folder=str(out / "jobs"), cluster=options.pop("cluster", None))
     executor.update_parameters(**options)
+    job = _Job(double=bool(jax.config.read("jax_enable_x64")))
     with executor.batch():
-        jobs = [executor.submit(_Job(), config, str(out / name)) for name, config in configs.items()]
-    while not all(job.done() for job in jobs):
-        time.sleep(5)
+        jobs = {name: executor.submit(job, config, str(out / name)) for name, config in configs.items()}
+    while not all(job.done() for job in jobs.values()):
+        time.sleep(1)
+    for name, job in jobs.items():
+        error = job.exception()
+        # Runs say themselves how they ended; a job that never came to its run leaves its own error.
+        if error is not None and "outcome" not in read_status(out / name):
+            (out / name).mkdir(exist_ok=True)
+            (out / name / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
 
 
 def _word(value: Any) -> str:

@@ -109,6 +109,24 @@ def test_divergence_before_the_first_step(tmp_path):
     assert not (tmp_path / "run" / "trajectory.nc").exists()
 
 
+def test_a_signal_that_a_scheduler_listens_to_saves_the_run_before_it_is_heard(tmp_path):
+    heard, before = [], signal.signal(signal.SIGUSR2, lambda signum, _: heard.append(signum))
+
+    def stop(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    try:
+        with pytest.raises(Interrupted) as caught:
+            train(small(epochs=1), tmp_path / "run", on_step=stop)
+        assert (caught.value.signum, caught.value.step, heard) == (signal.SIGUSR2, 3, [])
+        assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 3
+        signal.raise_signal(signal.SIGUSR2)
+        assert heard == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_last_checkpoint_is_written_again(tmp_path):
     out = tmp_path / "run"

@@ -1,8 +1,14 @@
 """Many runs: what diverges is recorded, what is done stays done."""
 
+import contextlib
 import csv
+import os
 import signal
 import sys
+import threading
+import time
+import types
+from pathlib import Path
 
 import pytest
 
@@ -96,9 +102,49 @@ def test_grids_are_checked():
         combinations(small(), {"init": ["xavier"]})
 
 
-def test_submitit_is_asked_for_when_missing(tmp_path):
-    try:
-        import submitit  # noqa: F401  # pyright: ignore
-    except ImportError:
-        with pytest.raises(ValueError, match="'submitit' needs the package of that name"):
-            sweep(small(), {"seed": [0]}, tmp_path, executor="submitit")
+def test_submitit_is_asked_for_when_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match="'submitit' needs the package of that name"):
+        sweep(small(), {"seed": [0]}, tmp_path, executor="submitit")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the job's process is found in /proc")
+def test_a_preempted_job_is_saved_put_back_and_ends_as_if_it_had_not_been(tmp_path):
+    base, grid = small(measure=("train", "test")), {"seed": [0]}
+    jobs, run, rows = tmp_path / "jobs", tmp_path / "seed=0", []
+    options = {"cluster": "local", "timeout_min": 60}
+    submitting = threading.Thread(
+        target=lambda: rows.extend(sweep(base, grid, tmp_path, executor="submitit", executor_options=options))
+    )
+    submitting.start()
+    while submitting.is_alive() and not (run / "config.toml").exists():
+        time.sleep(0.02)
+    # submitit's local jobs are named by the process that watches over them, whose child they are.
+    (controller,) = {file.name.split("_")[0] for file in jobs.iterdir()}
+    os.kill(int(Path(f"/proc/{controller}/task/{controller}/children").read_text()), signal.SIGUSR2)
+    submitting.join()
+    log = "".join(file.read_text() for file in jobs.glob("*_log.err"))
+    assert "Requeued job" in log
+    assert rows == sweep(base, grid, tmp_path / "here")
+    assert rows[0]["outcome"] == "finished"
+
+
+def test_a_job_that_never_came_to_its_run_leaves_its_error(tmp_path, monkeypatch):
+    job = types.SimpleNamespace(done=lambda: True, exception=lambda: RuntimeError("no such partition"))
+
+    class Executor(contextlib.nullcontext):
+        def __init__(self, **_):
+            super().__init__()
+
+        def update_parameters(self, **_):
+            pass
+
+        def batch(self):
+            return self
+
+        def submit(self, *_):
+            return job
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    assert sweep(small(), {"seed": [0]}, tmp_path, executor="submitit")[0]["outcome"] == "failed"
+    assert (tmp_path / "seed=0" / "error.txt").read_text() == "RuntimeError: no such partition\n"
