@@ -19,6 +19,8 @@ figcaption { color: #444; font-size: .92em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88em; }
 th, td { padding: .22em .7em; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #888; }
+.values td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.values th:last-child { text-align: left; }
 pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: .85em; line-height: 1.35; }
 .note { color: #444; font-size: .92em; }
 """
@@ -71,7 +73,7 @@ def grid(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 def mapping(values: Mapping[str, Any]) -> str:
     """Names and values, nested ones flattened with dots."""
-    return grid(["setting", "value"], list(_flat(values)))
+    return grid(["setting", "value"], list(_flat(values))).replace("<table>", '<table class="values">')
 
 
 def _flat(values: Mapping[str, Any], prefix: str = ""):

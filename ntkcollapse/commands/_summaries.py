@@ -82,8 +82,10 @@ def rates_table(run: Trajectory) -> str:
 
 def files_line(out: Path, figures: Sequence[Path]) -> str:
     """Where the run and its figure lie."""
-    others = ", ".join(file.suffix[1:] for file in figures[:-1])
-    return f"\nrun     {out}/  (trajectory.nc, config.toml)\nfigure  {figures[-1]}  (and {others})"
+    said = f"\nrun     {out}/  (trajectory.nc, config.toml)"
+    if figures:
+        said += f"\nfigure  {figures[-1]}  (and {', '.join(file.suffix[1:] for file in figures[:-1])})"
+    return said
 
 
 def _implied(run: Trajectory, fit: RateFit, part: int) -> float:

@@ -92,12 +92,11 @@ def _headline(run: Trajectory) -> str:
 
 def _course(run: Trajectory) -> Iterator[str]:
     yield _html.heading("Course of the run")
-    if float(run.times[-1]) > 0:
-        label = "network" if run.settings.get("producer") == "network" else "theory"
-        yield _html.figure(
-            plots.comparison_figure({label: run}),
-            "Loss, residual parts, collapse, invariant and feature kernel in time.",
-        )
+    label = "network" if run.settings.get("producer") == "network" else "theory"
+    panels = plots.comparison_panels({label: run})
+    if float(run.times[-1]) > 0 and panels:
+        said = ", ".join(name for name, *_ in panels)
+        yield _html.figure(plots.comparison_figure({label: run}), f"In time: {said.lower()}.")
     indices = sorted(set(np.linspace(0, len(run.times) - 1, 6).round().astype(int).tolist()))
     rows = [
         [name, *(number(run.observables[name][i]) for i in indices)]

@@ -105,7 +105,9 @@ def _report(run: Trajectory, out: str) -> None:
     title = (
         f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
     )
-    figures = plots.save(plots.comparison_figure({"network": run}, title=title), Path(out) / "figures" / "training")
+    figures = []
+    if plots.comparison_panels({"network": run}):
+        figures = plots.save(plots.comparison_figure({"network": run}, title=title), Path(out) / "figures" / "training")
     for name, figure in collapse_figures(run).items():
         plots.save(figure, Path(out) / "figures" / name)
     print(training_table(run))

@@ -4,7 +4,7 @@ from ntkcollapse.plots.collapse import ansatz_figure, collapse_profile_figure, h
 from ntkcollapse.plots.ladder import RUNG_STYLES, attribution_figure, ladder_figure, plot_ladder
 from ntkcollapse.plots.rates import rates_figure
 from ntkcollapse.plots.style import COLOURS, LABELS, save, style
-from ntkcollapse.plots.trajectories import comparison_figure, plot_observables, simulation_figure
+from ntkcollapse.plots.trajectories import comparison_figure, comparison_panels, plot_observables, simulation_figure
 
 __all__ = [
     "COLOURS",
@@ -14,6 +14,7 @@ __all__ = [
     "attribution_figure",
     "collapse_profile_figure",
     "comparison_figure",
+    "comparison_panels",
     "held_out_figure",
     "ladder_figure",
     "plot_ladder",

@@ -35,7 +35,14 @@ COLOURS = {
     "kappa_diagonal": BLUE,
     "kappa_within": RED,
     "kappa_between": GREEN,
+    "gamma_diagonal": BLUE,
+    "gamma_within": RED,
+    "gamma_between": GREEN,
     "accuracy": BLACK,
+    "train_loss": BLUE,
+    "test_loss": ORANGE,
+    "train_accuracy": BLUE,
+    "test_accuracy": ORANGE,
 }
 
 LABELS = {
@@ -56,7 +63,14 @@ LABELS = {
     "kappa_diagonal": r"$\kappa_d$",
     "kappa_within": r"$\kappa_c$",
     "kappa_between": r"$\kappa_n$",
+    "gamma_diagonal": r"$\gamma_d$",
+    "gamma_within": r"$\gamma_c$",
+    "gamma_between": r"$\gamma_n$",
     "accuracy": "accuracy",
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "train_accuracy": "training accuracy",
+    "test_accuracy": "test accuracy",
 }
 
 # The network is measured: dots. Theory is computed: lines.

@@ -14,12 +14,14 @@ from ntkcollapse.plots.style import BLACK, COLOURS, LABELS, NETWORK, THEORIES, l
 from ntkcollapse.trajectory import Trajectory
 
 PANELS = (
-    ("Loss", ("loss",), "log"),
+    ("Loss", ("loss", "train_loss", "test_loss"), "log"),
+    ("Accuracy", ("train_accuracy", "test_accuracy"), "linear"),
     ("Residual parts", ("residual_single", "residual_class", "residual_global"), "log"),
     ("Within-class variability", ("nc1_seleznova2023", "nc1_papyan2020"), "log"),
     ("Geometry of means and weights", ("nc2_seleznova2023", "nc3_seleznova2023"), "log"),
     ("Invariant", ("invariant_relative", "invariant_alignment", "necessary_condition"), "linear"),
     ("Feature kernel", ("kappa_diagonal", "kappa_within", "kappa_between"), "linear"),
+    ("Output kernel", ("gamma_diagonal", "gamma_within", "gamma_between"), "linear"),
 )
 
 
@@ -58,13 +60,32 @@ def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[s
     return ax
 
 
+def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, tuple[str, ...], str]]:
+    """(title, observables, scale) of the panels that at least one of the runs has something for."""
+    return [panel for panel in PANELS if any(name in run.observables for run in runs.values() for name in panel[1])]
+
+
 def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = None) -> Figure:
-    """Six panels of the same observables for every run: loss, residual parts, NC1, NC2 and NC3, invariant, κ."""
+    """The same observables of every run: loss, accuracy, residual parts, NC1, NC2 and NC3, invariant, κ, γ.
+
+    See `comparison_panels` for what is drawn.
+
+    Raises:
+        ValueError: runs that have none of these.
+    """
+    panels = comparison_panels(runs)
+    if not panels:
+        names = [name for _, observables, _ in PANELS for name in observables]
+        raise ValueError(f"runs: expected some of the observables {', '.join(names)}, got none of them.")
     with style():
-        figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.4), constrained_layout=True)
-        for ax, (name, observables, scale) in zip(axes.flat, PANELS, strict=True):
+        rows, columns = -(-len(panels) // 3), min(len(panels), 3)
+        size = (3.5 * columns, 3.2 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, constrained_layout=True)
+        for ax, (name, observables, scale) in zip(axes.flat, panels, strict=False):
             plot_observables(ax, runs, observables, scale=scale)
             ax.set_ylabel(name)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_visible(False)
         handles = [Line2D([], [], color=BLACK, label=label, **kind) for label, kind in line_styles(runs).items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=3)
         if title:
@@ -73,5 +94,5 @@ def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = Non
 
 
 def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:
-    """The six panels for a single theory run."""
+    """The same panels for a single theory run."""
     return comparison_figure({"block-structured gradient flow": run}, title=title)

@@ -14,8 +14,6 @@ from ntkcollapse.comparison import RUNGS, attribute, measured_rates
 from tests.comparison.test_files_and_attribution import ladder
 from tests.comparison.test_rates_of_runs import lazy_run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def off_screen():
