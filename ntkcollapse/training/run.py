@@ -79,7 +79,7 @@ def train(
     Raises:
         NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one;
             None where the start was not finite.
-        Interrupted: SIGINT or SIGTERM came; everything is in the checkpoint.
+        Interrupted: SIGINT or SIGTERM came; everything is in the checkpoint, and what was measured so far is saved.
         CheckpointError: a checkpoint could not be written; the run can be resumed from those before.
         RunInUse, FileExistsError, ValueError: see `check_directory`, `locked`.
     """
@@ -109,6 +109,7 @@ def train(
                     on_step(run.step)
                 if stop.signum is not None:
                     run.save("interrupted")
+                    run.publish("interrupted")
                     raise Interrupted(stop.signum, run.step, path)
         except NonFiniteLoss as error:
             bar.close()
@@ -226,10 +227,15 @@ class _Run:
         """The trajectory, saved after the last checkpoint; only then is the outcome said."""
         if self.checkpoints is not None and self.checkpoints.steps()[-1:] != [self.step]:
             self.save("running")
+        trajectory = self.publish(outcome)
+        self.say(outcome, seconds=self.records.seconds)
+        return trajectory
+
+    def publish(self, outcome: str) -> Trajectory:
+        """The trajectory so far, in the run's directory where it has one."""
         trajectory = self.trajectory(outcome)
         if self.path is not None:
             trajectory.save(self.path, overwrite=True)
-        self.say(outcome, seconds=self.records.seconds)
         return trajectory
 
     def trajectory(self, outcome: str) -> Trajectory:

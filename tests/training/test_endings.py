@@ -121,6 +121,9 @@ def test_a_signal_that_a_scheduler_listens_to_saves_the_run_before_it_is_heard(t
             train(small(epochs=1), tmp_path / "run", on_step=stop)
         assert (caught.value.signum, caught.value.step, heard) == (signal.SIGUSR2, 3, [])
         assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 3
+        # What was measured until then can be looked at.
+        saved = Trajectory.load(tmp_path / "run")
+        assert (saved.settings["outcome"], saved["step"].tolist()) == ("interrupted", [0])
         signal.raise_signal(signal.SIGUSR2)
         assert heard == [signal.SIGUSR2]
     finally:
