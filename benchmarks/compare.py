@@ -19,7 +19,7 @@ import optax
 
 from ntkcollapse._table import number, percent, table
 from ntkcollapse.commands._measured import digits_run
-from ntkcollapse.comparison import RUNGS, climb, gaps
+from ntkcollapse.comparison import RUNGS, available_rungs, climb, gaps
 from ntkcollapse.data import digits
 from ntkcollapse.networks import mlp
 from ntkcollapse.training import Stepper
@@ -53,7 +53,8 @@ def main() -> None:
     run = digits_run(**size, learning_rate=0.3, steps=steps, measurements=8, seed=0, starts=(start,), keep_all=True)
     one = epoch(size["per_class"], size["widths"], 0.3)
     rows = []
-    for name, rung in RUNGS.items():
+    for name in available_rungs(run.start(start)):
+        rung = RUNGS[name]
         seconds, prediction = [], None
         for _ in range(1 + flags.repeats):
             # A new start, so that kernels are measured anew: they are part of what the rung costs.

@@ -13,7 +13,7 @@ from ntkcollapse._config import run_directory, setting, write_config
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
 from ntkcollapse.commands._measured import MeasuredRun, check_starts, digits_run, measured_again
 from ntkcollapse.commands._summaries import files_line
-from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, climb, save_ladders
+from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, available_rungs, climb, save_ladders
 
 _DEMO = ("block-frozen", "block-path", "sample-frozen")
 
@@ -55,7 +55,9 @@ def compare_command(config: CompareConfig) -> None:
         out, measured, starts, rungs = _on_digits(config)
     else:
         out, measured, starts, rungs = _on_run(config, Path(config.run))
-    ladders = {step: _climb(measured, step, rungs, config.homogeneity) for step in starts}
+    # A rung that was asked for by its name and lacks what it needs is an error, one of "all" is left out.
+    named = bool(config.rungs) and "all" not in config.rungs
+    ladders = {step: _climb(measured, step, rungs, config.homogeneity, named) for step in starts}
     save_ladders(out, ladders)
     figures = []
     for step, ladder in ladders.items():
@@ -89,7 +91,9 @@ def _on_digits(config: CompareConfig):
 
 
 def _on_run(config: CompareConfig, run: Path):
-    rungs = _chosen(config.rungs) or tuple(name for name in RUNGS if name != "sample-path")
+    rungs = _chosen(config.rungs or ("all",))
+    if not config.rungs:
+        rungs = tuple(name for name in rungs if name != "sample-path")
     if config.out is None and (run / "comparison.nc").exists() and not config.overwrite:
         raise FileExistsError(f"{run}: holds a comparison already; choose another --out, or pass --overwrite.")
     out = run if config.out is None else run_directory(config.out, overwrite=config.overwrite)
@@ -106,8 +110,10 @@ def _chosen(rungs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in RUNGS if name in rungs or "all" in rungs)
 
 
-def _climb(measured: MeasuredRun, step: int, rungs: tuple[str, ...], homogeneity: float) -> Ladder:
+def _climb(measured: MeasuredRun, step: int, rungs: tuple[str, ...], homogeneity: float, named: bool) -> Ladder:
     start = measured.start(step, homogeneity=homogeneity)
+    if not named:
+        rungs = tuple(name for name in rungs if name in available_rungs(start))
     with tqdm(total=len(rungs), desc=f"ladder from step {step}", disable=not sys.stderr.isatty()) as bar:
 
         def on_rung(name: str) -> None:

@@ -79,14 +79,16 @@ def climb(
 
 
 def available_rungs(start: MeasuredStart) -> tuple[str, ...]:
-    """The rungs that a start has what they need for: without a network the first two, without its path not 3'."""
-    last = start.run.times.shape[0]
-    whole = all(i in start.networks for i in range(start.index, last))
-    return tuple(
-        name
-        for name, rung in RUNGS.items()
-        if not rung.needs_network or (start.index in start.networks and (whole or name != "sample-path"))
-    )
+    """The rungs that a start has what they need for.
+
+    Without a network the first two, without its path not 3', without batch normalisation not 4b.
+    """
+    found = [name for name, rung in RUNGS.items() if not rung.needs_network or start.index in start.networks]
+    if not all(i in start.networks for i in range(start.index, start.run.times.shape[0])):
+        found = [name for name in found if name != "sample-path"]
+    if start.index in start.networks and start.network.coupled is None:
+        found.remove("features-coupled")
+    return tuple(found)
 
 
 def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bool = False) -> Trajectory:

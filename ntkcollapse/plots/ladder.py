@@ -22,6 +22,7 @@ RUNG_STYLES: dict[str, dict[str, Any]] = {
     "sample-frozen": {"color": BLUE, "linestyle": "-"},
     "sample-path": {"color": BLUE, "linestyle": ":"},
     "features-linearised": {"color": GREEN, "linestyle": "-"},
+    "features-coupled": {"color": GREEN, "linestyle": "--"},
     "network-linearised": {"color": SKY, "linestyle": "--"},
     "network-flow": {"color": PURPLE, "linestyle": "-"},
 }

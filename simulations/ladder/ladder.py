@@ -21,7 +21,7 @@ from ntkcollapse import plots
 from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
 from ntkcollapse.commands._measured import MeasuredRun, digits_run, trained_run
 from ntkcollapse.commands.rates import rates_table
-from ntkcollapse.comparison import RUNGS, climb, measured_rates, save_ladders
+from ntkcollapse.comparison import RUNGS, available_rungs, climb, measured_rates, save_ladders
 from ntkcollapse.training import TrainConfig, log_spaced
 
 HERE = Path(__file__).parent
@@ -94,7 +94,6 @@ def main() -> None:
     if flags.steps:
         setting = dataclasses.replace(setting, steps=flags.steps)
     name = flags.setting + ("_batch_norm" if flags.batch_norm else "")
-    rungs = [r for r in RUNGS if (flags.path or r != "sample-path") and r not in flags.skip]
 
     began = time.perf_counter()
     run = measured(setting, flags.batch_norm, flags.path)
@@ -108,7 +107,8 @@ def main() -> None:
         seconds[rung], last = 0.0, time.perf_counter()
         print("climbing:", rung, flush=True)
 
-    ladder = climb(run.start(setting.start), rungs, on_rung=on_rung)
+    start = run.start(setting.start)
+    ladder = climb(start, [rung for rung in available_rungs(start) if rung not in flags.skip], on_rung=on_rung)
     seconds[list(seconds)[-1]] = time.perf_counter() - last
     out = HERE / "results" / name
     out.mkdir(parents=True, exist_ok=True)

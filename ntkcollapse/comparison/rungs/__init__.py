@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.rungs.block import block_frozen, block_path
 from ntkcollapse.comparison.rungs.class_pairs import class_pairs
-from ntkcollapse.comparison.rungs.features_linearised import features_linearised
+from ntkcollapse.comparison.rungs.features_linearised import features_coupled, features_linearised
 from ntkcollapse.comparison.rungs.network_flow import network_flow
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
 from ntkcollapse.comparison.rungs.sample_kernel import sample_frozen, sample_path
@@ -38,6 +38,7 @@ RUNGS: dict[str, Rung] = {
     "sample-frozen": Rung("3", "sample kernel, frozen", sample_frozen, True),
     "sample-path": Rung("3'", "sample kernel, measured path", sample_path, True),
     "features-linearised": Rung("4", "features linearised", features_linearised, True),
+    "features-coupled": Rung("4b", "features linearised, batch statistics too", features_coupled, True),
     "network-linearised": Rung("5", "network linearised", network_linearised, True),
     "network-flow": Rung("6", "gradient flow of the network", network_flow, True),
 }
