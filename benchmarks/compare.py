@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=2, help="warm runs of each rung")
+    parser.add_argument("--skip", nargs="*", default=(), choices=tuple(RUNGS), help="rungs to leave out")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     size = {"per_class": 3, "widths": (16, 12)} if flags.quick else {"per_class": 30, "widths": (256, 256, 64)}
@@ -54,6 +55,8 @@ def main() -> None:
     one = epoch(size["per_class"], size["widths"], 0.3)
     rows = []
     for name in available_rungs(run.start(start)):
+        if name in flags.skip:
+            continue
         rung = RUNGS[name]
         seconds, prediction = [], None
         for _ in range(1 + flags.repeats):
