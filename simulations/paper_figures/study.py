@@ -15,15 +15,15 @@ from ntkcollapse.trajectory import Trajectory
 
 HERE = Path(__file__).parent
 
-# Laptop: 480 steps on 600 real images in batches of 60, measured at log-spaced steps on 4 images a class. The paper's
+# Laptop: 300 steps on 600 real images in batches of 60, measured at log-spaced steps on 4 images a class. The paper's
 # 180,000 steps are far from this: what shows is the beginning of collapse. Rates of 0.2 and more throw this network out
 # to a dead state within three steps at this batch size.
 _LAPTOP: dict[str, Any] = {
     "per_class": 60,
     "test_per_class": 50,
     "batch_size": 60,
-    "epochs": 48,
-    "decay_every": 24,
+    "epochs": 30,
+    "decay_every": 15,
     "measure_every": 0,
     "measure_log": 8,
     "probe_per_class": 4,
