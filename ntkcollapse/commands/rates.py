@@ -67,7 +67,8 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
     for part, rate in found.items():
         fit = rate.fit
         if fit is None:
-            rows.append([SAID[part], "no exponential", *["-"] * 7])
+            predictions = [number(rate.eigenvalue), "-", number(rate.implied), "-"]
+            rows.append([SAID[part], "no exponential", "-", "-", *predictions, "-"])
             continue
         rows.append(
             [
@@ -83,7 +84,8 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
             ]
         )
     note = (
-        "Rates are of norms, per flow time of ½‖R‖²; predictions from the record where the window begins.\n"
+        "Rates are of norms, per flow time of ½‖R‖²; predictions from the record where the window begins, the first\n"
+        "one where no exponential was found.\n"
         "λ(γ): eigenvalues of the block-structured output kernel, the rates of lazy training.\n"
         "Implied: -d ln|R_part|/dt of Θ = WWᵀ⊗K + I⊗(HᵀH + 11ᵀ), the rate of that moment in feature learning.\n"
         "Ratio: fitted / predicted. Agrees: within two errors of the fit (noise and drift), or 10%."
