@@ -83,7 +83,7 @@ def main() -> None:
     setting = SETTINGS[flags.setting]
     widths = setting.options or ("widths=(256,256,64)",)
     options = (*widths, *(("batch_norm=True",) if flags.batch_norm else ()))
-    name = flags.setting + ("_batch_norm" if flags.batch_norm else "")
+    study = flags.setting + ("_batch_norm" if flags.batch_norm else "")
     data = load(setting.dataset, per_class=setting.per_class).train
     net = network(setting.network, data.classes.num_classes, **dict(parse_options("options", options)))
     at = [s for s in log_spaced(setting.steps, setting.records) if s >= setting.start]
@@ -108,7 +108,7 @@ def main() -> None:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
         named = setting.network + (", batch norm" if flags.batch_norm else "")
         figure.suptitle(f"{data.name}, N={data.classes.num_samples}: {named}, full-batch gradient descent")
-        print(plots.save(figure, HERE / "figures" / f"step_size_{name}"))
+        print(plots.save(figure, HERE / "figures" / f"step_size_{study}"))
 
 
 if __name__ == "__main__":
