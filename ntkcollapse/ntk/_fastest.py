@@ -42,7 +42,8 @@ def resolve(engine: str | Engine, problem: Problem, x: Any, outputs: Outputs | N
 
     Args:
         outputs: of a kernel between samples; None for sums over classes.
-        available: bytes for intermediate arrays.
+        available: bytes for intermediate arrays; where they follow what is free, they are other ones at every call, so
+            that an answer serves all of the same power of two.
     """
     if isinstance(engine, Engine) or engine != AUTO:
         return get_engine(engine)
@@ -51,7 +52,7 @@ def resolve(engine: str | Engine, problem: Problem, x: Any, outputs: Outputs | N
     x = np.asarray(x[:_TRIAL])
     arrays, rest = eqx.partition(problem, eqx.is_array)
     shapes = [(leaf.shape, str(leaf.dtype)) for leaf in (*jax.tree.leaves(arrays), x)]
-    key = (jax.tree.structure(arrays), *jax.tree.leaves(rest), *shapes, outputs, available)
+    key = (jax.tree.structure(arrays), *jax.tree.leaves(rest), *shapes, outputs, available.bit_length())
     if key not in _found:
         if len(_found) >= _MOST_KNOWN:
             _found.clear()

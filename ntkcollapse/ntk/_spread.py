@@ -9,15 +9,31 @@ estimated without bias from random signs z projected by Q: E‖PΘz‖² = ‖P�
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk.engines._contract import EXACT
+
+
+class BlockMeans(NamedTuple):
+    """The three numbers of block structure as they were measured.
+
+    `BlockKernel` asks for diagonal > within, which means over classes of unequal size need not obey.
+    """
+
+    diagonal: Float[Array, ""]
+    within: Float[Array, ""]
+    between: Float[Array, ""]
+
+    @property
+    def single(self) -> Float[Array, ""]:
+        """What the block structure does to deviations from class means."""
+        return self.diagonal - self.within
 
 
 class Spread(eqx.Module):
@@ -27,7 +43,7 @@ class Spread(eqx.Module):
     """
 
     class_gram: Float[Array, "C C"]
-    block: BlockKernel | None
+    block: BlockMeans | None
     mixed: Float[Array, " R"]
     mixed_centred: Float[Array, " R"]
     within: Float[Array, " R"]
@@ -45,7 +61,7 @@ class Spread(eqx.Module):
         return jnp.sqrt((q - 1) * jnp.var(replicates)) if q else jnp.zeros((), self.mixed.dtype)
 
     def residual(self) -> Float[Array, " R"]:
-        """‖Θ − B‖ / ‖Θ‖ with B the block kernel."""
+        """‖Θ − B‖ / ‖Θ‖ with B of block structure."""
         rest = jnp.square(self._means() - self._block_means()).sum() + 2 * self.mixed + self.within_residual
         return jnp.sqrt(jnp.maximum(rest, 0) / (jnp.square(self._means()).sum() + 2 * self.mixed + self.within))
 
@@ -74,19 +90,19 @@ class Spread(eqx.Module):
     def _block_means(self):
         assert self.block is not None
         C, root = self.classes.num_classes, jnp.sqrt(self._sizes())
-        G = self.block.pair_matrix(C).astype(root.dtype)
-        single = self.block.lambda_single.astype(root.dtype)
-        return jnp.outer(root, root) * G + single * jnp.eye(C, dtype=root.dtype)
+        eye = jnp.eye(C, dtype=root.dtype)
+        G = self.block.within.astype(root.dtype) * eye + self.block.between.astype(root.dtype) * (1 - eye)
+        return jnp.outer(root, root) * G + self.block.single.astype(root.dtype) * eye
 
 
-def from_matrix(theta: Float[Array, "N N"], block: BlockKernel | None, classes: Classes) -> Spread:
+def from_matrix(theta: Float[Array, "N N"], block: BlockMeans | None, classes: Classes) -> Spread:
     """Exact, from the kernel itself with its samples in class order."""
     gram = classes.sums(classes.sums(theta).T)
     deviations = classes.deviations(theta)
     mixed = classes.sums(deviations.T).T / jnp.sqrt(jnp.asarray(classes.sizes, theta.dtype))[:, None]
     within = classes.deviations(deviations.T)
     centring = jnp.eye(classes.num_samples, dtype=theta.dtype)
-    single = 0 if block is None else block.lambda_single.astype(theta.dtype)
+    single = 0 if block is None else block.single.astype(theta.dtype)
     rest = within - single * classes.deviations(centring)
     return Spread(
         gram,
@@ -99,9 +115,7 @@ def from_matrix(theta: Float[Array, "N N"], block: BlockKernel | None, classes: 
     )
 
 
-def from_probes(
-    gram: Float[Array, "W W"], overlap: Float[Array, "q q"], block: BlockKernel, classes: Classes
-) -> Spread:
+def from_probes(gram: Float[Array, "W W"], overlap: Float[Array, "q q"], block: BlockMeans, classes: Classes) -> Spread:
     """Estimated, from inner products of class sums and of sums with projected random signs z.
 
     Args:
@@ -110,7 +124,7 @@ def from_probes(
     """
     C, q = classes.num_classes, overlap.shape[0]
     mixed = gram[:C, C:] / jnp.sqrt(jnp.asarray(classes.sizes, gram.dtype))[:, None]
-    within, rest = gram[C:, C:], gram[C:, C:] - block.lambda_single.astype(gram.dtype) * overlap
+    within, rest = gram[C:, C:], gram[C:, C:] - block.single.astype(gram.dtype) * overlap
     keep = np.concatenate([np.ones((1, q)), 1 - np.eye(q)])
 
     def single(values):

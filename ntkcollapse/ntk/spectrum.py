@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.ntk.engines._contract import EXACT
 from ntkcollapse.ntk.products import NTKOperator
 from ntkcollapse.sample_kernel import DenseKernel
 
@@ -62,7 +63,12 @@ def spectral_density(
         key: for the probes.
     Returns:
         Nodes and weights, one row a probe; the weights of a row sum to one.
+    Raises:
+        ValueError: fewer than one product or probe.
     """
+    for name, number in (("num_matvecs", num_matvecs), ("num_probes", num_probes)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}.")
     size = int(np.prod(operator.shape))
     nodes, weights = [], []
     for probe in jax.random.split(key, num_probes):
@@ -127,19 +133,16 @@ def within_class_eigenvalues(matrix, classes: Classes) -> Float[Array, " rest"]:
     """Eigenvalues of the within-class remainder QΘQ on its N − C dimensions, in ascending order.
 
     Q takes away class means. Under block structure they are all λ_single; the smallest of a measured kernel are what a
-    trained network follows late. Cost: one eigendecomposition of an N × N matrix.
+    trained network follows late. Exact in any units. Cost: one eigendecomposition of an N × N matrix.
 
     Args:
         matrix: the kernel, samples in class order.
     """
     theta = DenseKernel(matrix).as_matrix(classes)
-    within = classes.deviations(classes.deviations(theta).T)
-    # The C directions of the class means are moved above all others, and left away.
-    above = 2 * jnp.abs(within).sum(0).max() + 1
-    means = jnp.eye(classes.num_samples, dtype=theta.dtype)
-    means = means - classes.deviations(means)
-    values = jnp.linalg.eigvalsh((within + within.T) / 2 + above * means)
-    return values[: classes.num_samples - classes.num_classes]
+    # In a basis of the deviations, without the C directions of the class means, whose zeros would lie among the values.
+    Z = classes.expand(jnp.eye(classes.num_classes, dtype=theta.dtype)).T
+    contrasts = jnp.linalg.qr(Z, mode="complete")[0][:, classes.num_classes :]
+    return jnp.linalg.eigvalsh(jnp.linalg.multi_dot([contrasts.T, theta, contrasts], precision=EXACT))
 
 
 def _check_number(num: int, size: int) -> None:

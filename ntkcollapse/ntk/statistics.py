@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ntkcollapse._checks import check_choice, check_shape
+from ntkcollapse._checks import check_choice, check_shape, is_traced
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes, class_order
 from ntkcollapse.ntk._devices import Devices
@@ -19,7 +19,7 @@ from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._grouping import group
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._problem import one_like, prepare
-from ntkcollapse.ntk._spread import Spread, from_matrix, from_probes
+from ntkcollapse.ntk._spread import BlockMeans, Spread, from_matrix, from_probes
 from ntkcollapse.ntk._streaming import Totals, from_kernel, stream
 from ntkcollapse.ntk.empirical import empirical_ntk
 from ntkcollapse.ntk.engines import Engine
@@ -72,12 +72,26 @@ class BlockStatistics(eqx.Module):
         A measured kernel may violate the order of the eigenvalues: no warning here, see `is_ordered`.
 
         Raises:
-            ValueError: λ_single ≤ 0, which no exact kernel with two different samples has.
+            ValueError: λ_single ≤ 0. With classes of equal size that means samples of one gradient in every class.
+                With unequal ones it may be any kernel, since a class of m samples counts m times in the diagonal
+                and m (m − 1) times within: `class_kernel`, with numbers of its own for each class, has no such limit.
         """
-        values = [value.mean() for value in self.per_output]
+        means = self._block_means()
+        if not is_traced(means) and float(means.single) <= 0:
+            sizes = self.classes.sizes
+            why = (
+                "samples of one class have the same gradients"
+                if self.classes.is_balanced
+                else f"of classes of {min(sizes)} to {max(sizes)} samples, the large ones count for more within than "
+                "on the diagonal, so that no three numbers of a positive kernel describe them all; use `class_kernel`, "
+                "with numbers of its own for each class, or classes of one size"
+            )
+            raise ValueError(
+                f"kernel: expected λ_single = diagonal − within above zero, got {means.single:.4g}: {why}."
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return BlockKernel(*values)
+            return BlockKernel(*means)
 
     @property
     def class_kernel(self) -> BlockKernel:
@@ -89,14 +103,15 @@ class BlockStatistics(eqx.Module):
     @property
     def is_ordered(self) -> bool:
         """Whether λ_global ≥ λ_class ≥ λ_single > 0, as the theorem assumes: diagonal > within ≥ between ≥ 0."""
-        diagonal, within, between = (float(value.mean()) for value in self.per_output)
+        diagonal, within, between = map(float, self._block_means())
         return diagonal > within >= between >= 0
 
     @property
     def residual(self) -> Float[Array, ""]:
-        """‖Θ̄ − B‖ / ‖Θ̄‖ (Frobenius), Θ̄ the output mean of Θ_kk and B the `kernel` as an N × N matrix.
+        """‖Θ̄ − B‖ / ‖Θ̄‖ (Frobenius), Θ̄ the output mean of Θ_kk and B the N × N matrix of its three block means.
 
-        B is the closest matrix of block structure, so that this is zero where Θ̄ has it and below one.
+        B, the `kernel` where there is one, is the closest matrix of block structure, so that this is zero where Θ̄ has
+        it and below one.
         """
         return self._spread().value(Spread.residual)
 
@@ -104,6 +119,9 @@ class BlockStatistics(eqx.Module):
     def residual_standard_error(self) -> Float[Array, ""]:
         """Of `residual` over the random probes; zero where it is exact."""
         return self._spread().standard_error(Spread.residual)
+
+    def _block_means(self) -> BlockMeans:
+        return BlockMeans(*(value.mean() for value in self.per_output))
 
     def _spread(self) -> Spread:
         if self.spread is None:
@@ -117,7 +135,7 @@ class BlockStatistics(eqx.Module):
     def off_output(self) -> Float[Array, ""]:
         """Size of the components k ≠ s, zero by the theorem: ‖B_ks, k ≠ s‖ / ‖B_ks, all k, s‖ (Frobenius).
 
-        B_ks is the block kernel of the means of Θ_ks. What varies inside a block is not in it.
+        B_ks is the block kernel of the means of Θ_ks. What varies inside a block is not in it; zero where all B_ks are.
         """
         if self.output_blocks is None:
             raise ValueError(
@@ -128,8 +146,12 @@ class BlockStatistics(eqx.Module):
         m = np.asarray(self.classes.sizes, dtype=float)
         counts = (m.sum(), (m * (m - 1)).sum(), m.sum() ** 2 - (m * m).sum())
         values = (blocks.diagonal, blocks.within, blocks.between)
-        squares = sum(float(n) * jnp.square(v) for n, v in zip(counts, values, strict=True))
-        return jnp.sqrt(1 - jnp.trace(squares) / jnp.sum(squares))
+        largest = jnp.max(jnp.stack([jnp.abs(v).max() for v in values]))
+        unit = jnp.where(largest > 0, largest, 1)
+        squares = jnp.stack([float(n) * jnp.square(v / unit) for n, v in zip(counts, values, strict=True)]).sum(0)
+        # Those off the diagonal by themselves: one less the diagonal's share would leave rounding only.
+        off = (squares * (1 - jnp.eye(len(squares), dtype=squares.dtype))).sum()
+        return jnp.sqrt(off / jnp.where(largest > 0, squares.sum(), 1))
 
 
 def block_statistics(
@@ -215,9 +237,9 @@ def block_statistics(
         theta = empirical_ntk(
             f, params, x, outputs="mean", engine=engine, parameters=parameters, memory=memory, checkpoint=checkpoint
         )
-        spread = from_matrix(theta, statistics.kernel, classes)
+        spread = from_matrix(theta, statistics._block_means(), classes)
     else:
-        spread = from_probes(totals.gram.mean(0), jnp.asarray(signs.T @ signs), statistics.kernel, classes)
+        spread = from_probes(totals.gram.mean(0), jnp.asarray(signs.T @ signs), statistics._block_means(), classes)
     return eqx.tree_at(lambda s: s.spread, statistics, spread, is_leaf=lambda s: s is None)
 
 
