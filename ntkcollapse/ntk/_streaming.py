@@ -89,7 +89,7 @@ def stream(
                 if i + 1 < len(grouping):
                     saved.save(f"sums{turn}", i + 1, lambda sums=sums: jax.tree.leaves(devices.fetch(sums)))
             done.append(devices.fetch(_totals(sums, keep)))
-            check_finite("gradients of f", done[-1].squares)
+            check_finite("gradients of f", (done[-1].squares, done[-1].gram))
             saved.save(f"sums{turn}", len(grouping), lambda: jax.tree.leaves(done[-1]), at_once=True)
     saved.remove(*(f"sums{turn}" for turn in range(len(turns))))
     squares, gram = (jnp.concatenate([part[i] for part in done]) for i in (0, 1))

@@ -182,7 +182,7 @@ class Traced:
 
         def meets(number) -> bool:
             entry = isinstance(number, int) and number not in data and bool(depends.get(number))
-            return entry and jnp.issubdtype(shape_of[number].dtype, jnp.floating)
+            return entry and jnp.issubdtype(shape_of[number].dtype, jnp.inexact)
 
         self.taps: list[Tap] = []
         self._meeting = set()
@@ -192,7 +192,10 @@ class Traced:
             self._meeting |= {o for o in e.operands if isinstance(o, int) and o not in data}
             tapped = [j for j, o in enumerate(e.operands) if meets(o)]
             for j in tapped:
-                use = recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, j) if len(tapped) == 1 else None
+                use = None
+                # What a parameter became a complex number for (a Fourier transform, say) is left to JAX.
+                if len(tapped) == 1 and jnp.issubdtype(e.shapes[j].dtype, jnp.floating):
+                    use = recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, j)
                 like = e.shapes[j] if use is None else e.result_shapes[0]
                 beside = None if use is None else e.shapes[1 - j]
                 self.taps.append(Tap(i, j, e.operands[j], use, like, beside))  # pyright: ignore

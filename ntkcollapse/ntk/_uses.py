@@ -181,9 +181,12 @@ class Rows(Use):
         # One number a position, in the last dimension; the gradient of a number out of range is zero, or goes to the
         # nearest row.
         numbers = a.reshape(1, self.positions, 1)
+        if numbers.dtype.itemsize < 4:
+            # A byte cannot count the rows of a longer table.
+            numbers = numbers.astype(jnp.int32)
         if self.clipped:
             numbers = jnp.clip(numbers, 0, self.inputs - 1)
-        return numbers == jnp.arange(self.inputs, dtype=a.dtype)[None, None, :]
+        return numbers == jnp.arange(self.inputs, dtype=numbers.dtype)[None, None, :]
 
     def cotangent(self, d):
         return d.reshape(1, self.positions, self.outputs)

@@ -38,7 +38,8 @@ def empirical_ntk(
 
     Args:
         f: (params, x) ↦ (N, K), one row a sample, in evaluation mode.
-        params: any pytree; its floating-point arrays are what the kernel is a sum over.
+        params: any pytree; its floating-point arrays are what the kernel is a sum over. Compiled code is found again
+            for the same f: arrays that f closes over are read when it is compiled, those in `params` at every call.
         x1: samples, (A, ...).
         x2: samples, (B, ...); x1 with itself where None.
         outputs: "full" (A, B, K, K), "diagonal" (A, B, K) for k = s, "mean" (A, B) for its mean over k.
@@ -53,7 +54,7 @@ def empirical_ntk(
         checkpoint: a folder for the finished part of the kernel, written every minute: a stopped call goes on from
             there when made again with the same arguments. Not needed once the call returns, and not under `jit`.
     Returns:
-        Θ, in squared units of f over squared units of the parameters.
+        Θ, in squared units of f over squared units of the parameters; in float32 at least.
     Raises:
         ValueError: an f that is not (N, K) or couples samples, numbers that are not finite, unknown names, or a
             checkpoint of other work.

@@ -44,7 +44,8 @@ class NTKOperator:
         self._problem = prepare(f, params, {"x": x}, parameters)
         self._x = x
         n = np.shape(x)[0]
-        chunk = max(1, min(n, budget(memory) // sample_bytes(self._problem, one_like(x))))
+        # No bytes where no chosen parameter meets the samples.
+        chunk = max(1, min(n, budget(memory) // max(1, sample_bytes(self._problem, one_like(x)))))
         # Of one size, so that one shape is compiled; the last one is filled up with samples of weight zero.
         self._chunk = -(-n // -(-n // chunk))
 
@@ -101,10 +102,10 @@ def _filled(a, size: int, *, zero: bool = True):
 
 @eqx.filter_jit
 def _back(problem: Problem, x: Array, v: Array) -> PyTree:
-    _, pullback = jax.vjp(lambda params: problem.f(params, x), problem.params)
-    return pullback(v)[0]
+    y, pullback = jax.vjp(lambda params: problem.f(params, x), problem.params)
+    return pullback(v.astype(y.dtype))[0]
 
 
 @eqx.filter_jit
 def _forth(problem: Problem, x: Array, direction: PyTree) -> Array:
-    return jax.jvp(lambda params: problem.f(params, x), (problem.params,), (direction,))[1]
+    return jax.jvp(lambda params: problem.f(params, x), (problem.params,), (direction,))[1].astype(problem.dtype)

@@ -40,7 +40,7 @@ def test_coupled_samples():
         empirical_ntk(batch_norm, PARAMS, X)
     norm = nn.BatchNorm(use_running_average=False, param_dtype=float, force_float32_reductions=False)
     variables = norm.init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="with another sample of its batch"):
+    with pytest.raises(ValueError, match="with other samples of its batch"):
         block_statistics(
             lambda p, x: norm.apply({"params": p, "batch_stats": variables["batch_stats"]}, x, mutable=["batch_stats"])[
                 0

@@ -60,10 +60,9 @@ class Sums(eqx.Module):
     @classmethod
     @eqx.filter_jit
     def zeros(cls, problem: Problem, k: int, num_classes: int, num_signs: int, *, output_pairs: bool) -> "Sums":
-        leaves = jax.tree.leaves(problem.params)
-        dtype = jnp.result_type(*leaves)
+        leaves, dtype = jax.tree.leaves(problem.params), problem.dtype
         return cls(
-            [jnp.zeros((num_classes + num_signs, k, leaf.size), leaf.dtype) for leaf in leaves],
+            [jnp.zeros((num_classes + num_signs, k, leaf.size), dtype) for leaf in leaves],
             jnp.zeros((num_classes, k), dtype),
             jnp.zeros((num_classes, k, k), dtype) if output_pairs else None,
         )

@@ -58,7 +58,7 @@ def _jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: i
     def one(sample):
         y, pullback = jax.vjp(lambda params: problem.f(params, sample[None])[0], problem.params)
         (tree,) = jax.vmap(pullback)(unit_cotangents(problem.num_outputs, first, count, y.dtype))
-        return [leaf.reshape(count, -1) for leaf in jax.tree.leaves(tree)]
+        return [leaf.reshape(count, -1).astype(problem.dtype) for leaf in jax.tree.leaves(tree)]
 
     return jax.vmap(one)(x)
 

@@ -53,4 +53,5 @@ def _kernel(problem: Problem, x1: jax.Array, x2: jax.Array | None, outputs: Outp
         implementation=1,
     )(x1, x2, problem.params)
     # Its trace over an axis is a mean.
+    theta = theta.astype(problem.dtype)
     return theta * problem.num_outputs if outputs == "mean" else theta

@@ -47,7 +47,7 @@ def _kernel(problem: Problem, x1: jax.Array, x2: jax.Array, outputs: Outputs):
     like = eqx.filter_eval_shape(problem.f, problem.params, x2[:1])
     seeds = unit_cotangents(K, 0, K, like.dtype)
     theta = jax.vmap(jax.vmap(columns, in_axes=(None, 0)), in_axes=(0, None))(x2, seeds)  # (B, K of x2, A, K of x1)
-    theta = theta.transpose((2, 0, 3, 1))
+    theta = theta.transpose((2, 0, 3, 1)).astype(problem.dtype)
     if outputs == "full":
         return theta
     diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
