@@ -4,14 +4,16 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ntkcollapse.ntk._problem import Problem, one_like
 
@@ -92,15 +94,39 @@ class PartialResults:
 
 def fingerprint(problem: Problem, samples: Sequence[Any], *settings: Any) -> str:
     """A digest of f as JAX sees it, and of all numbers and settings that the result depends on."""
-    digest = hashlib.sha256()
-    traced = jax.make_jaxpr(problem.f)(problem.params, one_like(samples[0]))
-    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(traced)).encode())
-    for leaf in [*jax.tree.leaves(eqx.filter(problem, eqx.is_array)), *samples]:
-        array = np.ascontiguousarray(np.asarray(leaf))
+
+    def with_gradient(params, x):
+        # Rules of differentiation of f's own are functions in its trace: only the gradient shows what they do.
+        outputs, pullback = jax.vjp(lambda params: problem.f(params, x), params)
+        return outputs, pullback(jnp.ones_like(outputs))
+
+    traced = jax.make_jaxpr(with_gradient)(problem.params, one_like(samples[0]))
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(traced)).encode())
+    for value in [*_arrays_in(traced), *jax.tree.leaves(eqx.filter(problem, eqx.is_array)), *samples]:
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        array = np.ascontiguousarray(np.asarray(value))
         digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(array.data if array.size else b"")
+        digest.update(array.reshape(-1).view(np.uint8).data)
     digest.update(repr(settings).encode())
     return digest.hexdigest()
+
+
+def _arrays_in(part: Any) -> Iterator[Any]:
+    """Arrays that a trace and the functions called in it hold: its text shows their shapes, not their numbers."""
+    if isinstance(part, ClosedJaxpr):
+        yield from part.consts
+        yield from _arrays_in(part.jaxpr)
+    elif isinstance(part, Jaxpr):
+        for eqn in part.eqns:
+            yield from (v.val for v in eqn.invars if isinstance(v, Literal))
+            for name in sorted(eqn.params):
+                yield from _arrays_in(eqn.params[name])
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _arrays_in(value)
+    elif isinstance(part, np.ndarray | jax.Array):
+        yield part
 
 
 def of_first_process(value):

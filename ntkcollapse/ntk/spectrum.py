@@ -1,5 +1,6 @@
 """Eigenvalues of the empirical NTK, and which level of the block structure they belong to."""
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,10 @@ from ntkcollapse.ntk.engines._contract import EXACT
 from ntkcollapse.ntk.products import NTKOperator
 from ntkcollapse.sample_kernel import DenseKernel
 
+# Of eigenvalues that occur several times: those this far above the smallest one found are missed with this chance.
+_MARGIN = 1e-2
+_CHANCE = 1e-6
+
 
 class Levels(NamedTuple):
     """How many eigenvalues lie near λ_global, λ_class and λ_single; a block kernel has 1, C − 1 and N − C."""
@@ -29,7 +34,14 @@ def top_eigenvalues(
 ) -> tuple[Float[np.ndarray, " num"], Float[np.ndarray, "size num"]]:
     """Largest eigenvalues in descending order, and their vectors, by restarted Lanczos (ARPACK).
 
-    Cost: a few times `num` products with the kernel.
+    A Krylov space from one vector has one copy of an eigenvalue that occurs several times, as do those of a linear last
+    layer, once for each output. So what was found is taken out of the kernel, and a Lanczos run in the rest adds what
+    lies above the smallest value returned, again until nothing does. An eigenvalue more than 1% above that one (and
+    more than rounding of the products) is then missed with a chance below 1e-6, over the random start vectors; what
+    lies between is found where Lanczos resolves it, which it does for copies.
+
+    Cost: a few times `num` products with the kernel, and for each run in the rest fewer than that: one run where no
+    eigenvalue occurs twice, and up to one for each copy where some do.
 
     Args:
         operator: of N·K rows (outputs "full") or N rows ("mean").
@@ -38,6 +50,9 @@ def top_eigenvalues(
         tolerance: relative, of the eigenvalues.
     Raises:
         ValueError: `num` out of range.
+    References:
+        van Dorsselaer, Hochstenbach, van der Vorst (2000), "Computing probabilistic bounds for extreme eigenvalues of
+        symmetric matrices with the Lanczos method".
     """
     size = int(np.prod(operator.shape))
     _check_number(num, size)
@@ -45,8 +60,50 @@ def top_eigenvalues(
     start = np.asarray(jax.random.normal(key, (size,), dtype=float), dtype=float)
     linear = LinearOperator((size, size), matvec=lambda v: _flat(operator, v), dtype=np.dtype(float))  # pyright: ignore
     values, vectors = eigsh(linear, k=num, which="LA", v0=start, tol=tolerance)  # pyright: ignore
-    order = np.argsort(-values)
+    missed = 1
+    while missed and values.size < size:
+        key, start = jax.random.split(key)
+        more, beside = _in_the_rest(operator, vectors, np.sort(values)[-num], values.max(), tolerance, start)
+        values, vectors, missed = np.concatenate([values, more]), np.hstack([vectors, beside]), more.size
+    order = np.argsort(-values)[:num]
     return values[order], vectors[:, order]
+
+
+def _in_the_rest(
+    operator: NTKOperator,
+    known: np.ndarray,
+    least: float,
+    largest: float,
+    tolerance: float,
+    key: PRNGKeyArray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues above `least` beside those of the orthonormal vectors `known`, with their vectors; not every copy.
+
+    With θ_j the Ritz values after q steps and β_j the norms that were divided by, Π_j (A − θ_j) v = Π_j β_j v_{q+1}.
+    An eigenvalue μ above all θ_j, of which v has the component c, then has c Π_j (μ − θ_j) ≤ Π_j β_j; and a random
+    v of n components has c < ε / √n with a chance below ε.
+    """
+
+    def outside(v):
+        return v - known @ (known.T @ v)
+
+    size = known.shape[0]
+    start = outside(np.asarray(jax.random.normal(key, (size,), dtype=float), dtype=float))
+    rounding = 100 * float(jnp.finfo(operator.dtype).eps) * largest
+    above = least + tolerance * abs(least) + rounding
+    bound = least + max(tolerance, _MARGIN) * abs(least) + rounding
+    found = np.zeros(0), np.zeros((size, 0))
+    for basis, diagonal, norms in _krylov(lambda v: outside(_flat(operator, outside(v))), start, size - known.shape[1]):
+        values, small = eigh_tridiagonal(diagonal, norms[:-1])
+        errors = norms[-1] * np.abs(small[-1])
+        settled = errors <= tolerance * np.abs(values) + rounding
+        new = np.flatnonzero(settled & (values > above))
+        found = values[new], basis.T @ small[:, new]
+        if (~settled & (values + errors > above)).any():
+            continue
+        if new.size or norms[-1] == 0 or np.log((bound - values) / norms).sum() > np.log(np.sqrt(size) / _CHANCE):
+            break
+    return found
 
 
 def spectral_density(
@@ -73,8 +130,8 @@ def spectral_density(
     nodes, weights = [], []
     for probe in jax.random.split(key, num_probes):
         start = np.asarray(jax.random.rademacher(probe, (size,), dtype=float), dtype=float)
-        diagonal, beside = _lanczos(operator, start, min(num_matvecs, size))
-        values, vectors = eigh_tridiagonal(diagonal, beside)
+        *_, (_, diagonal, norms) = _krylov(lambda v: _flat(operator, v), start, min(num_matvecs, size))
+        values, vectors = eigh_tridiagonal(diagonal, norms[:-1])
         # Fewer nodes where the Krylov space is exhausted: the same number of rows for all, with weight zero.
         missing = num_matvecs - len(values)
         nodes.append(np.pad(values, (0, missing), mode="edge"))
@@ -82,26 +139,30 @@ def spectral_density(
     return np.stack(nodes), np.stack(weights)
 
 
-def _lanczos(operator: NTKOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Diagonal and off-diagonal of the tridiagonal matrix, with full reorthogonalisation.
+def _krylov(
+    product: Callable[[np.ndarray], np.ndarray], start: np.ndarray, steps: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Lanczos with full reorthogonalisation: (basis, diagonal, norms) after each of at most `steps` products.
 
-    A loop on the host, since each product streams over samples there.
+    The tridiagonal matrix has the norms but the last one beside its diagonal. The last one is that of what the next
+    basis vector is made of: 0 where nothing is left, which ends it. A loop on the host, since each product streams
+    over samples there.
     """
     basis = [start / np.linalg.norm(start)]
-    diagonal, beside = [], []
+    diagonal, norms = [], []
     for _ in range(steps):
-        w = _flat(operator, basis[-1])
+        w = product(basis[-1])
         scale = np.linalg.norm(w)
         diagonal.append(float(basis[-1] @ w))
         Q = np.stack(basis)
         for _ in range(2):  # Once is not enough in floating point; twice is.
             w = w - Q.T @ (Q @ w)
-        norm = np.linalg.norm(w)
-        if norm <= 1e-10 * scale or len(diagonal) == steps:
+        norm = float(np.linalg.norm(w))
+        norms.append(norm if norm > 1e-10 * scale else 0.0)
+        yield Q, np.asarray(diagonal), np.asarray(norms)
+        if norms[-1] == 0:
             break
-        beside.append(norm)
         basis.append(w / norm)
-    return np.asarray(diagonal), np.asarray(beside)
 
 
 def _flat(operator: NTKOperator, v: np.ndarray) -> np.ndarray:

@@ -9,12 +9,16 @@ from ntkcollapse import BlockKernel, Classes
 from ntkcollapse.ntk import (
     NTKOperator,
     _fastest,
+    _partial,
     block_statistics,
     empirical_ntk,
     label_alignment,
     spectral_density,
+    spectrum,
+    top_eigenvalues,
     within_class_eigenvalues,
 )
+from ntkcollapse.ntk.engines import Layerwise
 from ntkcollapse.ntk.statistics import BlockStatistics, OutputBlocks
 from tests.ntk.zoo import case, normal
 
@@ -106,6 +110,117 @@ def test_a_density_of_nothing_is_refused(name):
     numbers = {"num_matvecs": 2, "num_probes": 2} | {name: 0}
     with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
         spectral_density(NTKOperator(c.f, c.params, c.x), key=jax.random.key(0), **numbers)
+
+
+@pytest.mark.parametrize("num", [1, 5, 12, 30])
+def test_all_copies_of_an_eigenvalue_are_found(num):
+    # A linear layer: Θ = x xᵀ ⊗ I, every eigenvalue once for each of its ten outputs.
+    x = normal(0, 20, 8)
+    operator = NTKOperator(linear, {"w": np.ones((8, 10))}, x)
+    want = np.repeat(np.linalg.eigvalsh(x @ x.T)[::-1], 10)[:num]
+    values, vectors = top_eigenvalues(operator, num, key=jax.random.key(0))
+    np.testing.assert_allclose(values, want, rtol=1e-9)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(num), atol=1e-12)
+    matrix = np.kron(x @ x.T, np.eye(10))
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, atol=1e-6 * want[0])
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_looking_for_copies_costs_less_than_the_eigenvalues(power, monkeypatch):
+    x = np.linalg.qr(normal(0, 120, 120))[0] * np.arange(1.0, 121) ** (-power / 2)
+    products, first = [], []
+    call, lanczos = NTKOperator.__call__, spectrum.eigsh
+    monkeypatch.setattr(NTKOperator, "__call__", lambda self, v: products.append(None) or call(self, v))
+
+    def counting(*given, **options):
+        result = lanczos(*given, **options)
+        first.append(len(products))
+        return result
+
+    monkeypatch.setattr(spectrum, "eigsh", counting)
+    operator = NTKOperator(linear, {"w": np.ones((120, 1))}, x)
+    values, _ = top_eigenvalues(operator, 10, key=jax.random.key(0))
+    np.testing.assert_allclose(values, np.arange(1.0, 11) ** -power, rtol=1e-9)
+    assert 0 < len(products) - first[0] <= first[0]
+
+
+# ---- resuming
+
+
+def with_array(number):
+    stats = jnp.full(4, number)
+    return lambda p, x: jnp.tanh(x @ p["w"] - stats[None, :]) @ p["v"]
+
+
+def with_array_of_a_called_function(number):
+    stats = jnp.full(4, number)
+    inner = jax.jit(lambda h: jnp.tanh(h - stats[None, :]))
+    shift = jnp.full(4, number)
+    branches = [lambda h: h, lambda h: h - shift[None, :]]
+    return lambda p, x: inner(jax.lax.switch(jnp.asarray(1), branches, x @ p["w"])) @ p["v"]
+
+
+def with_rule_backwards(number):
+    @jax.custom_vjp
+    def product(w, x):
+        return x @ w
+
+    product.defvjp(lambda w, x: (x @ w, (w, x)), lambda r, ct: ((1 + number) * r[1].T @ ct, ct @ r[0].T))
+    return lambda p, x: jnp.tanh(product(p["w"], x)) @ p["v"]
+
+
+def with_rule_forwards(number):
+    @jax.custom_jvp
+    def bend(h):
+        return jnp.tanh(h)
+
+    bend.defjvps(lambda t, out, h: (1 + number) * t * (1 - out**2))
+    return lambda p, x: bend(x @ p["w"]) @ p["v"]
+
+
+@pytest.mark.parametrize("make", [with_array, with_array_of_a_called_function, with_rule_backwards, with_rule_forwards])
+def test_only_the_same_function_is_resumed(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(_partial, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(_partial, "_SHARE", np.inf)
+    params, x = {"w": normal(0, 3, 4), "v": normal(1, 4, 2)}, normal(2, 12, 3)
+    batches = []
+
+    class Stopping(Layerwise):
+        after = 3
+
+        def add(self, problem, sums, batch, first_output):
+            batches.append(None)
+            if len(batches) == self.after:
+                raise KeyboardInterrupt
+            return super().add(problem, sums, batch, first_output)
+
+    def run(f, checkpoint=tmp_path):
+        return block_statistics(
+            f, params, x, np.repeat([0, 1], 6), engine=Stopping(), memory=2000.0, checkpoint=checkpoint
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make(0.0))
+    with pytest.raises(ValueError, match="partial results of another computation"):
+        run(make(1.0))
+    Stopping.after = -1
+    whole = run(make(0.0), None)
+    batches.clear()
+    np.testing.assert_array_equal(run(make(0.0)).output_pairs, whole.output_pairs)
+    resumed = len(batches)
+    run(make(0.0))
+    assert resumed == len(batches) - resumed - 2
+
+
+def test_arrays_are_found_in_functions_that_a_trace_calls():
+    # JAX moves most of them to the top by itself.
+    h, number = jnp.ones(4), np.asarray([1.0, 2.0, 3.0, 4.0])
+    called = jax.make_jaxpr(lambda h: h - number)(h)
+    trace = jax.make_jaxpr(jax.jit(lambda h: 2 * h))(h)
+    (call,) = trace.jaxpr.eqns
+    call = call.replace(params=call.params | {"jaxpr": (called,)})
+    trace = trace.replace(jaxpr=trace.jaxpr.replace(eqns=[call]))
+    assert any(np.array_equal(array, number) for array in _partial._arrays_in(trace))
 
 
 # ---- the fastest engine, and gradients
