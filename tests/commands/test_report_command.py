@@ -105,7 +105,7 @@ def test_sections_of_what_a_run_measured(tmp_path):
     flags += "--batch-size 30 --probe-per-class 2 --measure test-collapse layers ansatz --out"
     folder = tmp_path / "run"
     assert main(["train", *flags.split(), str(folder)]) == 0
-    assert {p.stem for p in (folder / "figures").iterdir()} == {"training", "layers", "test_collapse", "ansatz"}
+    assert {p.stem for p in (folder / "figures").iterdir()} == {"layers", "test_collapse", "ansatz"}
     assert main(["report", str(folder)]) == 0
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert not page.open
