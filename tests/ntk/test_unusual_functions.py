@@ -148,6 +148,17 @@ def test_half_precision_is_summed_in_single(kind, engine):
     np.testing.assert_allclose(theta, expected, rtol=1e-6)
 
 
+def test_outputs_that_cancel_are_no_sign_of_coupling():
+    """Every unit twice, with opposite sign: what is left of the outputs is rounding, another one for each batch."""
+    U, V = normal(6, 40), normal(40, 3)
+    params = {"U": jnp.concatenate([U, U], axis=1), "V": jnp.concatenate([V, -V])}
+
+    def f(p, x):
+        return jnp.tanh(x @ p["U"]) @ p["V"]
+
+    np.testing.assert_allclose(ntk.empirical_ntk(f, params, X), dense_ntk(f, params, X), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("of", "data"), [(np.float32, np.float64), (np.float64, np.float32)])
 def test_products_with_outputs_of_another_precision(of, data):
     x, params = X.astype(data), {"w": normal(6, 3).astype(of)}
