@@ -4,6 +4,8 @@ Compiled code is kept in pytest's cache directory, by the hash of what was compi
 compilation, and most tests compile what they compiled in the run before. `make clean` removes it.
 """
 
+import os
+
 import jax
 import pytest
 
@@ -13,7 +15,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    # One for each worker: entries are not written all at once, and are damaged for who reads them meanwhile.
+    folder = config.cache.mkdir("compiled-" + os.environ.get("PYTEST_XDIST_WORKER", "alone"))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

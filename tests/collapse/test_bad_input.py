@@ -122,7 +122,7 @@ def test_fewer_features_than_classes():
     for _ in range(2):
         with pytest.warns(UserWarning, match="2 features cannot hold a simplex ETF of C = 5") as said:
             collapse.measure(statistics, x[:5])
-        assert len(said) == 1
+        assert sum("simplex" in str(warning.message) for warning in said) == 1
     with pytest.warns(UserWarning, match="2 features cannot hold a simplex ETF of C = 5"):
         assert collapse.measure(statistics)["nc2_seleznova2023"] >= collapse.simplex_etf_floor(2, 5)
     # The profile of a narrow layer holds the same values, without a word.
