@@ -96,3 +96,13 @@ def test_bad_records_and_files_say_what_is_wrong(tmp_path):
     xr.Dataset({"x": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match="got another one"):
         Trajectory.load(tmp_path / "other.nc")
+
+
+def test_a_file_keeps_the_versions_that_computed_it(tmp_path):
+    """Not those of the process that reads or writes it again."""
+    classes = Classes.balanced(num_classes=2, per_class=3)
+    run = Trajectory(np.arange(2.0), {"loss": np.ones(2)}, classes, versions={"jax": "0.0.1"})
+    run.save(tmp_path / "first")
+    Trajectory.load(tmp_path / "first").save(tmp_path / "second")
+    assert Trajectory.load(tmp_path / "second").versions == {"jax": "0.0.1"}
+    assert Trajectory(np.arange(2.0), {}, classes).versions["numpy"] == np.__version__

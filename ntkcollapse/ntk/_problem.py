@@ -86,7 +86,8 @@ def one_like(x: Any) -> jax.ShapeDtypeStruct:
 def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
     """(chosen, frozen): two trees of one structure, each None where the other has the array."""
     # Python's own numbers but for floats are not data: f may count with them.
-    params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, int) else _as_array(leaf), params)
+    is_data = lambda leaf: eqx.is_array_like(leaf) and not isinstance(leaf, int)  # noqa: E731
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_data(leaf) else leaf, params)
     floating = jax.tree.map(eqx.is_inexact_array, params)
     if parameters is None:
         wanted = floating
@@ -116,10 +117,6 @@ def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
             "the kernel is a sum over the chosen parameters."
         )
     return eqx.partition(params, wanted)
-
-
-def _as_array(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf
 
 
 def _by_path(params: PyTree, paths: Iterable[str]) -> PyTree:
