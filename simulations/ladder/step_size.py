@@ -3,6 +3,7 @@
     python simulations/ladder/step_size.py --setting digits
     python simulations/ladder/step_size.py --setting mnist
     python simulations/ladder/step_size.py --setting mnist --batch-norm --divide 1 4
+    python simulations/ladder/step_size.py --setting mnist --batch-norm --divide 1 --double
 
 The network and data of `ladder.py`. Gradient descent with a step of τ in flow time is stable where τ λ < 2 for the
 largest eigenvalue λ of the network's kernel Θ, of all outputs (near the end of training the Hessian of ½‖R‖² is that of
@@ -11,6 +12,7 @@ parts and τ λ along each run; the figure is left in figures/.
 """
 
 import argparse
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -36,11 +38,14 @@ PARTS = {
 }
 
 
-def run_of(net: Network, data: Dataset, learning_rate: float, steps: list[int]) -> Trajectory:
-    """Residual parts and the largest eigenvalue of Θ, times the step, at the steps named."""
+def run_of(net: Network, data: Dataset, learning_rate: float, steps: list[int], dtype: type) -> Trajectory:
+    """Residual parts and the largest eigenvalue of Θ, times the step, at the steps named; all in `dtype`."""
     clock = Clock.of_loss("mean", data.classes, learning_rate=learning_rate)
     rows = []
-    start, x = net.init(jax.random.key(0), data.inputs), jnp.asarray(data.inputs)
+    # The same weights in either precision: drawn in float32.
+    start = jax.tree.map(lambda value: value.astype(dtype), net.init(jax.random.key(0), data.inputs))
+    data = dataclasses.replace(data, inputs=np.asarray(data.inputs, dtype))
+    x = jnp.asarray(data.inputs)
 
     @jax.jit
     def seen(variables):
@@ -78,19 +83,21 @@ def main() -> None:
     parser.add_argument("--setting", choices=tuple(SETTINGS), default="digits")
     parser.add_argument("--batch-norm", action="store_true", help="of the multilayer perceptron")
     parser.add_argument("--divide", type=int, nargs="*", default=(1, 2, 4), help="the setting's learning rate by these")
+    parser.add_argument("--double", action="store_true", help="train in float64; float32 rounds small updates away")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     setting = SETTINGS[flags.setting]
     widths = setting.options or ("widths=(256,256,64)",)
     options = (*widths, *(("batch_norm=True",) if flags.batch_norm else ()))
-    study = flags.setting + ("_batch_norm" if flags.batch_norm else "")
+    study = flags.setting + ("_batch_norm" if flags.batch_norm else "") + ("_float64" if flags.double else "")
     data = load(setting.dataset, per_class=setting.per_class).train
     net = network(setting.network, data.classes.num_classes, **dict(parse_options("options", options)))
     at = [s for s in log_spaced(setting.steps, setting.records) if s >= setting.start]
+    dtype = np.float64 if flags.double else np.float32
     runs, rows = {}, []
     for divisor in flags.divide:
         rate = setting.learning_rate / divisor
-        runs[f"learning rate {rate:g}"] = run = run_of(net, data, rate, [s * divisor for s in at])
+        runs[f"learning rate {rate:g}"] = run = run_of(net, data, rate, [s * divisor for s in at], dtype)
         for i, t in enumerate(run.times):
             rows.append([f"{rate:g}", number(t), *(number(float(run[name][i])) for name in (*PARTS, "stability"))])
     print(table(("learning rate", "flow time", "R_single", "R_class", "R_global", "step x top eigenvalue"), rows))
