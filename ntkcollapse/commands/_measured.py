@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ntkcollapse.comparison import MeasuredStart, NetworkAt
+from ntkcollapse.comparison.start import check_clock
 from ntkcollapse.data import Dataset, digits
 from ntkcollapse.networks import Network, Variables, mlp
 from ntkcollapse.training import Moment, TrainConfig, log_spaced, measured_descent, train
@@ -90,7 +91,7 @@ def measured_again(
 
     Raises:
         FileNotFoundError: no run there.
-        ValueError: a run without kernels or of another loss than the squared one, an optimiser without a clock, a
+        ValueError: a run without kernels or of another loss than the squared one, steps without a clock, a
             start outside the run, or a network that does not come out as it was recorded.
     """
     recorded = Trajectory.load(path)
@@ -98,6 +99,7 @@ def measured_again(
         raise ValueError(f"{path}: expected the run of a trained network, got one of the theory.")
     if recorded.kernel is None:
         raise ValueError(f"{path}: expected a run measured with kernels, got one without; train with --measure kappa.")
+    check_clock(recorded)
     steps = [int(s) for s in np.asarray(recorded.observables["step"])]
     if not starts:
         starts = [steps[int(np.argmin(np.abs(np.log1p(steps) - np.log1p(steps[-1] / 100))))]]
@@ -121,8 +123,6 @@ def _trained_again(path: Path, steps: list[int], starts: Sequence[int], records:
     config = saved_config(path)
     if config.loss != "squared":
         raise ValueError(f"{path}: expected a run of the squared loss, which the theory is of, got {config.loss}.")
-    if config.optimizer != "sgd":
-        raise ValueError(f"{path}: expected a run of sgd, whose steps are flow time, got {config.optimizer}.")
     wanted = np.unique(np.rint(np.geomspace(1, max(steps), records)).astype(int))
     near = {min(steps, key=lambda s: abs(np.log1p(s) - np.log1p(w))) for w in wanted}
     return trained_run(config, tuple({0, steps[-1], *near, *starts}), starts, keep_all=keep_all)

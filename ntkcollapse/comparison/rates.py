@@ -15,7 +15,7 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
-from ntkcollapse.comparison.start import is_squared, on_a_probe, own_decay
+from ntkcollapse.comparison.start import check_clock, is_squared, on_a_probe, own_decay
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
@@ -68,8 +68,7 @@ def measured_rates(
     References:
         Seleznova et al. (2023), Section 4.1 and Table 1 (lazy rates); the implied ones are derived here.
     """
-    if run.settings.get("clock", "flow") != "flow":
-        raise ValueError("run: expected times of gradient flow, got optimiser steps, for which no rates are predicted.")
+    check_clock(run)
     for part in windows or {}:
         check_choice("windows", part, PARTS)
     missing = [part for part in PARTS if f"residual_{part}" not in run.observables]

@@ -71,11 +71,7 @@ class MeasuredStart:
             raise ValueError(
                 "run: expected a measured run with its states H, W, b, got one that keeps observables only."
             )
-        if run.settings.get("clock", "flow") != "flow":
-            raise ValueError(
-                f"run: expected times of gradient flow, got steps of {run.settings.get('optimizer', 'the optimiser')}, "
-                "for which no clock is known; compare runs of sgd, or give the run a clock of your own."
-            )
+        check_clock(run)
         if not is_squared(run):
             raise ValueError(
                 f"run: expected one of the squared loss, which the theory is of, got {run.settings['loss']}."
@@ -186,6 +182,16 @@ class MeasuredStart:
         require_memory("sample-frozen", 8 * N * N * 6, fits="class-pairs")
         theta = ntk.empirical_ntk(network.features, network.params, network.inputs, outputs="mean")
         return DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
+
+
+def check_clock(run: Trajectory) -> None:
+    """Raises ValueError where the times of a run are optimiser steps, and says why no flow time is known for them."""
+    if run.settings.get("clock", "flow") != "flow":
+        reason = run.settings.get("without_clock", "no clock is known for the optimiser")
+        raise ValueError(
+            f"run: expected times of gradient flow, got optimiser steps: {reason}. Compare runs of sgd on all samples "
+            "alike (--no-balanced where classes are unequal), or give the run a clock of your own."
+        )
 
 
 def is_squared(run: Trajectory) -> bool:

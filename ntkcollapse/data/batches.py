@@ -60,6 +60,14 @@ class Batches(eqx.Module):
             return min(self.classes.sizes) // (self.batch_size // self.classes.num_classes)
         return self.classes.num_samples // self.batch_size
 
+    @property
+    def represent_all(self) -> bool:
+        """Whether every sample comes equally often, so that the mean gradient is that of the whole set.
+
+        Balanced batches of unequal classes do not: they weigh each sample by 1/m_c.
+        """
+        return self.batch_size is None or not self.balanced or self.classes.is_balanced
+
     def epoch(self, number: int) -> Int[np.ndarray, "batches B"]:
         """Rows of the batches of an epoch, one batch a row."""
         N = self.classes.num_samples

@@ -73,9 +73,10 @@ def train(
     Returns:
         Observables at each measured step, among them "step", "epoch", "learning_rate" and "seconds" since the start;
         states and κ on the probe (no κ where it was not a block kernel at some step, as with λ_single ≤ 0). Times are
-        flow time for sgd (of the loss ½‖R‖² summed over the training set), steps for other optimisers and where rates
-        decay so far that flow times are the same in floating point; `settings["clock"]` says which. `statistics` has
-        seconds spent on training and on each measurement.
+        flow time for sgd (of the loss ½‖R‖² summed over the training set), steps for other optimisers, for balanced
+        batches of unequal classes, and where rates decay so far that flow times are the same in floating point;
+        `settings["clock"]` says which, "without_clock" why. `statistics` has seconds spent on training and on each
+        measurement.
     Raises:
         NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one;
             None where the start was not finite.
@@ -246,9 +247,8 @@ class _Run:
         states = {name: values.pop(f"state_{name}") for name in _STATES if f"state_{name}" in values}
         scale = loss_scale(config.loss, train.classes.num_samples, train.classes.num_classes)
         flow_times = Clock(1.0, scale, config.momentum).time(self.schedule.elapsed(steps))
-        # Rates can decay until times are the same in jax's default precision, in which they are kept.
-        flow = config.optimizer == "sgd" and bool((np.diff(np.asarray(jnp.asarray(flow_times))) > 0).all())
-        times = flow_times if flow else steps.astype(float)
+        reason = self._without_clock(flow_times)
+        times = steps.astype(float) if reason else flow_times
         return Trajectory(
             times,
             values | {"step": steps, "epoch": steps / self.batches.per_epoch},
@@ -260,7 +260,8 @@ class _Run:
                 **as_mapping(config),
                 "producer": "network",
                 "outcome": outcome,
-                "clock": "flow" if flow else "steps",
+                "clock": "steps" if reason else "flow",
+                **({"without_clock": reason} if reason else {}),
                 "scale": scale,
                 "steps_per_epoch": self.batches.per_epoch,
                 "training_samples": train.classes.num_samples,
@@ -273,6 +274,17 @@ class _Run:
                 **({"names": self.records.names} if self.records.names else {}),
             },
         )
+
+    def _without_clock(self, flow_times: np.ndarray) -> str:
+        """Why the steps are not flow times; empty where they are."""
+        if self.config.optimizer != "sgd":
+            return f"{self.config.optimizer} rescales or replaces gradients"
+        if not self.batches.represent_all:
+            return "balanced batches of unequal classes descend another loss, in which every class weighs the same"
+        # Rates can decay until times are the same in jax's default precision, in which they are kept.
+        if not (np.diff(np.asarray(jnp.asarray(flow_times))) > 0).all():
+            return "learning rates decayed until flow times are the same in floating point"
+        return ""
 
     def _look(self) -> None:
         """Waits for the device; where it stopped before the step asked for, goes back there and measures.

@@ -225,12 +225,9 @@ def test_what_is_missing_is_said(linear):
     other = cases.linear_network(seed=5)
     with pytest.raises(ValueError, match="logits differ"):
         MeasuredStart(run, 0, {0: other})
-    steps = Trajectory(
-        run.times, run.observables, run.classes, states=run.states, kernel=run.kernel, settings={"clock": "steps"}
-    )
-    with pytest.raises(ValueError, match="no clock is known"):
-        MeasuredStart(steps, 0)
     for settings, said in (
+        ({"clock": "steps"}, "got optimiser steps: no clock is known"),
+        ({"clock": "steps", "without_clock": "adam rescales gradients"}, "optimiser steps: adam rescales gradients"),
         ({"loss": "cross-entropy"}, "expected one of the squared loss, .* got cross-entropy"),
         ({"training_samples": 240}, "all of the 240 samples .* got a probe of 12"),
     ):

@@ -35,6 +35,23 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert (one.epoch(5) != other.epoch(5)).any()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "size", "balanced", "expected"),
+    [
+        ((4, 8), None, True, True),
+        ((4, 8), 4, False, True),
+        ((6, 6), 4, True, True),
+        ((4, 8), 4, True, False),
+    ],
+)
+def test_all_samples_come_equally_often_where_batches_say_so(sizes, size, balanced, expected):
+    batches = Batches(Classes(sizes), size, 0, balanced)
+    counts = np.bincount(np.concatenate([batches.epoch(epoch).ravel() for epoch in range(400)]), minlength=12)
+    # Drawn 400 times, shares vary by some percent; a class of twice the size comes half as often.
+    assert (counts.max() < 1.3 * counts.min()) == expected
+    assert batches.represent_all == expected
+
+
 def test_unbalanced_batches_are_a_permutation_cut():
     rows = Batches(Classes((7, 9, 8)), 5, seed=0, balanced=False).epoch(0)
     assert rows.shape == (4, 5)

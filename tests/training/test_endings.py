@@ -39,6 +39,15 @@ def test_ties_of_single_precision_as_well():
         assert train(config).settings["clock"] == "steps"
 
 
+def test_balanced_batches_of_unequal_classes_have_no_clock():
+    """They descend the loss in which a sample weighs 1/m_c: its flow is not that of ½‖R‖², by a fifth of the loss."""
+    run = train(small(epochs=1, imbalance=4.0, measure=("train",)))
+    assert run.settings["clock"] == "steps"
+    assert "every class weighs the same" in run.settings["without_clock"]
+    np.testing.assert_array_equal(run.times, run["step"])
+    assert train(small(epochs=1, imbalance=4.0, measure=("train",), balanced=False)).settings["clock"] == "flow"
+
+
 def test_a_network_whose_kernel_is_dead_keeps_its_observables(tmp_path):
     """Features that do not move with any parameter: κ = 0, so λ_single = 0 and there is no block kernel."""
 
