@@ -105,6 +105,26 @@ def test_damaged_cifar_names_the_batch(tmp_path):
         read_cifar10(archive)
 
 
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_bytes_changed_within_an_archive_are_not_taken_for_pixels(tmp_path, where):
+    """Random pixels are stored nearly as they are: a changed byte unpacks without complaint, to another pixel."""
+    archive = write_tar(tmp_path / "c.tar.gz", "cifar-100-python", cifar100_files())
+    raw = archive.read_bytes()
+    for bit in range(8):
+        changed = bytearray(raw)
+        changed[int(where * len(raw))] ^= 1 << bit
+        archive.write_bytes(changed)
+        with damaged(archive, "truncated or corrupt"):
+            read_cifar100(archive)
+
+
+def test_labels_of_unequal_length_are_damage(tmp_path):
+    files = cifar100_files() | {"train": pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, [1]]})}
+    folder = write_files(tmp_path / "c", files)
+    with damaged(folder / "train", "entries of unequal length"):
+        read_cifar100(folder)
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch pwned",)
@@ -150,6 +170,10 @@ def test_npz(tmp_path):
     np.savez(file, x_train=x, y_train=np.array([Malicious()], dtype=object), x_test=x, y_test=y)
     with damaged(file, "not a readable npz"):
         read_npz(file)
+    for wrong in (np.eye(10, dtype=np.uint8)[y], np.uint8(3)):
+        np.savez(file, x_train=x, y_train=wrong, x_test=x, y_test=y)
+        with damaged(file, r"expected y_train of shape \(N,\) or \(N, 1\)"):
+            read_npz(file)
 
 
 def test_image_folder(tmp_path):
@@ -180,6 +204,64 @@ def test_image_folder(tmp_path):
         read_image_folder(tmp_path)
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    """Two classes of one grey image each."""
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((6, 5), 7, np.uint8)).save(tmp_path / name / "0.png")
+    return tmp_path
+
+
+def test_images_in_the_wrong_place_are_not_left_out(photographs):
+    raw = (photographs / "dog" / "0.png").read_bytes()
+    (photographs / ".DS_Store").write_bytes(b"")
+    assert len(read_image_folder(photographs)[0]) == 2
+    beside, below = photographs / "1.png", photographs / "dog" / "more"
+    beside.write_bytes(raw)
+    with damaged(beside, "not in the folder of a class"):
+        read_image_folder(photographs)
+    beside.unlink()
+    below.mkdir()
+    (below / "1.png").write_bytes(raw)
+    with damaged(below, "a folder within that of a class"):
+        read_image_folder(photographs)
+
+
+def test_images_that_a_byte_a_channel_cannot_hold(photographs):
+    """Pillow would make 255 of everything above, and 0 of everything below 1."""
+    from PIL import Image
+
+    deep, real = photographs / "cat" / "1.png", photographs / "cat" / "2.tif"
+    Image.fromarray(np.full((6, 5), 3000, np.uint16)).save(deep)
+    with damaged(deep, "expected 8 bits a channel"):
+        read_image_folder(photographs)
+    deep.unlink()
+    Image.fromarray(np.full((6, 5), 0.5, np.float32)).save(real)
+    with damaged(real, "expected 8 bits a channel"):
+        read_image_folder(photographs)
+
+
+def test_images_of_several_frames_do_not_lose_them(photographs):
+    from PIL import Image
+
+    frames = [Image.fromarray(np.full((6, 5), value, np.uint8)) for value in (1, 90)]
+    file = photographs / "cat" / "1.tif"
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    with damaged(file, "several frames"):
+        read_image_folder(photographs)
+
+
+def test_whatever_a_decoder_says_the_image_is_named(photographs):
+    """A bitmap whose header asks for more pixels than Pillow will make."""
+    file = photographs / "cat" / "1.bmp"
+    file.write_bytes(b"BM" + struct.pack("<IIIIiiHHIIIIII", 58, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0))
+    with damaged(file, "truncated or corrupt image"):
+        read_image_folder(photographs)
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -187,8 +269,10 @@ def test_image_folder(tmp_path):
         b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x01\x00\x00\x00z\x86R.",
         b"\x80\x04\x8e" + struct.pack("<Q", 2**64 - 1) + b".",
         b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b".",
+        # The object of number 2²⁸, for which a table of 4 GB would be made.
+        b"\x80\x02}r" + struct.pack("<I", 2**28) + b".",
     ],
-    ids=["encoding", "overflow", "memory"],
+    ids=["encoding", "overflow", "memory", "number"],
 )
 def test_whatever_a_damaged_pickle_asks_for_is_named_as_damage(raw):
     with damaged("batch", "not a readable batch of arrays"):

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ntkcollapse.data.formats.errors import DataFileError, reading
+from ntkcollapse.data.formats.packed import unpacked
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -42,15 +44,24 @@ def unpickle_arrays(raw: bytes, path: Path | str) -> dict:
             refused before that is run.
     """
     try:
+        _check_memo(raw)
         value = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
     # What damaged bytes ask for can be of any size, in any encoding.
     except (
-        pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError
+        pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+        MemoryError, SystemError,
     ) as error:  # fmt: skip
         raise DataFileError(path, f"not a readable batch of arrays: {type(error).__name__}: {error}.") from error
     if not isinstance(value, dict):
         raise DataFileError(path, f"expected a dictionary, got {type(value).__name__}.")
     return {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in value.items()}
+
+
+def _check_memo(raw: bytes) -> None:
+    """Objects that a pickle numbers are fewer than its bytes: room is made for the largest number, be it 2³²."""
+    for opcode, number, _ in pickletools.genops(raw):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number not in range(len(raw)):
+            raise pickle.UnpicklingError(f"it numbers an object {number}, in a file of {len(raw)} bytes")
 
 
 def read_cifar10(path: Path | str) -> Arrays:
@@ -89,8 +100,8 @@ def _members(path: Path, folder: str) -> Callable[[str], tuple[str, bytes]]:
             return str(root / name), (root / name).read_bytes()
 
         return from_folder
-    contents = {}
-    with reading(path), tarfile.open(path) as archive:
+    contents, raw = {}, unpacked(path)
+    with reading(path), tarfile.open(fileobj=io.BytesIO(raw)) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.isfile() else None
             if file is not None:
@@ -108,7 +119,11 @@ def _batch(path: str, raw: bytes, labels_key: str, size: int | None) -> tuple[np
     batch = unpickle_arrays(raw, path)
     if "data" not in batch or labels_key not in batch:
         raise DataFileError(path, f"expected entries 'data' and {labels_key!r}, got {sorted(map(str, batch))}.")
-    data, labels = batch["data"], np.asarray(batch[labels_key])
+    data = batch["data"]
+    try:
+        labels = np.asarray(batch[labels_key])
+    except ValueError as error:
+        raise DataFileError(path, f"expected integer labels, got entries of unequal length ({error}).") from error
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise DataFileError(path, f"expected uint8 data of shape (N, 3072), got {getattr(data, 'shape', type(data))}.")
     if labels.shape != data.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

@@ -1,12 +1,12 @@
 """The idx format of MNIST and Fashion-MNIST: a big-endian header, then the numbers."""
 
-import gzip
 import math
 from pathlib import Path
 
 import numpy as np
 
-from ntkcollapse.data.formats.errors import DataFileError, reading
+from ntkcollapse.data.formats.errors import DataFileError
+from ntkcollapse.data.formats.packed import unpacked
 
 # The third byte of the magic number.
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -23,10 +23,7 @@ def read_idx(path: Path | str, *, ndim: int | None = None) -> np.ndarray:
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        with reading(path):
-            raw = gzip.decompress(raw)
+    raw = unpacked(path)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
         raise DataFileError(path, f"not an idx file: expected a header 00 00 type axes, got {raw[:4].hex(' ')!r}.")
     axes = raw[3]

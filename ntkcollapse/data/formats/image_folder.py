@@ -7,6 +7,7 @@ import numpy as np
 from ntkcollapse.data.formats.errors import DataFileError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_SEVERAL = (".gif", ".webp", ".tif", ".tiff", ".png")
 
 
 def read_image_folder(
@@ -14,20 +15,22 @@ def read_image_folder(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Images uint8 (N, height, width, 1 or 3), labels, and the folders' names in sorted order: the classes.
 
-    Grey images have one channel; everything else is read as RGB. Hidden files are passed over; any other file that is
-    not an image is an error.
+    Grey images have one channel; everything else is read as RGB, 8 bits a channel. Hidden files are passed over;
+    whatever else is not an image in the folder of its class is an error.
 
     Args:
         path: holds one folder a class.
         class_names: the classes that must be there, where they are known (those of the training part).
     Raises:
-        DataFileError: an unreadable image, or one whose size or number of channels differs from the first; a class
-            without images; classes other than `class_names`.
+        DataFileError: an unreadable image, one of more than 8 bits a channel or of several frames, or one whose size or
+            number of channels differs from the first; a class without images; something in the wrong place; classes
+            other than `class_names`.
     """
-    from PIL import Image, UnidentifiedImageError
-
     path = Path(path)
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = _entries(path)
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataFileError(folder, "not in the folder of a class; put it into one, or elsewhere.")
     names = tuple(folder.name for folder in folders)
     if len(names) < 2:
         raise DataFileError(path, f"expected at least two folders, one a class; got {list(names)}.")
@@ -35,19 +38,11 @@ def read_image_folder(
         raise DataFileError(path, f"expected the classes {list(class_names)}, got {list(names)}.")
     images, labels = [], []
     for label, folder in enumerate(folders):
-        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        files = _entries(folder)
         if not files:
             raise DataFileError(folder, "a class without images.")
         for file in files:
-            if file.suffix.lower() not in _SUFFIXES:
-                raise DataFileError(file, f"not an image by its name; expected one of {', '.join(_SUFFIXES)}.")
-            try:
-                with Image.open(file) as image:
-                    grey = image.mode in ("1", "L")
-                    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                raise DataFileError(file, f"truncated or corrupt image: {error}.") from error
-            pixels = pixels[..., None] if grey else pixels
+            pixels = _pixels(file)
             if images and pixels.shape != images[0].shape:
                 raise DataFileError(
                     file,
@@ -57,3 +52,31 @@ def read_image_folder(
             images.append(pixels)
             labels.append(label)
     return np.stack(images), np.asarray(labels), names
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _pixels(file: Path) -> np.ndarray:
+    from PIL import Image
+
+    if file.is_dir():
+        raise DataFileError(file, "a folder within that of a class; bring its images up into that one.")
+    if file.suffix.lower() not in _SUFFIXES:
+        raise DataFileError(file, f"not an image by its name; expected one of {', '.join(_SUFFIXES)}.")
+    try:
+        with Image.open(file) as image:
+            # Pillow cuts what is above 255, and of several frames it gives the first one.
+            if image.mode == "F" or image.mode.startswith("I"):
+                raise DataFileError(file, f"expected 8 bits a channel, got the mode {image.mode}; convert it.")
+            if file.suffix.lower() in _SEVERAL and getattr(image, "n_frames", 1) > 1:
+                raise DataFileError(file, "expected one image, got several frames; save each in a file of its own.")
+            grey = image.mode in ("1", "L")
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    except DataFileError:
+        raise
+    # Whatever a decoder says of damaged bytes, the file is at fault.
+    except Exception as error:
+        raise DataFileError(file, f"truncated or corrupt image: {error}.") from error
+    return pixels[..., None] if grey else pixels

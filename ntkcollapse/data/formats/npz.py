@@ -14,7 +14,7 @@ def read_npz(path: Path | str) -> Arrays:
     """(x_train, y_train, x_test, y_test); labels of shape (N, 1) are flattened. Never unpickles.
 
     Raises:
-        DataFileError: truncated or corrupt, or an array is missing or holds objects.
+        DataFileError: truncated or corrupt; an array is missing or holds objects; labels of another shape.
     """
     path = Path(path)
     with reading(path):
@@ -29,4 +29,9 @@ def read_npz(path: Path | str) -> Arrays:
                 raise
             raise DataFileError(path, f"not a readable npz file of arrays: {error}.") from error
     x_train, y_train, x_test, y_test = arrays
-    return x_train, y_train.reshape(len(y_train), -1)[:, 0], x_test, y_test.reshape(len(y_test), -1)[:, 0]
+    for key, labels in (("y_train", y_train), ("y_test", y_test)):
+        if labels.ndim not in (1, 2) or labels.size != len(labels):
+            raise DataFileError(
+                path, f"expected {key} of shape (N,) or (N, 1), one label an image; got {labels.shape}."
+            )
+    return x_train, y_train.reshape(-1), x_test, y_test.reshape(-1)
