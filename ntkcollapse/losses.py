@@ -69,8 +69,8 @@ class Clock(eqx.Module):
     learning_rate · scale. For the mean over samples and outputs of half the squared error scale = 1/(N C). With heavy
     ball or Nesterov momentum β the effective step is longer by 1/(1 − β): exact in the limit of small steps, after a
     start of about 1/(1 − β) steps. It stops being true for modes faster than `fastest_mode`, which oscillate instead of
-    decaying (`mode_rate` is exact for every mode). Mini-batches change nothing here, as long as every sample comes equally often
-    (`Batches.represent_all`): N is that of the data set.
+    decaying (`mode_rate` is exact for every mode). Mini-batches change nothing here, as long as every sample comes
+    equally often (`Batches.represent_all`): N is that of the data set.
 
     Optimisers that rescale gradients (Adam and its kin, sign descent) have no such clock: their steps do not follow the
     gradient flow of the loss, at any speed. `Clock.of_optimizer` says so.

@@ -189,6 +189,7 @@ def simulate(
         "loss": type(loss).__name__,
         "kernel": type(kernel).__name__,
         "bias": bias,
+        "plain": model is None or model.is_plain,
         "solver": type(method).__name__,
         **{k: float(v) for k, v in (("rtol", rtol), ("atol", atol), ("scale", loss.scale)) if not is_traced(v)},
     }

@@ -82,13 +82,13 @@ def share_table(found: dict[str, Attribution]) -> str:
     """What each assumption owns of the gap at the last time: factors whose product is network / first rung."""
     first = next(iter(found.values()))
     rows = [
-        [share.assumption, *(f"x{np.exp(a.shares[i].change[-1]):.3g}" for a in found.values())]
+        [share.assumption, *(_factor(a.shares[i].change[-1]) for a in found.values())]
         for i, share in enumerate(first.shares)
     ]
     rows.append(
         [
             f"network / rung {RUNGS[first.shares[0].from_].number}",
-            *(f"x{np.exp(a.gap[-1]):.3g}" for a in found.values()),
+            *(_factor(a.gap[-1]) for a in found.values()),
         ]
     )
     return table([f"price of each assumption, {first.when}", *(SHOWN[name] for name in found)], rows)
@@ -102,3 +102,8 @@ def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[st
 def _present(ladder: Ladder) -> list[str]:
     runs = [ladder.network, *ladder.rungs.values()]
     return [name for name in SHOWN if all(name in run.observables for run in runs)]
+
+
+def _factor(logarithm: float) -> str:
+    """x2.5; nothing where one of the two values is 0."""
+    return "-" if np.isnan(logarithm) else f"x{np.exp(logarithm):.3g}"

@@ -31,7 +31,8 @@ class MeasuredRate(NamedTuple):
     eigenvalue: λ of the output kernel γ there, the rate of the lazy regime, for the m and N of the training set even
         where γ was measured on a part of it; NaN without γ, or for unequal classes;
     implied: −d ln‖part‖/dt of Θ = WWᵀ ⊗ K + I ⊗ (HᵀH + 11ᵀ) there, the instantaneous rate in feature learning; NaN
-        without states, or with those of a part of the training set, of which HᵀH is a part too;
+        without states, or with those of a part of the training set, of which HᵀH is a part too, and for models of the
+        theory with constraints, noise or relative rates, which follow another equation;
     both NaN for another loss than the squared one;
     verdicts: of either prediction, by name, where both it and the fit are numbers.
     """
@@ -77,7 +78,7 @@ def measured_rates(
     times = np.asarray(run.times)
     norms = {part: np.asarray(run.observables[f"residual_{part}"], dtype=float) for part in PARTS}
     # Parts are orthogonal: none is known better than rounding of the whole residual.
-    size = np.sqrt(sum(np.square(y) for y in norms.values())).max()
+    size = np.nan_to_num(np.sqrt(sum(np.square(y) for y in norms.values()))).max()
     precision = np.asarray(run.observables["residual_single"]).dtype
     floor = 100 * float(np.finfo(precision if precision.kind == "f" else float).eps) * float(size)
     found = {}
@@ -161,6 +162,6 @@ def implied_rates(run: Trajectory, record: int) -> Rates:
 def _implied(run: Trajectory, record: int, part: int) -> float:
     if run.kernel is None or "W" not in run.states or ("H" not in run.states and run.deviations is None):
         return math.nan
-    if not is_squared(run) or on_a_probe(run):
+    if not is_squared(run) or on_a_probe(run) or not run.settings.get("plain", True):
         return math.nan
     return float(implied_rates(run, record)[part])

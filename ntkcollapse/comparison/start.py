@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -41,9 +42,9 @@ class MeasuredStart:
             and need no p.
 
     Raises:
-        ValueError: a run without states or kernels, one that is not in flow time, of another loss than the squared one,
-            or measured on a part of its training set; a start that leaves nothing to predict, or a network that is not
-            the one measured at its record.
+        ValueError: a run of the theory, one without states or kernels, one that is not in flow time, of another loss
+            than the squared one, or measured on a part of its training set; a start that leaves nothing to predict, or
+            a network that is not the one measured at its record.
     """
 
     def __init__(
@@ -64,6 +65,11 @@ class MeasuredStart:
         if not 0 <= at < T - 1:
             raise ValueError(
                 f"start: expected a record from 0 to {T - 2} of {T} (one at least must follow), got {index}."
+            )
+        if run.settings.get("producer") == "theory":
+            raise ValueError(
+                "run: expected the run of a network, got one of the theory, with a loss scale, decay and bias of its "
+                "own; call `simulate` from its last_layer(index)."
             )
         if run.kernel is None:
             raise ValueError("run: expected a run measured with kernels, got one without; measure κ on the way.")
@@ -99,8 +105,9 @@ class MeasuredStart:
 
     @cached_property
     def state(self) -> LastLayer:
-        """(H, W, b) as measured at the start."""
-        return self.run.last_layer(self.index)
+        """(H, W, b) as measured at the start, in the precision of the theory."""
+        measured = self.run.last_layer(self.index)
+        return jax.tree.map(lambda x: x.astype(jnp.result_type(float)), measured)
 
     @property
     def flow_options(self) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
     ax.set_yscale("log")
     # Predictions that are done run to rounding level: what is far below the network is of no interest.
     network = np.asarray(ladder.network.observables[observable])
-    floor = network[network > 0].min() / 30
-    if ax.get_ylim()[0] < floor:
+    floor = network[network > 0].min(initial=np.inf) / 30
+    if np.isfinite(floor) and ax.get_ylim()[0] < floor:
         ax.set_ylim(bottom=floor)
     label_short_decades(ax.xaxis)
     label_short_decades(ax.yaxis)

@@ -55,7 +55,10 @@ def rates_figure(
             if spectrum is not None and part == "single":
                 ax.plot(spectrum[0], np.asarray(spectrum[1].norm), color=BLACK, linestyle="-.", linewidth=1.4)
             ax.set_yscale("log")
-            ax.set_ylim(max(low, y[seen].min() / 3), high * 1.2)
+            if seen.any():
+                ax.set_ylim(max(low, y[seen].min() / 3), high * 1.2)
+            else:
+                ax.set_title("0 throughout")
             ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
             ax.set_ylabel(LABELS[name])
         handles = [

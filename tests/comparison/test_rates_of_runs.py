@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkcollapse import BlockKernel, Classes, LastLayer, Trajectory
+from ntkcollapse import BlockKernel, Classes, LastLayer, SquaredError, Trajectory, simulate
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import NetworkAt, measured_rates, within_class_spectrum
 from ntkcollapse.theory.exact import frozen_residual
+from ntkcollapse.theory.flow import Flow, WeightDecay
 from tests.comparison import cases
 
 GAMMA = BlockKernel(diagonal=1.0, within=0.6, between=0.1)
@@ -96,6 +97,33 @@ def test_wrong_prediction_is_called_wrong():
         run.times, run.observables | {"gamma_diagonal": run["gamma_diagonal"] * 1.5}, CLASSES, settings={}
     )
     assert not measured_rates(moved)["single"].verdicts["eigenvalue"].agrees
+
+
+def test_a_part_that_is_not_finite_costs_the_others_nothing():
+    run = lazy_run()
+    broken = np.asarray(run["residual_class"]).copy()
+    broken[-1] = np.nan
+    found = measured_rates(Trajectory(run.times, run.observables | {"residual_class": broken}, CLASSES))
+    assert "expected finite numbers" in found["class"].reason
+    for part, expected in zip(("single", "global"), GAMMA.rates(CLASSES)[::2], strict=True):
+        fit = found[part].fit
+        assert fit is not None
+        assert fit.rate == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_no_rate_is_implied_for_a_flow_of_another_equation():
+    """With W twice as slow as H the plain flow's rates are 12 to 65% too high."""
+    start = cases.linear_network().last_layer
+    for rate_W in (1.0, 0.5):
+        flow = Flow(cases.KAPPA, cases.CLASSES, SquaredError(), WeightDecay.of(0.0), rate_W=rate_W)
+        run = simulate(start, flow, cases.CLASSES, np.array([0.0, 1e-5, 0.1]), rtol=1e-8)
+        for name, rate in measured_rates(run).items():
+            if rate_W != 1:
+                assert np.isnan(rate.implied)
+                continue
+            norm = run[f"residual_{name}"]
+            # Rates change by some of themselves per unit of time: by 1e-3 at most over 1e-5 of it.
+            assert rate.implied == pytest.approx(float(jnp.log(norm[0] / norm[1])) * 1e5, rel=1e-3)
 
 
 def test_bad_input():

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Classes, Trajectory
-from ntkcollapse.comparison import RUNGS, Course, MeasuredStart, NetworkAt, _memory, attribute, available_rungs, climb
+from ntkcollapse.comparison import (
+    RUNGS,
+    Course,
+    MeasuredStart,
+    NetworkAt,
+    _memory,
+    attribute,
+    available_rungs,
+    climb,
+    gaps,
+)
 from ntkcollapse.comparison.ladder import observed
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
 from ntkcollapse.data import Dataset
@@ -208,6 +218,18 @@ def test_lazy_limit_rungs_4_5_and_6_coincide():
         np.testing.assert_allclose(rungs[name]["loss"], reference, rtol=10 / α, err_msg=name)
 
 
+def test_a_run_kept_in_single_precision_is_predicted_at_all_of_its_times(linear):
+    """Decimals of its times are other numbers in float32: rungs keep the run's own, and start in float64."""
+    run, _ = linear
+    states = {name: np.asarray(value, np.float32) for name, value in run.states.items()}
+    single = Trajectory(run.times, run.observables, CLASSES, states=states, kernel=run.kernel, settings=run.settings)
+    for name, rung in climb(MeasuredStart(single, 0), throw=True).rungs.items():
+        gap = gaps(run, rung, ["loss"])["loss"]
+        np.testing.assert_array_equal(gap.times, TIMES)
+        # Single precision of the start, and the solver's tolerance.
+        np.testing.assert_allclose(gap.theory, gap.network, rtol=1e-4, err_msg=name)
+
+
 def test_what_is_missing_is_said(linear):
     run, network = linear
     alone = MeasuredStart(run, 0)
@@ -228,6 +250,7 @@ def test_what_is_missing_is_said(linear):
     for settings, said in (
         ({"clock": "steps"}, "got optimiser steps: no clock is known"),
         ({"clock": "steps", "without_clock": "adam rescales gradients"}, "optimiser steps: adam rescales gradients"),
+        ({"producer": "theory"}, "expected the run of a network, got one of the theory"),
         ({"loss": "cross-entropy"}, "expected one of the squared loss, .* got cross-entropy"),
         ({"training_samples": 240}, "all of the 240 samples .* got a probe of 12"),
     ):

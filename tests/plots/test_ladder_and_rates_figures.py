@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from ntkcollapse import plots
-from ntkcollapse.comparison import RUNGS, attribute, measured_rates
+from ntkcollapse import Trajectory, plots
+from ntkcollapse.commands._ladder_tables import ladder_tables
+from ntkcollapse.comparison import RUNGS, Ladder, attribute, measured_rates
 from tests.comparison.test_files_and_attribution import ladder
 from tests.comparison.test_rates_of_runs import lazy_run
 
@@ -55,6 +56,19 @@ def test_rates_panel_draws_fit_and_prediction():
     figure = plots.rates_figure(run, measured_rates(run))
     assert len(figure.axes) == 3
     assert len(figure.axes[0].lines) == 3
+
+
+def test_a_part_that_is_zero_throughout_is_drawn_as_nothing():
+    """R - R_class of classes with one sample each."""
+    whole = lazy_run(noise=0.01)
+    run = Trajectory(whole.times, whole.observables | {"residual_single": np.zeros(80)}, whole.classes)
+    figure = plots.rates_figure(run, measured_rates(run))
+    assert figure.axes[0].get_title() == "0 throughout"
+    assert figure.axes[1].get_title().startswith("fitted")
+    same = Ladder(run, {"block-frozen": run, "sample-frozen": run}, {})
+    panels = plots.ladder_figure(same, ("residual_single", "residual_class")).axes
+    assert [len(line.get_xdata()) for line in panels[0].lines] == [0, 0, 0]
+    assert "nan" not in ladder_tables(same)
 
 
 def test_style_restores_its_own_settings_and_no_others():
