@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from ntkcollapse.training import TrainConfig, combinations, sweep
@@ -72,7 +73,8 @@ def learning_rate_colours(figure: Figure, axes: list[Axes], trajectories: dict[s
     """A colour for each run by its learning rate, and the bar that says which."""
     rates = {run: trajectory.settings["learning_rate"] for run, trajectory in trajectories.items()}
     norm = LogNorm(min(rates.values()), max(rates.values()) * (1 + 1e-9))
-    mapping = ScalarMappable(norm, "viridis")
+    # Without its last part, a yellow that does not show on white.
+    mapping = ScalarMappable(norm, ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, 256))))
     figure.colorbar(mapping, ax=axes, label="learning rate", shrink=0.8)
     return {run: mapping.to_rgba(rate) for run, rate in rates.items()}
 
@@ -84,5 +86,6 @@ def draw(ax: Axes, trajectories: dict[str, Trajectory], colours: dict, key: str,
         ax.plot(x, y, ".-", color=colours[run], linewidth=1, markersize=3)
     ax.set_yscale("log" if log else "linear")
     ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=0)
     ax.set_xlabel("epoch")
     ax.set_ylabel(label)
