@@ -57,6 +57,7 @@ def simulate(
     bias: str = "free",
     reduced: bool | None = None,
     columns: bool = True,
+    observed: bool = True,
     solver: str | diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-9,
@@ -89,6 +90,8 @@ def simulate(
         bias: "free", "frozen" or "absent" (zero).
         reduced: None uses the reduction wherever it is exact; False forces the full flow; True insists on it.
         columns: whether to observe what needs all columns: accuracy, nc4_mismatch.
+        observed: whether to observe at all; without, the trajectory has states alone and its observation is not
+            compiled.
         solver: None for the default (stabilised explicit for reduced runs, Tsit5 for full ones), a name of
             `theory.integrate.SOLVERS`, or any diffrax solver.
         rtol, atol: of the solver, per step.
@@ -170,8 +173,8 @@ def simulate(
         states = {name: getattr(out.states, name) for name in ("M", "P", "W", "b")}
         # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
         columns_of = None if deviations is None else (deviations, classes)
-        observables = _observe_reduced(flow, out.states, times, columns_of)
-        if columns and deviations is not None:
+        observables = _observe_reduced(flow, out.states, times, columns_of) if observed else {}
+        if observed and columns and deviations is not None:
             observables |= _observe_columns(kernel, out.states, times, deviations, classes)
     else:
         default = "tsit5" if key is None else diffrax.ShARK()
@@ -182,7 +185,7 @@ def simulate(
         out = _solve(flow, start, times, method, rtol, atol, max_steps, progress, key, steady)
         layers = jax.vmap(flow.last_layer)(out.states)
         states = {name: getattr(layers, name) for name in ("H", "W", "b")}
-        observables = _observe_full(flow, layers, times)
+        observables = _observe_full(flow, layers, times) if observed else {}
     settings = {
         "producer": "theory",
         "flow": "reduced" if reduced else "full",

@@ -67,6 +67,17 @@ def test_cross_entropy_conserves_the_invariant_and_has_its_own_loss():
     assert np.all(np.diff(np.asarray(run["loss"])) < 0)
 
 
+def test_without_observation_there_are_states_alone(monkeypatch):
+    """And nothing of the observation is compiled, for reduced and full runs alike."""
+    seen = {reduced: simulate(START, KAPPA, CLASSES, TIMES, reduced=reduced) for reduced in (True, False)}
+    for name in ("_observe_reduced", "_observe_columns", "_observe_full"):
+        monkeypatch.delattr(module, name)
+    for reduced, run in seen.items():
+        alone = simulate(START, KAPPA, CLASSES, TIMES, reduced=reduced, observed=False)
+        assert not alone.observables
+        np.testing.assert_array_equal(alone.last_layer(-1).H, run.last_layer(-1).H)
+
+
 def test_loss_scale_is_the_unit_of_time():
     run = simulate(START, KAPPA, CLASSES, TIMES, solver="dopri8", rtol=1e-10)
     slow = simulate(START, KAPPA, CLASSES, TIMES * 5, loss=SquaredError(0.2), solver="dopri8", rtol=1e-10)

@@ -46,7 +46,8 @@ class Course(NamedTuple):
         """
         n, N = start.state.H.shape
         require_memory(rung, 8 * 3 * len(times) * n * N, fits=None)
-        run = simulate(start.state, kernel, start.classes, times, **(start.flow_options | options))
+        # What is observed of it is the ladder's affair, with the run's own kernel and alike for all rungs.
+        run = simulate(start.state, kernel, start.classes, times, observed=False, **(start.flow_options | options))
         states = [run.last_layer(i) for i in range(len(run.times))]
         H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
         return cls(run.times, H, W, b, None, run.statistics, run.kernel)

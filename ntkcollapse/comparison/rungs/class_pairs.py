@@ -8,4 +8,4 @@ from ntkcollapse.comparison.start import MeasuredStart
 
 def class_pairs(start: MeasuredStart, times: Any, **options: Any) -> Course:
     """The general block kernel as measured at the start. Classes differ; samples of a class still do not."""
-    return Course.by_kernel("class-pairs", start, start.class_pair_kernel, times, columns=False, **options)
+    return Course.by_kernel("class-pairs", start, start.class_pair_kernel, times, **options)

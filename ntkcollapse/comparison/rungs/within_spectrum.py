@@ -15,4 +15,4 @@ def within_spectrum(start: MeasuredStart, times: Any, *, groups: int = 32, **opt
     """
     groups = min(groups, start.classes.num_samples - start.classes.num_classes)
     kernel = GroupedKernel.from_matrix(start.sample_kernel.matrix, start.classes, groups=groups)
-    return Course.by_kernel("within-spectrum", start, kernel, times, columns=False, **options)
+    return Course.by_kernel("within-spectrum", start, kernel, times, **options)
