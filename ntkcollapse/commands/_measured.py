@@ -108,7 +108,9 @@ def measured_again(
     if "epochs" not in settings:
         again = _digits_again(settings, starts, keep_all)
     else:
-        again = _trained_again(path, steps, starts, records, keep_all)
+        # A run that was interrupted is made again to the end of the epoch it came to, not to the one it was to reach.
+        epochs = max(1, -(-steps[-1] // int(recorded.settings["steps_per_epoch"])))
+        again = _trained_again(path, epochs, steps, starts, records, keep_all)
     _check_same(recorded, again.trajectory)
     return again, list(starts)
 
@@ -119,8 +121,10 @@ def _digits_again(settings: dict, starts: Sequence[int], keep_all: bool) -> Meas
     return digits_run(widths=tuple(settings["widths"]), starts=starts, keep_all=keep_all, **values)
 
 
-def _trained_again(path: Path, steps: list[int], starts: Sequence[int], records: int, keep_all: bool) -> MeasuredRun:
-    config = saved_config(path)
+def _trained_again(
+    path: Path, epochs: int, steps: list[int], starts: Sequence[int], records: int, keep_all: bool
+) -> MeasuredRun:
+    config = dataclasses.replace(saved_config(path), epochs=epochs)
     if config.loss != "squared":
         raise ValueError(f"{path}: expected a run of the squared loss, which the theory is of, got {config.loss}.")
     wanted = np.unique(np.rint(np.geomspace(1, max(steps), records)).astype(int))

@@ -1,12 +1,16 @@
 """compare, on its own digits and on a run that is there; its errors."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from ntkcollapse import Trajectory
 from ntkcollapse.cli import main
+from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.comparison import load_ladders
-from ntkcollapse.training import TrainConfig, train
+from ntkcollapse.training import Interrupted, TrainConfig, train
 
 SMALL = "--per-class 2 --widths 8 6 --steps 40 --measurements 4 --from 5".split()
 
@@ -57,6 +61,24 @@ def test_bad_input(arguments, said, tmp_path, capsys):
     start = [a for a in SMALL if a not in ("--from", "5")] if "--from" in arguments else SMALL
     assert main(["compare", *start, *arguments, "--out", str(tmp_path / "x")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):
+    config = TrainConfig(
+        network="mlp", network_options=("widths=(9,)",), dataset="digits", per_class=4, epochs=100, batch_size=20,
+        probe_per_class=0, measure=("kappa", "last-layer"), measure_every=0, measure_steps=(4, 7), decay_every=0,
+    )  # fmt: skip
+
+    def stop(step: int) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", on_step=stop)
+    # Two steps an epoch: recorded at 0, 4 and 7 of 200, made again until the end of the fourth epoch.
+    again, starts = measured_again(tmp_path / "run", [4], records=3)
+    assert starts == [4]
+    assert again.steps == [0, 4, 7, 8]
 
 
 def test_runs_that_cannot_be_compared(tmp_path, capsys):
