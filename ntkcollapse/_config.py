@@ -109,13 +109,23 @@ def run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
             f"{path}: expected a new or empty run directory, found one in use; choose another --out, "
             "or pass --overwrite to replace what is there."
         )
-    if used and not any((path / name).exists() for name in ("config.toml", "trajectory.nc")):
+    if used and not holds_run(path):
         raise FileExistsError(f"{path}: expected a run to overwrite, found other files; choose another --out.")
     path.mkdir(parents=True, exist_ok=True)
+    remove_derived(path)
+    return path
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a directory has the settings or the trajectory of a run."""
+    return any((path / name).exists() for name in ("config.toml", "trajectory.nc"))
+
+
+def remove_derived(path: Path) -> None:
+    """Removes what was made from the run in a directory: comparison, report, figures."""
     figures = [file for kind in ("png", "pdf") for file in path.glob(f"figures/*.{kind}")]
     for file in (path / "comparison.nc", path / "report.html", *figures):
         file.unlink(missing_ok=True)
-    return path
 
 
 def write_config(config: Any, path: Path) -> Path:

@@ -73,9 +73,13 @@ class Dataset(eqx.Module):
         """Shape of one sample."""
         return self.inputs.shape[1:]
 
-    def balanced(self, per_class: int, *, seed: int | None = None) -> "Dataset":
+    def balanced(self, per_class: int, *, seed: int | None = None, argument: str = "per_class") -> "Dataset":
         """`per_class` samples of each class: the first ones, or drawn without replacement where a seed is given.
 
+        Args:
+            per_class: m.
+            seed: of the draw.
+            argument: what the caller's caller knows `per_class` by, for the message.
         Raises:
             ValueError: a class has fewer samples.
         """
@@ -83,7 +87,7 @@ class Dataset(eqx.Module):
         if not 1 <= per_class <= min(sizes):
             small = int(np.argmin(sizes))
             raise ValueError(
-                f"per_class: expected 1 to {min(sizes)} samples a class, got {per_class}; {self.name} has only "
+                f"{argument}: expected 1 to {min(sizes)} samples a class, got {per_class}; {self.name} has only "
                 f"{sizes[small]} samples of class {small}."
             )
         starts = np.cumsum((0, *sizes[:-1]))
@@ -109,3 +113,18 @@ class Splits(NamedTuple):
 
     train: Dataset
     test: Dataset
+
+    def check(self) -> None:
+        """Raises ValueError where a network of the training part cannot be tested on the test part.
+
+        Whether fully convolutional or not: other sizes of image are other inputs. Labels beyond the training part's
+        would count as wrong, whatever the network says.
+        """
+        if self.test.shape != self.train.shape:
+            raise ValueError(
+                f"{self.test.name}: expected samples of shape {self.train.shape} as in {self.train.name}, got "
+                f"{self.test.shape}."
+            )
+        known, got = self.train.classes.num_classes, self.test.classes.num_classes
+        if got > known:
+            raise ValueError(f"{self.test.name}: expected the {known} classes of {self.train.name}, got {got}.")

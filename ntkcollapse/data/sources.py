@@ -119,7 +119,7 @@ def load(
     if per_class is not None:
         splits = splits._replace(train=splits.train.balanced(per_class))
     if test_per_class is not None:
-        splits = splits._replace(test=splits.test.balanced(test_per_class))
+        splits = splits._replace(test=splits.test.balanced(test_per_class, argument="test_per_class"))
     if size is not None:
         splits = Splits(*(data.replace(resized(data.inputs, size)) for data in splits))
     return standardised_splits(splits) if standardised else splits

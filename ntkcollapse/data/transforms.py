@@ -17,7 +17,7 @@ def channel_statistics(
     axes = tuple(range(inputs.ndim - 1)) if inputs.ndim > 2 else None
     mean = inputs.mean(axes, dtype=np.float64)
     deviation = inputs.std(axes, dtype=np.float64)
-    return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+    return np.asarray(mean, np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
 
 
 def standardise(train: Dataset, *others: Dataset) -> tuple[Dataset, ...]:

@@ -72,10 +72,18 @@ class Network(eqx.Module):
         """Parameters and batch statistics for inputs of the shape of `x` (its values are not used).
 
         Raises:
-            ValueError: the trunk's features are not (N, n).
+            ValueError: inputs that the trunk cannot take, or features of it that are not (N, n).
         """
         shape = (2, *jnp.shape(x)[1:])
-        variables = jax.eval_shape(lambda k: _init(self, k, shape), key)
+        try:
+            variables = jax.eval_shape(lambda k: _init(self, k, shape), key)
+        # What layers say of a shape that they were not made for is of any type.
+        except Exception as error:
+            said = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"network: {type(self.trunk).__name__} cannot take samples of shape {shape[1:]} "
+                f"({type(error).__name__}: {said}); images are (height, width, channels)."
+            ) from error
         like = jax.ShapeDtypeStruct(shape, self.param_dtype)
         features = jax.eval_shape(self.features, variables.params, like, variables.batch_stats)
         if features.ndim != 2 or features.shape[0] != 2:

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ntkcollapse._checks import check_positive
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 
@@ -67,8 +68,11 @@ def vision_transformer(
     """A transformer with `width` features; layer normalisation only, so samples are never coupled.
 
     Raises:
-        ValueError: heads that do not divide the width; at initialisation, a patch that does not divide the images.
+        ValueError: a number below 1, or heads that do not divide the width; at initialisation, a patch that does
+            not divide the images.
     """
+    for name, value in (("width", width), ("depth", depth), ("heads", heads), ("patch", patch)):
+        check_positive(name, value)
     if width % heads:
         raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}.")
     trunk = VisionTransformerTrunk(width, depth, heads, patch, param_dtype)

@@ -54,10 +54,12 @@ class Checkpoints:
         """
         path = self._path(step)
         arrays = {name: np.asarray(value) for name, value in arrays.items()}
-        written = {name: [v.dtype.str, list(v.shape), _digest(v)] for name, v in arrays.items()}
+        # By name: numpy's own short form of bfloat16 says two bytes of anything.
+        written = {name: [v.dtype.name, list(v.shape), _digest(v)] for name, v in arrays.items()}
         notes = {"step": step, "notes": notes, "written": written}
         args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays),  # pyright: ignore[reportCallIssue]
+            # Orbax stores no empty arrays; their shapes say all there is of them.
+            arrays=ocp.args.StandardSave({n: v for n, v in arrays.items() if v.size}),  # pyright: ignore[reportCallIssue]
             notes=ocp.args.JsonSave({**notes, "digest": _text_digest(notes)}),  # pyright: ignore[reportCallIssue]
         )
         try:
@@ -117,9 +119,10 @@ class Checkpoints:
         if _text_digest(notes) != digest or notes["step"] != step:
             raise ValueError("its notes are not what was written")
         written = notes["written"]
-        templates = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in written.items()}
+        arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in written.items()}
+        templates = {name: value for name, value in arrays.items() if value.size}
         restore = ocp.args.StandardRestore(templates)  # pyright: ignore[reportCallIssue]
-        arrays = self._orbax.restore(path, args=ocp.args.Composite(arrays=restore))["arrays"]
+        arrays |= self._orbax.restore(path, args=ocp.args.Composite(arrays=restore))["arrays"]
         for name, (_, _, digest) in written.items():
             if _digest(arrays[name]) != digest:
                 raise ValueError(f"its array {name} is not what was written")

@@ -19,6 +19,7 @@ from ntkcollapse.data import (
     label_noise,
     load,
     random_labels,
+    standardised_splits,
 )
 from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
 from ntkcollapse.ntk.engines import ENGINES
@@ -114,6 +115,19 @@ class TrainConfig:
                 "learning_rate, decay_every: expected 1 and 0 with lbfgs, which finds its step by line search; "
                 f"got {self.learning_rate} and {self.decay_every}."
             )
+        if self.data_path is not None and self.dataset in ("digits", *SYNTHETIC):
+            raise ValueError(
+                f"data_path: expected none for {self.dataset}, which has no files; got {self.data_path!r}."
+            )
+        if self.image_size is not None and self.dataset in SYNTHETIC:
+            raise ValueError(
+                f"image_size: expected none for {self.dataset}, which has no images; got {self.image_size}."
+            )
+        if self.probe_per_class == 1 and {"kappa", "gamma"} & set(self.measure):
+            raise ValueError(
+                "probe_per_class: expected at least 2 samples a class for kernels, whose mean within classes is one "
+                "over pairs; got 1; take more, or leave kappa and gamma out of measure."
+            )
         if self.measure_on == "batch" and not (self.balanced and self.batch_size):
             raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
 
@@ -129,11 +143,12 @@ class TrainConfig:
                 per_class=self.per_class,
                 test_per_class=self.test_per_class,
                 size=self.image_size or _SIZES.get(self.network),
-                standardised=self.standardised,
             )
-        train = splits.train
         if self.imbalance != 1:
-            train = imbalanced(train, self.imbalance)
+            splits = splits._replace(train=imbalanced(splits.train, self.imbalance))
+        if self.standardised:
+            splits = standardised_splits(splits)
+        train = splits.train
         if self.label_noise:
             train = label_noise(train, self.label_noise, seed=self.seed)
         if self.random_labels:
@@ -157,6 +172,8 @@ class TrainConfig:
         """The network, not initialised yet."""
         initialiser = Initialiser(self.init, self.init_scale, self.last_layer_scale)
         options = dict(parse_options("network_options", self.network_options))
+        if "use_bias" in options:
+            raise ValueError("network_options: use_bias is the setting 'bias'; got it as an option.")
         return network(self.network, num_classes, initialiser=initialiser, use_bias=self.bias, **options)
 
     def build_batches(self, classes: Classes) -> Batches:

@@ -30,7 +30,7 @@ from ntkcollapse.training.measurements import Measurement, Moment
 from ntkcollapse.training.objectives import loss_scale
 from ntkcollapse.training.optimizers import Staircase, optimizer
 from ntkcollapse.training.records import Records
-from ntkcollapse.training.run_files import check_directory, locked, occupy, write_status
+from ntkcollapse.training.run_files import check_directory, locked, occupy, write_status, writing
 from ntkcollapse.training.signals import stop_requested
 from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
 from ntkcollapse.trajectory import Trajectory
@@ -92,6 +92,8 @@ def train(
             check_directory(config, path, resume=resume, overwrite=overwrite)
         # Settings that do not go together are refused here, before anything that is there is touched.
         run = _Run(config, path, measurements, splits, network)
+        if resume:
+            run.check_length()
         if path is not None:
             occupy(config, path, resume=resume)
         stop = stack.enter_context(stop_requested())
@@ -136,6 +138,7 @@ class _Run:
     ):
         self.config, self.path = config, path
         self.splits = config.build_splits() if splits is None else splits
+        self.splits.check()
         train = self.splits.train
         self.network = config.build_network(train.classes.num_classes) if network is None else network
         self.batches: Batches = config.build_batches(train.classes)
@@ -143,16 +146,21 @@ class _Run:
         self.last = config.epochs * self.batches.per_epoch
         self.plan = config.measured_steps(self.batches.per_epoch)
         self.measurements = chosen(config.measure, measurements)
-        self.probe = train if config.probe_per_class == 0 else train.balanced(config.probe_per_class)
+        self.probe = (
+            train if config.probe_per_class == 0 else train.balanced(config.probe_per_class, argument="probe_per_class")
+        )
         made = optimizer(
             config.optimizer,
             momentum=config.momentum,
             nesterov=config.nesterov,
             options=parse_options("optimizer_options", config.optimizer_options),
         )
+        self.initial = self.network.init(jax.random.key(config.seed), train.inputs)
         self.stepper = Stepper(self.network, made, config.loss, config.weight_decay)
         self.checkpoints = None if path is None else Checkpoints(path / "checkpoints")
-        self.data_digest = hashlib.sha256(train.inputs.tobytes() + train.labels.tobytes()).hexdigest()
+        self.data_digest, self.test_digest = (
+            hashlib.sha256(part.inputs.tobytes() + part.labels.tobytes()).hexdigest() for part in self.splits
+        )
         self.records = Records(self.measurements)
         self.state: TrainingState
         self.record: StepRecord | None = None
@@ -161,14 +169,22 @@ class _Run:
         self.saved_at = time.monotonic()
         self._epoch = (-1, np.zeros((0, 0), np.int32))
 
+    def check_length(self) -> None:
+        """Raises ValueError where the run in the directory has come further than the settings ask for."""
+        steps = self.checkpoints.steps() if self.checkpoints is not None else []
+        if steps and steps[-1] > self.last:
+            raise ValueError(
+                f"epochs: expected at least {-(-steps[-1] // self.batches.per_epoch)}, since the run in {self.path} "
+                f"has come to step {steps[-1]}, got {self.config.epochs}, which end at step {self.last}; start "
+                "another run."
+            )
+
     def begin(self) -> None:
         """Places the data, and the state of the newest checkpoint or of the start."""
-        train = self.splits.train
         self._place()
-        variables = self.network.init(jax.random.key(self.config.seed), train.inputs)
-        self.num_params = num_params(variables.params)
-        self.num_features = int(variables.params["last_layer"]["kernel"].shape[0])
-        start = self.stepper.start(variables)
+        self.num_params = num_params(self.initial.params)
+        self.num_features = int(self.initial.params["last_layer"]["kernel"].shape[0])
+        start = self.stepper.start(self.initial)
         found = None
         if self.checkpoints is not None:
             self.checkpoints.clean()
@@ -212,10 +228,13 @@ class _Run:
         arrays = {f"state/{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         if self.record is not None:
             arrays |= {f"step/{name}": np.asarray(value) for name, value in self.record._asdict().items()}
-        # Empty arrays cannot be stored; what is missing is taken from the start when it is read.
-        arrays = {name: value for name, value in (arrays | self.records.arrays()).items() if value.size}
-        notes = {"data": self.data_digest, "structure": str(jax.tree.structure(self.state)), **self.records.notes()}
-        self.checkpoints.save(self.step, arrays, notes)
+        notes = {
+            "data": self.data_digest,
+            "test": self.test_digest,
+            "structure": str(jax.tree.structure(self.state)),
+            **self.records.notes(),
+        }
+        self.checkpoints.save(self.step, arrays | self.records.arrays(), notes)
         self.saved_at = time.monotonic()
         self.say(outcome)
 
@@ -236,7 +255,8 @@ class _Run:
         """The trajectory so far, in the run's directory where it has one."""
         trajectory = self.trajectory(outcome)
         if self.path is not None:
-            trajectory.save(self.path, overwrite=True)
+            with writing(self.path / "trajectory.nc"):
+                trajectory.save(self.path, overwrite=True)
         return trajectory
 
     def trajectory(self, outcome: str) -> Trajectory:
@@ -367,15 +387,17 @@ class _Run:
         return jax.device_put(state, self.replicated)
 
     def _restore(self, found: Checkpoint, start: TrainingState) -> TrainingState:
-        if found.notes["data"] != self.data_digest:
-            raise ValueError(
-                f"data: the training set differs from the one that the run in {self.path} was started on; "
-                "resume with the same files."
-            )
+        for part, digest, own in (("training", "data", self.data_digest), ("test", "test", self.test_digest)):
+            if found.notes.get(digest, own) != own:
+                raise ValueError(
+                    f"data: the {part} set differs from the one that the run in {self.path} was started on; "
+                    "resume with the same files."
+                )
         leaves, structure = jax.tree.flatten(start)
-        if found.notes["structure"] != str(structure):
-            raise ValueError(f"network: what was saved in {self.path} is of another network or optimiser.")
         saved = [found.arrays.get(f"state/{i:05d}", np.zeros(leaf.shape, leaf.dtype)) for i, leaf in enumerate(leaves)]
+        shapes = [np.shape(leaf) for leaf in saved] == [leaf.shape for leaf in leaves]
+        if found.notes["structure"] != str(structure) or not shapes:
+            raise ValueError(f"network: what was saved in {self.path} is of another network or optimiser.")
         self.step = found.step
         self.records.restore(found)
         if "step/loss" in found.arrays:
@@ -412,6 +434,5 @@ def saved_variables(config: TrainConfig, out: str | os.PathLike) -> tuple[Networ
     found = run.checkpoints.newest()
     if found is None:
         raise FileNotFoundError(f"{out}: no checkpoint here.")
-    variables = run.network.init(jax.random.key(config.seed), run.splits.train.inputs)
-    state = run._restore(found, run.stepper.start(variables))
+    state = run._restore(found, run.stepper.start(run.initial))
     return run.network, state.variables, found.step

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ntkcollapse._config import resolve, write_config
+from ntkcollapse._config import holds_run, remove_derived, resolve, write_config
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import RunInUse
 
@@ -48,7 +48,8 @@ def check_directory(config: TrainConfig, path: Path, *, resume: bool, overwrite:
     """Whether a run of these settings may start in a directory, or go on there. Changes nothing.
 
     Raises:
-        FileExistsError: something is there, and neither resuming nor overwriting was asked for.
+        FileExistsError: something is there, and neither resuming nor overwriting was asked for; or, to be
+            overwritten, something that is no run.
         ValueError: there is something else to resume, see `check_settings`.
     """
     used = path.exists() and any(not p.name.startswith(".") for p in path.iterdir())
@@ -61,6 +62,8 @@ def check_directory(config: TrainConfig, path: Path, *, resume: bool, overwrite:
             f"{path}: expected a new or empty run directory, found one in use; choose another, resume the run in it, "
             "or ask for it to be overwritten."
         )
+    elif used and not holds_run(path):
+        raise FileExistsError(f"{path}: expected a run to overwrite, found other files; choose another directory.")
 
 
 def check_settings(config: TrainConfig, path: Path) -> None:
@@ -87,11 +90,13 @@ def check_settings(config: TrainConfig, path: Path) -> None:
 
 
 def occupy(config: TrainConfig, path: Path, *, resume: bool) -> None:
-    """Writes `config.toml`; what an earlier run left goes first, unless that is resumed."""
+    """Writes `config.toml`; what an earlier run left goes first, and what was made of it, unless that is resumed."""
     if not resume:
-        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        if (path / "checkpoints").exists():
+            shutil.rmtree(path / "checkpoints")
         for name in ("trajectory.nc", "status.json"):
             (path / name).unlink(missing_ok=True)
+        remove_derived(path)
     write_config(config, path)
 
 
@@ -108,10 +113,27 @@ def saved_config(path: str | os.PathLike) -> TrainConfig:
 
 
 def write_status(path: Path, **status: Any) -> None:
-    """Replaces `status.json`: outcome ("running", "finished", "diverged", "interrupted"), step, and more."""
+    """Replaces `status.json`: outcome ("running", "finished", "diverged", "interrupted"), step, and more.
+
+    Raises:
+        OSError: it could not be written, see `writing`.
+    """
     temporary = path / ".status.json"
-    temporary.write_text(json.dumps(status, indent=1))
-    os.replace(temporary, path / "status.json")
+    with writing(path / "status.json"):
+        temporary.write_text(json.dumps(status, indent=1))
+        os.replace(temporary, path / "status.json")
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Names the file that could not be written, and what to do: of a full disk, the system says neither."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file}: could not be written ({error}). The run can be resumed from its checkpoints: free some space "
+            "and resume."
+        ) from error
 
 
 def read_status(path: str | os.PathLike) -> dict[str, Any]:

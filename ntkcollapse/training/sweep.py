@@ -85,7 +85,14 @@ def sweep(
 
 
 def combinations(base: TrainConfig, grid: Mapping[str, Sequence[Any]]) -> dict[str, TrainConfig]:
-    """The settings of every run by its name, "learning_rate=0.1,seed=1"."""
+    """The settings of every run by its name, "learning_rate=0.1,seed=1".
+
+    Raises:
+        ValueError: no values, unknown settings, values out of range, or runs of one name that differ in settings.
+    """
+    for key, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise ValueError(f"grid: expected a list of values for {key}, got {values!r}.")
     if not grid or not all(len(values) for values in grid.values()):
         raise ValueError("grid: expected at least one setting with at least one value.")
     names = [field.name for field in dataclasses.fields(TrainConfig)]
@@ -95,7 +102,12 @@ def combinations(base: TrainConfig, grid: Mapping[str, Sequence[Any]]) -> dict[s
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         name = ",".join(f"{key}={_word(value)}" for key, value in chosen.items())
-        configs[name] = dataclasses.replace(base, **chosen)
+        config = dataclasses.replace(base, **chosen)
+        if configs.setdefault(name, config) != config:
+            raise ValueError(
+                f"grid: expected values that give each run a directory of its own; {name!r} would be that of two runs, "
+                "since '/' becomes '-' in it, spaces are left out and lists are joined by '+'."
+            )
     return configs
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any
 
-from ntkcollapse.training import TrainConfig
+from ntkcollapse.networks import Network, ResNetTrunk
+from ntkcollapse.training import TrainConfig, train
+from ntkcollapse.trajectory import Trajectory
 
 SMALL = TrainConfig(
     network="mlp",
@@ -23,3 +25,9 @@ SMALL = TrainConfig(
 
 def small(**changes: Any) -> TrainConfig:
     return dataclasses.replace(SMALL, **changes)
+
+
+def convolutional() -> Trajectory:
+    """Eight steps of a residual network of eight channels, in batches of 60."""
+    network = Network(ResNetTrunk(1, widths=(4, 8)), 10)
+    return train(small(batch_size=60, epochs=2, learning_rate=0.1, measure_steps=(1, 2)), network=network)

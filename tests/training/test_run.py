@@ -29,7 +29,7 @@ from ntkcollapse.training import (
 from ntkcollapse.training.run_files import locked
 from ntkcollapse.training.step import _advance
 from ntkcollapse.trajectory import Trajectory
-from tests.training.settings import small
+from tests.training.settings import convolutional, small
 
 ROOT = Path(__file__).parents[2]
 
@@ -247,6 +247,13 @@ train_part, test_part = small().build_splits()
 kept = slice(0, 239)
 splits = from_arrays(train_part.inputs[kept], train_part.labels[kept], test_part.inputs, test_part.labels)
 found["of_one"] = train(small(batch_size=0, epochs=1), splits=splits).settings["devices"]
+from tests.training.settings import convolutional
+from ntkcollapse.training.step import _advance
+compiled = _advance._cache_size()
+run = convolutional()
+found["compiled"] = _advance._cache_size() - compiled
+found["convolutional"] = {name: run[name].tolist() for name in ("train_loss", "batch_loss", "gradient_norm")}
+found["features"] = run.states["H"][-1].tolist()
 json.dump(found, sys.stdout)
 """
 
@@ -265,6 +272,13 @@ def test_two_devices_agree_with_one():
     one = train(small(batch_size=60))
     # Sums over the batch in another order, over 20 steps in float32; statistics of half a batch would be off by 10%.
     np.testing.assert_allclose(two["loss"], one["train_loss"], rtol=1e-4)
+    # Convolutions with batch norm, likewise: eight steps, in training mode, in evaluation mode and in the features.
+    one = convolutional()
+    for name, value in two["convolutional"].items():
+        np.testing.assert_allclose(value, one[name], rtol=1e-3, err_msg=name)
+    size = float(np.abs(one.states["H"][-1]).max())
+    np.testing.assert_allclose(two["features"], one.states["H"][-1], atol=1e-3 * size)
+    assert two["compiled"] == 1
 
 
 def test_settings_are_checked():

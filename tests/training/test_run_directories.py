@@ -49,3 +49,26 @@ def test_overwriting_starts_anew(tmp_path):
     run = train(small(epochs=1), tmp_path / "run", overwrite=True)
     assert run["step"].tolist() == [0, 8]
     assert saved_config(tmp_path / "run") == small(epochs=1)
+
+
+def test_only_runs_are_overwritten(tmp_path):
+    """Somebody else's checkpoints, in a folder that holds no run."""
+    kept = tmp_path / "checkpoints" / "mine.bin"
+    kept.parent.mkdir()
+    kept.write_text("")
+    with pytest.raises(FileExistsError, match="expected a run to overwrite, found other files"):
+        train(small(epochs=1), tmp_path, overwrite=True)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [kept]
+
+
+def test_what_was_made_of_the_run_before_goes_with_it(tmp_path):
+    out = tmp_path / "run"
+    train(small(epochs=1), out)
+    made = [out / "comparison.nc", out / "report.html", out / "figures" / "training.png"]
+    made[2].parent.mkdir()
+    for file in made:
+        file.write_text("")
+    train(small(epochs=1), out, resume=True)
+    assert all(file.exists() for file in made)
+    train(small(epochs=1, seed=1), out, overwrite=True)
+    assert not any(file.exists() for file in made)

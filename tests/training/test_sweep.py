@@ -100,6 +100,15 @@ def test_grids_are_checked():
         combinations(small(), {"learning-rate": [0.1]})
     with pytest.raises(ValueError, match="init: expected one of"):
         combinations(small(), {"init": ["xavier"]})
+    with pytest.raises(ValueError, match="grid: expected a list of values for network, got 'mlp'"):
+        combinations(small(), {"network": "mlp"})
+
+
+def test_two_runs_do_not_share_a_directory():
+    with pytest.raises(ValueError, match=r"grid: .*'data_path=a-b' would be that of two runs"):
+        combinations(small(dataset="mnist"), {"data_path": ["a/b", "a-b"]})
+    # The same run twice is one.
+    assert list(combinations(small(), {"seed": [1, 1]})) == ["seed=1"]
 
 
 def test_submitit_is_asked_for_when_missing(tmp_path, monkeypatch):
