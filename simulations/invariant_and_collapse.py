@@ -11,14 +11,18 @@ collapse against the strength of the blocks. Runs are kept in simulations/runs a
 import argparse
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import spearmanr
 
 from ntkcollapse import plots
 from ntkcollapse._table import number, table
-from ntkcollapse.comparison import collapse_points, invariant_course
+from ntkcollapse.comparison import CollapsePoint, collapse_points, invariant_course
 from ntkcollapse.losses import Clock
 from ntkcollapse.training import TrainConfig, train
 
@@ -27,6 +31,8 @@ SCALES = (0.3, 0.7, 1.0, 1.5, 2.0)
 DECAYS = (0.0, 5e-4, 2e-3)
 NOISES = (0.0, 0.2)
 LOSSES = ("squared", "cross-entropy")
+COLOURS = {"squared": plots.COLOURS["residual_class"], "cross-entropy": plots.COLOURS["residual_single"]}
+WITH = ("invariant_end", "alignment_end", "condition_end", "block_strength")
 
 
 def main() -> None:
@@ -79,34 +85,74 @@ def main() -> None:
     (HERE / "results" / "invariant_and_collapse.txt").write_text(text + "\n")
     print(text)
 
+    print(correlations([key[0] for key in runs], points))
+    print(plots.save(figure_of(runs, points), HERE / "figures" / "invariant_and_collapse")[-1])
+
+
+def correlations(losses: list[str], points: list[CollapsePoint]) -> str:
+    """Spearman's rank correlation of collapse at the end with what is said to go with it, over the runs of a loss."""
+    rows = []
+    for loss in sorted(set(losses)):
+        seen = [p for own, p in zip(losses, points, strict=True) if own == loss]
+        for metric in ("nc1", "nc3"):
+            values = [getattr(p, metric) for p in seen]
+            found = [spearmanr([getattr(p, name) for p in seen], values)[0] for name in WITH]
+            rows.append([f"{loss}, {len(seen)} runs", metric, *(f"{value:+.2f}" for value in found)])
+    return table(["rank correlation", "with", *WITH], rows)
+
+
+def figure_of(runs: dict, points: list[CollapsePoint]) -> Figure:
+    """Collapse against block strength and alignment, and the invariant in time beside the decay of the model."""
     with plots.style():
-        figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.5), constrained_layout=True)
+        figure, axes = plt.subplots(2, 2, figsize=(8, 6.4), layout="constrained")
         for (loss, _, decay, noise), point in zip(runs, points, strict=True):
-            colour = plots.COLOURS["residual_class"] if loss == "squared" else plots.COLOURS["residual_single"]
-            kind = {"color": colour, "marker": "o" if decay == 0 else "s", "s": 22}
-            if noise:
-                kind |= {"facecolors": "none", "edgecolors": colour}
-                del kind["color"]
-            axes[0].scatter(point.alignment_end, point.nc1, **kind)
-            axes[1].scatter(point.block_strength, point.nc1, **kind)
-        for loss, scale, decay, noise in runs:
+            colour = COLOURS[loss]
+            kind: dict[str, Any] = {
+                "marker": "s" if decay else "o",
+                "s": 22,
+                "edgecolors": colour,
+                "facecolors": "none" if noise else colour,
+            }
+            axes[0, 0].scatter(point.block_strength, point.nc1, **kind)
+            axes[0, 1].scatter(point.alignment_end, point.nc1, **kind)
+            axes[1, 0].scatter(point.alignment_end, point.nc3, **kind)
+        lines: dict[float, Any] = {DECAYS[1]: "--", DECAYS[2]: ":"}
+        for (loss, scale, decay, noise), (_, run) in runs.items():
             if decay and not noise and scale == 1.0:
-                run = runs[(loss, scale, decay, noise)][1]
-                clock = Clock(1.0, run.settings["scale"], 0.9)
-                course = invariant_course(run, decay=clock.decay_rate(decay))
-                colour = plots.COLOURS["residual_class"] if loss == "squared" else plots.COLOURS["residual_single"]
-                axes[2].semilogy(course.times, course.norm / course.norm[0], "o-", color=colour, markersize=3)
-                line = np.exp(-course.predicted_rate * course.times)
-                axes[2].semilogy(course.times, np.maximum(line, 1e-4), "--", color=colour)
-        axes[0].set_xlabel(r"alignment of $W^\top W$ and $HK^{-1}H^\top$ at the end")
-        axes[1].set_xlabel(r"block strength $(\kappa_c-\kappa_n)/\kappa_d$ at the end")
-        axes[2].set_xlabel("flow time $t$")
-        axes[2].set_ylabel(r"$\|E(t)\|/\|E(0)\|$; dashed: $e^{-2\lambda t}$")
-        for ax in axes[:2]:
-            ax.set_yscale("log")
-            ax.set_ylabel("NC1 at the end")
-        figure.suptitle("red: squared loss, blue: cross-entropy; squares: weight decay; open: label noise")
-    print(plots.save(figure, HERE / "figures" / "invariant_and_collapse")[-1])
+                course = invariant_course(
+                    run, decay=Clock(1.0, run.settings["scale"], run.settings["momentum"]).decay_rate(decay)
+                )
+                marker = {DECAYS[1]: "s", DECAYS[2]: "D"}[decay]
+                axes[1, 1].plot(
+                    course.times, course.norm / course.norm[0], color=COLOURS[loss], marker=marker, markersize=3
+                )
+                fine = np.linspace(0, course.times[-1], 200)
+                axes[1, 1].plot(fine, np.exp(-course.predicted_rate * fine), lines[decay], color=COLOURS[loss])
+        axes[0, 0].set_xlabel(r"block strength $(\kappa_c-\kappa_n)/\kappa_d$ at the end")
+        for ax in (axes[0, 1], axes[1, 0]):
+            ax.set_xlabel(r"alignment of $W^\top W$ and $HK^{-1}H^\top$ at the end")
+        for ax in axes[0]:
+            ax.set(yscale="log", ylabel=r"tr $\Sigma_W$ / tr $\Sigma_B$ at the end")
+        axes[1, 0].set_ylabel("NC3 at the end")
+        axes[1, 1].set(
+            yscale="log",
+            ylim=(1e-2, 50),
+            xlabel="flow time $t$",
+            ylabel=r"$\|E(t)\|/\|E(0)\|$; broken: $e^{-2\lambda t}$",
+        )
+        grey: dict[str, Any] = {"color": "0.4", "linestyle": "none"}
+        handles = [
+            *(
+                Line2D([], [], color=colour, marker="o", linestyle="none", label=loss)
+                for loss, colour in COLOURS.items()
+            ),
+            Line2D([], [], marker="o", label="no decay", **grey),
+            Line2D([], [], marker="s", label="weight decay", **grey),
+            Line2D([], [], marker="o", markerfacecolor="none", label="label noise: open", **grey),
+            *(Line2D([], [], color="0.4", linestyle=line, label=f"decay {decay:g}") for decay, line in lines.items()),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
 
 
 if __name__ == "__main__":

@@ -88,11 +88,12 @@ def main() -> None:
     parser.add_argument("--path", action="store_true", help="the sample kernel's path too: a kernel at every record")
     parser.add_argument("--steps", type=int, help="fewer or more optimiser steps than the setting has")
     parser.add_argument("--records", type=int, help="fewer or more measurements of the network's kernels on the way")
+    parser.add_argument("--per-class", type=int, help="fewer or more images a class")
     parser.add_argument("--skip", nargs="*", default=(), choices=tuple(RUNGS), help="rungs to leave out")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     setting = SETTINGS[flags.setting]
-    changed = {name: value for name in ("steps", "records") if (value := getattr(flags, name))}
+    changed = {name: value for name in ("steps", "records", "per_class") if (value := getattr(flags, name))}
     setting = dataclasses.replace(setting, **changed)
     name = flags.setting + ("_batch_norm" if flags.batch_norm else "")
 
