@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ntkcollapse.comparison import MeasuredStart, NetworkAt
 from ntkcollapse.comparison.start import check_clock
-from ntkcollapse.data import Dataset, digits
+from ntkcollapse.data import Batches, Dataset, digits
 from ntkcollapse.networks import Network, Variables, mlp
 from ntkcollapse.training import Moment, TrainConfig, log_spaced, measured_descent, train
 from ntkcollapse.training.run_files import saved_config
@@ -137,7 +137,8 @@ def trained_run(
 ) -> MeasuredRun:
     """A run from training settings, measured at these steps on its whole training set, its networks kept at the starts.
 
-    Batch normalisation is evaluated with the statistics of the whole set, as full-batch training sees them.
+    Batch normalisation is evaluated with the statistics of the whole set in one batch, whatever the run's own batches
+    are: the rungs that let statistics move take them so.
     """
     config = dataclasses.replace(
         config,
@@ -157,7 +158,14 @@ def trained_run(
             networks[moment.step] = (moment.network, moment.variables, moment.probe)
         return {}
 
-    run = train(config, measurements={"network": keep}, progress=sys.stderr.isatty())
+    splits = config.build_splits()
+    run = train(
+        config,
+        measurements={"network": keep},
+        splits=splits,
+        statistics_batches=Batches(splits.train.classes, None, seed=0),
+        progress=sys.stderr.isatty(),
+    )
     index = {int(s): i for i, s in enumerate(np.asarray(run.observables["step"]))}
     N, C = run.classes.num_samples, run.classes.num_classes
     return MeasuredRun(

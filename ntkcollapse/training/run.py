@@ -12,14 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ntkcollapse._config import as_mapping
-from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.data import Batches, Dataset, Splits
-from ntkcollapse.kernel_path import KernelPath
-from ntkcollapse.losses import Clock
 from ntkcollapse.networks import Network, Variables, num_params
 from ntkcollapse.training.catalogue import chosen
 from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
@@ -27,8 +22,9 @@ from ntkcollapse.training.config import TrainConfig, parse_options
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
 from ntkcollapse.training.measurements import Measurement, Moment
-from ntkcollapse.training.objectives import loss_scale
 from ntkcollapse.training.optimizers import Staircase, optimizer
+from ntkcollapse.training.placement import Placement
+from ntkcollapse.training.recorded import STATES, recorded_trajectory
 from ntkcollapse.training.records import Records
 from ntkcollapse.training.run_files import check_directory, locked, occupy, write_status, writing
 from ntkcollapse.training.signals import stop_requested
@@ -37,7 +33,6 @@ from ntkcollapse.trajectory import Trajectory
 
 # How often the state is looked at for having stopped at a step that was not finite.
 _LOOK_EVERY = 50
-_STATES = ("H", "W", "b")
 
 
 def train(
@@ -49,6 +44,7 @@ def train(
     measurements: Mapping[str, Measurement] | None = None,
     splits: Splits | None = None,
     network: Network | None = None,
+    statistics_batches: Batches | None = None,
     progress: bool = False,
     on_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
@@ -68,6 +64,8 @@ def train(
         measurements: your own, by name: functions of a `Moment` that return numbers or arrays of a fixed shape by name.
             Arrays of text (what the entries of another are called) go into the settings of the trajectory, "names".
         splits, network: in place of those that the settings name.
+        statistics_batches: with `recompute_statistics`, the batches of the training set over which batch statistics
+            are averaged; the run's own without.
         progress: a bar with loss, accuracy, NC1, alignment and the time left.
         on_step: called with the number of steps taken after each (for tests and schedulers).
     Returns:
@@ -91,7 +89,7 @@ def train(
             stack.enter_context(locked(path))
             check_directory(config, path, resume=resume, overwrite=overwrite)
         # Settings that do not go together are refused here, before anything that is there is touched.
-        run = _Run(config, path, measurements, splits, network)
+        run = _Run(config, path, measurements, splits, network, statistics_batches)
         if resume:
             run.check_length()
         if path is not None:
@@ -135,6 +133,7 @@ class _Run:
         measurements: Mapping[str, Measurement] | None,
         splits: Splits | None,
         network: Network | None,
+        statistics_batches: Batches | None = None,
     ):
         self.config, self.path = config, path
         self.splits = config.build_splits() if splits is None else splits
@@ -142,6 +141,7 @@ class _Run:
         train = self.splits.train
         self.network = config.build_network(train.classes.num_classes) if network is None else network
         self.batches: Batches = config.build_batches(train.classes)
+        self.statistics_batches = self.batches if statistics_batches is None else statistics_batches
         self.schedule: Staircase = config.build_schedule(self.batches.per_epoch)
         self.last = config.epochs * self.batches.per_epoch
         self.plan = config.measured_steps(self.batches.per_epoch)
@@ -181,9 +181,7 @@ class _Run:
 
     def begin(self) -> None:
         """Places the data, and the state of the newest checkpoint or of the start."""
-        self._place()
-        self.num_params = num_params(self.initial.params)
-        self.num_features = int(self.initial.params["last_layer"]["kernel"].shape[0])
+        self.placed = Placement.of(self.splits.train, self.config.batch_size)
         start = self.stepper.start(self.initial)
         found = None
         if self.checkpoints is not None:
@@ -191,7 +189,7 @@ class _Run:
             found = self.checkpoints.newest()
             if found is not None:
                 self.checkpoints.drop_after(found.step)
-        self.state = self._replicated(start if found is None else self._restore(found, start))
+        self.state = jax.device_put(start if found is None else self._restore(found, start), self.placed.replicated)
         self.say("running")
         if found is None:
             self._measure()
@@ -202,9 +200,9 @@ class _Run:
         epoch, batch = divmod(self.step, self.batches.per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.batches.epoch(epoch))
-        rows = None if self.config.batch_size == 0 else jax.device_put(self._epoch[1][batch], self.rows_sharding)
+        rows = None if self.config.batch_size == 0 else jax.device_put(self._epoch[1][batch], self.placed.rows)
         self.state, self.record = self.stepper(
-            self.state, self.inputs, self.labels, rows, self.schedule(self.step), self.step
+            self.state, self.placed.inputs, self.placed.labels, rows, self.schedule(self.step), self.step
         )
         self.step += 1
         self.records.seconds["training"] += time.perf_counter() - began
@@ -253,58 +251,25 @@ class _Run:
 
     def publish(self, outcome: str) -> Trajectory:
         """The trajectory so far, in the run's directory where it has one."""
-        trajectory = self.trajectory(outcome)
+        config, train = self.config, self.splits.train
+        trajectory = recorded_trajectory(
+            self.records,
+            config,
+            self._probe().classes,
+            train.classes,
+            self.batches,
+            self.schedule,
+            outcome=outcome,
+            parameters=num_params(self.initial.params),
+            features=int(self.initial.params["last_layer"]["kernel"].shape[0]),
+            data=train.name,
+            data_sha256=self.data_digest,
+            devices=[str(device) for device in self.placed.devices],
+        )
         if self.path is not None:
             with writing(self.path / "trajectory.nc"):
                 trajectory.save(self.path, overwrite=True)
         return trajectory
-
-    def trajectory(self, outcome: str) -> Trajectory:
-        """Everything measured so far."""
-        config, train = self.config, self.splits.train
-        steps = np.asarray(self.records.steps)
-        values = self.records.columns()
-        states = {name: values.pop(f"state_{name}") for name in _STATES if f"state_{name}" in values}
-        scale = loss_scale(config.loss, train.classes.num_samples, train.classes.num_classes)
-        flow_times = Clock(1.0, scale, config.momentum).time(self.schedule.elapsed(steps))
-        reason = self._without_clock(flow_times)
-        times = steps.astype(float) if reason else flow_times
-        return Trajectory(
-            times,
-            values | {"step": steps, "epoch": steps / self.batches.per_epoch},
-            self._probe().classes,
-            states=states,
-            kernel=_kernel_path(times, values),
-            statistics={f"seconds_{name}": value for name, value in self.records.seconds.items()},
-            settings={
-                **as_mapping(config),
-                "producer": "network",
-                "outcome": outcome,
-                "clock": "steps" if reason else "flow",
-                **({"without_clock": reason} if reason else {}),
-                "scale": scale,
-                "steps_per_epoch": self.batches.per_epoch,
-                "training_samples": train.classes.num_samples,
-                "training_class_sizes": list(train.classes.sizes),
-                "parameters": self.num_params,
-                "features": self.num_features,
-                "data": train.name,
-                "data_sha256": self.data_digest,
-                "devices": [str(device) for device in self.devices],
-                **({"names": self.records.names} if self.records.names else {}),
-            },
-        )
-
-    def _without_clock(self, flow_times: np.ndarray) -> str:
-        """Why the steps are not flow times; empty where they are."""
-        if self.config.optimizer != "sgd":
-            return f"{self.config.optimizer} rescales or replaces gradients"
-        if not self.batches.represent_all:
-            return "balanced batches of unequal classes descend another loss, in which every class weighs the same"
-        # Rates can decay until times are the same in jax's default precision, in which they are kept.
-        if not (np.diff(np.asarray(jnp.asarray(flow_times))) > 0).all():
-            return "learning rates decayed until flow times are the same in floating point"
-        return ""
 
     def _look(self) -> None:
         """Waits for the device; where it stopped before the step asked for, goes back there and measures.
@@ -329,7 +294,7 @@ class _Run:
         # Steps know nothing of initial weights, nor should what is compiled for measuring.
         network = self.stepper.network
         if self.config.recompute_statistics:
-            variables = recomputed_statistics(network, variables, self.splits.train, self.batches)
+            variables = recomputed_statistics(network, variables, self.splits.train, self.statistics_batches)
         moment = Moment(
             network,
             variables,
@@ -350,7 +315,7 @@ class _Run:
                 values |= {key: np.asarray(value) for key, value in measurement(moment).items()}
                 seconds[f"measuring_{name}"] += time.perf_counter() - start
             if self.config.keep_states:
-                values |= {f"state_{name}": getattr(moment.last_layer, name) for name in _STATES}
+                values |= {f"state_{name}": getattr(moment.last_layer, name) for name in STATES}
         except ValueError:
             # Parameters can be finite and what follows from them not: then the next loss would show it.
             if _blown_up(variables, self.network, moment.probe):
@@ -369,23 +334,6 @@ class _Run:
         train = self.splits.train
         return Dataset.of(train.inputs[rows], train.labels[rows], name=f"{train.name}/batch")
 
-    def _place(self) -> None:
-        devices = jax.devices()
-        size = self.config.batch_size or self.splits.train.classes.num_samples
-        shared = len(devices) > 1 and size % len(devices) == 0
-        self.devices = devices if shared else devices[:1]
-        mesh = Mesh(np.asarray(self.devices), ("batch",))
-        self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.rows_sharding = NamedSharding(mesh, PartitionSpec("batch"))
-        # A full batch is spread as it lies; smaller ones are gathered from a copy on every device.
-        where = self.rows_sharding if self.config.batch_size == 0 else self.replicated
-        train = self.splits.train
-        self.inputs = jax.device_put(train.inputs, where)
-        self.labels = jax.device_put(train.labels, where)
-
-    def _replicated(self, state: TrainingState) -> TrainingState:
-        return jax.device_put(state, self.replicated)
-
     def _restore(self, found: Checkpoint, start: TrainingState) -> TrainingState:
         for part, digest, own in (("training", "data", self.data_digest), ("test", "test", self.test_digest)):
             if found.notes.get(digest, own) != own:
@@ -403,18 +351,6 @@ class _Run:
         if "step/loss" in found.arrays:
             self.record = StepRecord(*(jnp.asarray(found.arrays[f"step/{name}"]) for name in StepRecord._fields))
         return jax.tree.unflatten(structure, saved)
-
-
-def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKernel | KernelPath | None:
-    if "kappa_diagonal" not in values:
-        return None
-    measured = zip(*(values[f"kappa_{part}"] for part in ("diagonal", "within", "between")), strict=True)
-    try:
-        kernels = [BlockKernel(*three) for three in measured]
-    except ValueError:
-        # A network that no longer depends on its inputs has λ_single = 0, which is no kernel of the theory.
-        return None
-    return KernelPath.of(times, kernels) if len(kernels) > 1 else kernels[0]
 
 
 def _blown_up(variables: Variables, network: Network, probe: Dataset) -> bool:

@@ -1,0 +1,86 @@
+"""The trajectory that a run's records make: observables, states and κ on the clock that the settings allow."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ntkcollapse._config import as_mapping
+from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.classes import Classes
+from ntkcollapse.data import Batches
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.losses import Clock
+from ntkcollapse.training.config import TrainConfig
+from ntkcollapse.training.objectives import loss_scale
+from ntkcollapse.training.optimizers import Staircase
+from ntkcollapse.training.records import Records
+from ntkcollapse.trajectory import Trajectory
+
+STATES = ("H", "W", "b")
+
+
+def recorded_trajectory(
+    records: Records,
+    config: TrainConfig,
+    probe: Classes,
+    training: Classes,
+    batches: Batches,
+    schedule: Staircase,
+    **settings: Any,
+) -> Trajectory:
+    """Everything measured so far; `probe` are the classes of what it was measured on, `settings` what else to note.
+
+    Times are those of `train`.
+    """
+    steps = np.asarray(records.steps)
+    values = records.columns()
+    states = {name: values.pop(f"state_{name}") for name in STATES if f"state_{name}" in values}
+    scale = loss_scale(config.loss, training.num_samples, training.num_classes)
+    flow_times = Clock(1.0, scale, config.momentum).time(schedule.elapsed(steps))
+    reason = _without_clock(config, batches, flow_times)
+    times = steps.astype(float) if reason else flow_times
+    return Trajectory(
+        times,
+        values | {"step": steps, "epoch": steps / batches.per_epoch},
+        probe,
+        states=states,
+        kernel=_kernel_path(times, values),
+        statistics={f"seconds_{name}": value for name, value in records.seconds.items()},
+        settings={
+            **as_mapping(config),
+            "producer": "network",
+            "clock": "steps" if reason else "flow",
+            **({"without_clock": reason} if reason else {}),
+            "scale": scale,
+            "steps_per_epoch": batches.per_epoch,
+            "training_samples": training.num_samples,
+            "training_class_sizes": list(training.sizes),
+            **settings,
+            **({"names": records.names} if records.names else {}),
+        },
+    )
+
+
+def _without_clock(config: TrainConfig, batches: Batches, flow_times: np.ndarray) -> str:
+    """Why the steps are not flow times; empty where they are."""
+    if config.optimizer != "sgd":
+        return f"{config.optimizer} rescales or replaces gradients"
+    if not batches.represent_all:
+        return "balanced batches of unequal classes descend another loss, in which every class weighs the same"
+    # Rates can decay until times are the same in jax's default precision, in which they are kept.
+    if not (np.diff(np.asarray(jnp.asarray(flow_times))) > 0).all():
+        return "learning rates decayed until flow times are the same in floating point"
+    return ""
+
+
+def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKernel | KernelPath | None:
+    if "kappa_diagonal" not in values:
+        return None
+    measured = zip(*(values[f"kappa_{part}"] for part in ("diagonal", "within", "between")), strict=True)
+    try:
+        kernels = [BlockKernel(*three) for three in measured]
+    except ValueError:
+        # A network that no longer depends on its inputs has λ_single = 0, which is no kernel of the theory.
+        return None
+    return KernelPath.of(times, kernels) if len(kernels) > 1 else kernels[0]
