@@ -1,6 +1,7 @@
 """A network at one moment of training, as the rungs that need more than its last layer see it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -45,11 +46,15 @@ class NetworkAt(eqx.Module):
     classes: Classes
     bias: bool = eqx.field(static=True)
     coupled: Callable | None
+    precision: Any = eqx.field(static=True)
 
     def __init__(self, features, params, inputs, W, b, classes, *, bias=True, coupled=None):
         # Rungs are integrated in the precision of the theory, whatever the network was trained in.
-        self.features = _double(features)
-        self.params = _double(params)
+        self.precision = np.result_type(
+            np.float32, *(jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if _floating(leaf))
+        )
+        self.features = _cast(features)
+        self.params = _cast(params)
         self.inputs, self.W, self.b = (jnp.asarray(x, dtype=jnp.result_type(float)) for x in (inputs, W, b))
         self.classes, self.bias, self.coupled = classes, bias, coupled
 
@@ -70,7 +75,7 @@ class NetworkAt(eqx.Module):
         """
         features, coupled = network.evaluation(variables.batch_stats)[0], None
         if variables.batch_stats:
-            coupled = jax.tree_util.Partial(_training_features, _Trunk(network), _double(variables.batch_stats))
+            coupled = jax.tree_util.Partial(_training_features, _Trunk(network), _cast(variables.batch_stats))
         layer = variables.params["last_layer"]
         W = jnp.asarray(layer["kernel"]).T
         b = layer.get("bias", np.zeros(W.shape[0], W.dtype))
@@ -82,6 +87,15 @@ class NetworkAt(eqx.Module):
         if self.coupled is None:
             return self
         return NetworkAt(self.coupled, self.params, self.inputs, self.W, self.b, self.classes, bias=self.bias)
+
+    @property
+    def as_trained(self) -> tuple[Callable, PyTree, Array]:
+        """(features, θ, x) in the precision that the parameters came in, for kernels that take many passes.
+
+        A convolution in float64 takes ten times one in float32 on a CPU, and no kernel of float32 weights is known
+        better than to float32.
+        """
+        return tuple(_cast(part, self.precision) for part in (self.features, self.params, self.inputs))
 
     @property
     def num_params(self) -> int:
@@ -136,7 +150,11 @@ def _evaluate(features, params, x):
     return features(params, x)
 
 
-def _double(tree):
-    """Floating-point arrays in jax's default precision: float64 where it is switched on."""
-    floating = lambda leaf: eqx.is_array_like(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)  # noqa: E731
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(float)) if floating(leaf) else leaf, tree)
+def _floating(leaf) -> bool:
+    return eqx.is_array_like(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def _cast(tree, dtype=float):
+    """Floating-point arrays in another precision, without one in jax's default: float64 where it is switched on."""
+    dtype = jnp.result_type(dtype)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=dtype) if _floating(leaf) else leaf, tree)

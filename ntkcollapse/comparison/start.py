@@ -149,7 +149,7 @@ class MeasuredStart:
         """The general block kernel at the start: a mean for each pair of classes, a diagonal for each class."""
         network = self.network
         labels = np.asarray(self.classes.labels)
-        found = ntk.block_statistics(network.features, network.params, network.inputs, labels)
+        found = ntk.block_statistics(*network.as_trained, labels)
         with warnings.catch_warnings():
             # Measured class pairs need not be ordered as the theorem assumes; that is what the rung is for.
             warnings.simplefilter("ignore", UserWarning)
@@ -187,7 +187,7 @@ class MeasuredStart:
     def _sample_kernel_of(self, network: NetworkAt) -> DenseKernel:
         N = self.classes.num_samples
         require_memory("sample-frozen", 8 * N * N * 6, fits="class-pairs")
-        theta = ntk.empirical_ntk(network.features, network.params, network.inputs, outputs="mean")
+        theta = ntk.empirical_ntk(*network.as_trained, outputs="mean")
         return DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
 
 

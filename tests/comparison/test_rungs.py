@@ -19,6 +19,7 @@ from ntkcollapse.comparison import (
     gaps,
 )
 from ntkcollapse.comparison.ladder import observed
+from ntkcollapse.comparison.rungs.features_linearised import features_linearised
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import Variables, mlp
@@ -216,6 +217,35 @@ def test_lazy_limit_rungs_4_5_and_6_coincide():
     for name in ("features-linearised", "network-linearised"):
         # What is dropped is of relative order 1/α.
         np.testing.assert_allclose(rungs[name]["loss"], reference, rtol=10 / α, err_msg=name)
+
+
+def test_features_linearised_by_their_kernel_and_by_products():
+    """Θ^h of all pairs of features as an array, and as two products of the network: features curved and unequal."""
+    network = cases.tanh_network()
+    start = MeasuredStart(cases.run_of([network.last_layer] * 4, TIMES), 0, {0: network})
+    tight = TIGHT["features-linearised"]
+    one, other = (
+        features_linearised(start, jnp.asarray(TIMES), method=method, **tight) for method in ("kernel", "products")
+    )
+    for name in ("H", "W", "b"):
+        # Both integrate to 1e-8 a step, one in (H, W, b) and one in the parameters.
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-6, err_msg=name)
+    assert np.linalg.norm(one.H[-1] - one.H[0]) > 0.1 * np.linalg.norm(one.H[0])
+    decaying = MeasuredStart(start.run, 0, {0: network}, weight_decay=0.1)
+    with pytest.raises(ValueError, match="expected 'products' with weight decay"):
+        features_linearised(decaying, TIMES, method="kernel")
+
+
+def test_kernels_are_measured_in_the_precision_of_the_parameters():
+    network = cases.tanh_network()
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), network.params)
+    coarse = NetworkAt(network.features, single, network.inputs, network.W, network.b, network.classes)
+    features, params, x = coarse.as_trained
+    assert {leaf.dtype for leaf in (*jax.tree.leaves(params), x, features(params, x))} == {jnp.dtype("float32")}
+    # The weights are the same numbers again, and what is integrated is in float64.
+    jax.tree.map(np.testing.assert_array_equal, params, single)
+    assert {leaf.dtype for leaf in jax.tree.leaves(coarse.params)} == {jnp.dtype("float64")}
+    assert network.as_trained[2].dtype == jnp.float64
 
 
 def test_a_run_kept_in_single_precision_is_predicted_at_all_of_its_times(linear):
