@@ -10,6 +10,8 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# Most of a test is compilation: a quarter of it goes when the compiler does not try so hard.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -151,7 +151,7 @@ def test_spectrum_of_a_block_kernel_is_one_rate_and_of_others_the_sum():
     R = np.asarray(state.residual(cases.CLASSES)) @ E
     values, vectors = np.linalg.eigh(E @ np.asarray(theta) @ E)
     times = np.array([0.0, 0.3, 1.0])
-    expected = [np.linalg.norm((R @ vectors) * np.exp(-values * t)) for t in times]
+    expected = np.asarray([np.linalg.norm((R @ vectors) * np.exp(-values * t)) for t in times])
     decay = within_class_spectrum(network, times, groups=9)
     # Single-precision accumulation in no place: the kernel is exact to rounding.
     np.testing.assert_allclose(decay.norm, expected, rtol=1e-8)

@@ -135,7 +135,7 @@ def test_random_starts_have_the_stated_sizes():
     np.testing.assert_allclose(np.std(state.W), 0.3 / np.sqrt(50), rtol=0.12)
     assert not np.any(state.b)
     state = initial_condition("small", classes, 50, KAPPA, key=key)
-    np.testing.assert_allclose([np.std(state.H), np.std(state.W)], 1e-3, rtol=0.12)
+    np.testing.assert_allclose(np.asarray([np.std(state.H), np.std(state.W)]), 1e-3, rtol=0.12)
     assert 2e-4 < np.std(state.b) < 3e-3
 
 
