@@ -7,7 +7,6 @@ saved `config.toml` all follow from it.
 import argparse
 import dataclasses
 import os
-import tempfile
 import tomllib
 import types
 import typing
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse._files import replacing
 
 Config = TypeVar("Config")
 
@@ -133,14 +133,8 @@ def write_config(config: Any, path: Path) -> Path:
     file = path / "config.toml"
     # Whether to replace a run is said anew each time, not remembered with its settings.
     text = tomli_w.dumps({k: v for k, v in as_mapping(config).items() if k != "overwrite"})
-    handle, temporary = tempfile.mkstemp(dir=path, prefix=".config-")
-    try:
-        with open(handle, "w") as opened:
-            opened.write(text)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(file) as part:
+        part.write_text(text)
     return file
 
 

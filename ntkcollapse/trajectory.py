@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -19,6 +18,7 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_increasing, check_shape
+from ntkcollapse._files import replacing
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
@@ -186,14 +186,8 @@ class Trajectory(eqx.Module):
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another directory, or pass overwrite=True to replace it.")
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".trajectory-", suffix=".nc")
-        os.close(handle)
-        try:
-            self.to_dataset().to_netcdf(temporary, engine="h5netcdf")
-            os.replace(temporary, file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(file) as part:
+            self.to_dataset().to_netcdf(part, engine="h5netcdf")
         return file
 
     @classmethod

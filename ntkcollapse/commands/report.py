@@ -1,8 +1,6 @@
 """`ntkcollapse report`: everything known of a run on one page that opens anywhere, without a network."""
 
 import importlib.metadata
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse._config import setting
+from ntkcollapse._files import replacing
 from ntkcollapse._table import number
 from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
@@ -52,10 +51,8 @@ def report_command(config: ReportConfig) -> None:
     ladders = load_ladders(path) if (path / "comparison.nc").exists() else {}
     text = report(run, ladders, title=path.resolve().name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".report-", delete=False, encoding="utf-8") as part:
-        part.write(text)
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, file)
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
     print(f"report  {file}  ({file.stat().st_size / 1e6:.1f} MB, one file, opens offline)")
 
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
+from ntkcollapse._files import replacing
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison.ladder import Ladder
 from ntkcollapse.trajectory import Trajectory
@@ -22,16 +22,10 @@ def save_ladders(path: str | os.PathLike, ladders: Mapping[int, Ladder]) -> Path
     Group "start_<step>": every observable as (rung, time), the network among the rungs, NaN where a rung lacks it.
     """
     file = Path(path) / "comparison.nc"
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".comparison-", suffix=".nc")
-    os.close(handle)
-    Path(temporary).unlink()
-    try:
+    with replacing(file) as part:
         for step, ladder in ladders.items():
-            mode = "a" if Path(temporary).exists() else "w"
-            _dataset(step, ladder).to_netcdf(temporary, mode=mode, group=f"start_{step}", engine="h5netcdf")
-        os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+            mode = "a" if part.exists() else "w"
+            _dataset(step, ladder).to_netcdf(part, mode=mode, group=f"start_{step}", engine="h5netcdf")
     return file
 
 

@@ -2,14 +2,13 @@
 
 import hashlib
 import http.client
-import os
-import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse._files import replacing
 
 
 class DownloadError(OSError):
@@ -98,21 +97,18 @@ def download(
 def _fetch(file: RemoteFile, folder: Path, opener: Callable[[str], IO[bytes]]) -> None:
     said = []
     for url in file.urls:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{file.name}-")
         try:
-            digest = hashlib.md5(usedforsecurity=False)
-            with os.fdopen(handle, "wb") as out, opener(url) as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-                    out.write(chunk)
-            if digest.hexdigest() == file.md5:
-                os.replace(temporary, folder / file.name)
-                return
-            said.append(f"{url} gave MD5 {digest.hexdigest()}")
+            with replacing(folder / file.name) as part:
+                digest = hashlib.md5(usedforsecurity=False)
+                with part.open("wb") as out, opener(url) as stream:
+                    while chunk := stream.read(1 << 20):
+                        digest.update(chunk)
+                        out.write(chunk)
+                if digest.hexdigest() != file.md5:
+                    raise OSError(f"gave MD5 {digest.hexdigest()}")
+            return
         except (OSError, http.client.HTTPException) as error:
             said.append(f"{url}: {type(error).__name__}: {error}")
-        finally:
-            Path(temporary).unlink(missing_ok=True)
     raise DownloadError(
         f"{file.name}: expected MD5 {file.md5}; " + "; ".join(said) + f". Put the file into {folder} by hand."
     )

@@ -1,7 +1,6 @@
 """Partial results of long work in a folder, from which it is taken up again."""
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ntkcollapse._files import replacing
 from ntkcollapse.ntk._problem import Problem, one_like
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -74,10 +74,8 @@ class PartialResults:
             return
         began = time.monotonic()
         named: dict[str, Any] = {f"array{i}": np.asarray(array) for i, array in enumerate(arrays())}
-        beside = path.with_suffix(f".part{jax.process_index()}")
-        with open(beside, "wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **named, fingerprint=self._fingerprint, done=done)
-        os.replace(beside, path)
         self._last = time.monotonic()
         self._took = self._last - began
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkcollapse._config import holds_run, remove_derived, resolve, write_config
+from ntkcollapse._files import replacing
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import RunInUse
 
@@ -118,10 +119,9 @@ def write_status(path: Path, **status: Any) -> None:
     Raises:
         OSError: it could not be written, see `writing`.
     """
-    temporary = path / ".status.json"
-    with writing(path / "status.json"):
-        temporary.write_text(json.dumps(status, indent=1))
-        os.replace(temporary, path / "status.json")
+    file = path / "status.json"
+    with writing(file), replacing(file) as part:
+        part.write_text(json.dumps(status, indent=1))
 
 
 @contextmanager

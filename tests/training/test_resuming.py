@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_at_the_status_costs_no_bit(reference, tmp_path, mon
     out, write, calls = tmp_path / "run", Path.write_text, []
 
     def full(self, text, *args, **options):
-        calls.append(self)
+        calls.extend([self] if "status" in self.name else [])
         if len(calls) != 4:
             return write(self, text, *args, **options)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
