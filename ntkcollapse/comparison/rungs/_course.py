@@ -74,7 +74,7 @@ def integrate_parameters(
     require_memory(
         rung, 8 * (len(times) * (start.num_params + n * N + C * N) + 8 * start.num_params), fits="sample-frozen"
     )
-    out = _solve(
+    out = solve(
         ParametricFlow(model, jnp.asarray(weight_decay)),
         Parameters.of(start),
         jnp.asarray(times),
@@ -90,7 +90,8 @@ def integrate_parameters(
 
 
 @eqx.filter_jit
-def _solve(flow, start, times, rtol, atol, max_steps, progress):
+def solve(flow, start, times, rtol, atol, max_steps, progress):
+    """A gradient flow by stabilised explicit steps, for any state that is a pytree of arrays."""
     solver = RungeKuttaChebyshev(scan_kind="lax")
     return integrate(flow, start, times, solver=solver, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
 

@@ -13,10 +13,8 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import fits_memory, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.parametric import FeaturesLinearised
-from ntkcollapse.comparison.rungs._course import Course, integrate_parameters
+from ntkcollapse.comparison.rungs._course import Course, integrate_parameters, solve
 from ntkcollapse.comparison.start import MeasuredStart
-from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-from ntkcollapse.theory.integrate import integrate
 
 Method = Literal["auto", "kernel", "products"]
 
@@ -105,13 +103,7 @@ def _by_kernel(network: NetworkAt, times: Float[Array, " T"], rtol, atol, max_st
     theta = ntk.empirical_ntk(*network.as_trained)
     theta = jnp.transpose(theta, (2, 0, 3, 1)).reshape(state.H.size, state.H.size).astype(state.H.dtype)
     flow = _FeatureKernelFlow(theta, network.classes, network.bias)
-    out = _solve(flow, (state.H, state.W, state.b), times, rtol, atol, max_steps, progress)
+    out = solve(flow, (state.H, state.W, state.b), times, rtol, atol, max_steps, progress)
     reached = int(np.isfinite(np.asarray(out.states[2])).all(axis=1).sum())
     H, W, b = (part[:reached] for part in out.states)
     return Course(times[:reached], H, W, b, None, out.statistics | {"successful": jnp.asarray(out.successful)})
-
-
-@eqx.filter_jit
-def _solve(flow, start, times, rtol, atol, max_steps, progress):
-    solver = RungeKuttaChebyshev(scan_kind="lax")
-    return integrate(flow, start, times, solver=solver, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
