@@ -137,7 +137,7 @@ def figure_of(runs: dict, points: list[CollapsePoint]) -> Figure:
         axes[1, 1].set(
             yscale="log",
             ylim=(1e-2, 50),
-            xlabel="flow time $t$",
+            xlabel=r"flow time $t$ of the summed loss",
             ylabel=r"$\|E(t)\|/\|E(0)\|$; broken: $e^{-2\lambda t}$",
         )
         grey: dict[str, Any] = {"color": "0.4", "linestyle": "none"}

@@ -21,6 +21,19 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run.txt"]
 
 
+def test_what_a_killed_writer_left_is_written_over_by_the_next(tmp_path):
+    file = tmp_path / "run.txt"
+    with replacing(file, "part") as part:
+        part.write_text("whole")
+    # A process that is killed does not tidy up.
+    part.write_text("half of somebody else's")
+    with replacing(file, "part") as again:
+        again.write_text("new")
+    assert again == part
+    assert [p.name for p in tmp_path.iterdir()] == ["run.txt"]
+    assert file.read_text() == "new"
+
+
 def _half(file):
     with replacing(file) as part:
         part.write_text("half")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ntkcollapse import ntk
 from ntkcollapse._checks import check_shape
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset
@@ -33,6 +34,8 @@ class NetworkAt(eqx.Module):
         bias: whether there is one that learns; b is 0 and stays there otherwise.
         coupled: features as training sees them where that is otherwise: batch normalisation by the statistics of all of
             x, which couple samples. What follows the network itself takes these.
+        precision: of the kernels that are measured of it; that of the parameters by default. All else is in the
+            precision of the theory, jax's default.
 
     Raises:
         ValueError: inputs that are not one row a sample, or features that do not fit W.
@@ -48,11 +51,13 @@ class NetworkAt(eqx.Module):
     coupled: Callable | None
     precision: Any = eqx.field(static=True)
 
-    def __init__(self, features, params, inputs, W, b, classes, *, bias=True, coupled=None):
+    def __init__(self, features, params, inputs, W, b, classes, *, bias=True, coupled=None, precision=None):
+        if precision is None:
+            # Half precision is too coarse to add up a kernel in.
+            kinds = (jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if _floating(leaf))
+            precision = np.result_type(np.float32, *kinds)
+        self.precision = precision
         # Rungs are integrated in the precision of the theory, whatever the network was trained in.
-        self.precision = np.result_type(
-            np.float32, *(jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if _floating(leaf))
-        )
         self.features = _cast(features)
         self.params = _cast(params)
         self.inputs, self.W, self.b = (jnp.asarray(x, dtype=jnp.result_type(float)) for x in (inputs, W, b))
@@ -86,7 +91,8 @@ class NetworkAt(eqx.Module):
         """The network with the features that training sees."""
         if self.coupled is None:
             return self
-        return NetworkAt(self.coupled, self.params, self.inputs, self.W, self.b, self.classes, bias=self.bias)
+        known = (self.params, self.inputs, self.W, self.b, self.classes)
+        return NetworkAt(self.coupled, *known, bias=self.bias, precision=self.precision)
 
     @property
     def as_trained(self) -> tuple[Callable, PyTree, Array]:
@@ -96,6 +102,15 @@ class NetworkAt(eqx.Module):
         better than to float32.
         """
         return tuple(_cast(part, self.precision) for part in (self.features, self.params, self.inputs))
+
+    def feature_kernel(self, **options: Any) -> Array:
+        """Θ^h between all samples, by `ntk.empirical_ntk` with these options: measured `as_trained`."""
+        return _cast(ntk.empirical_ntk(*self.as_trained, **options))
+
+    def output_kernel(self, **options: Any) -> Array:
+        """Θ between all samples, of f in all parameters; as `feature_kernel`."""
+        known = (self.outputs, (self.params, self.W, self.b), self.inputs)
+        return _cast(ntk.empirical_ntk(*(_cast(part, self.precision) for part in known), **options))
 
     @property
     def num_params(self) -> int:

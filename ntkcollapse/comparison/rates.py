@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse import ntk
 from ntkcollapse._checks import check_choice
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import check_clock, is_squared, on_a_probe, own_decay
-from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
+from ntkcollapse.sample_kernel import GroupedKernel
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
 from ntkcollapse.trajectory import Trajectory
@@ -120,11 +119,8 @@ def within_class_spectrum(
     classes = network.classes
     N = classes.num_samples
     require_memory("within-class spectrum", 8 * N * N * 6, fits="block-frozen")
-    parameters = (network.params, network.W, network.b)
-    theta = ntk.empirical_ntk(network.outputs, parameters, network.inputs, outputs="mean")
-    kernel = DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
     groups = min(groups, N - classes.num_classes)
-    grouped = GroupedKernel.from_matrix(kernel.matrix, classes, groups=groups)
+    grouped = GroupedKernel.from_matrix(network.output_kernel(outputs="mean"), classes, groups=groups)
     return within_class_decay(jnp.asarray(times), network.last_layer.residual(classes), grouped, classes)
 
 

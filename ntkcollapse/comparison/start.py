@@ -187,8 +187,7 @@ class MeasuredStart:
     def _sample_kernel_of(self, network: NetworkAt) -> DenseKernel:
         N = self.classes.num_samples
         require_memory("sample-frozen", 8 * N * N * 6, fits="class-pairs")
-        theta = ntk.empirical_ntk(*network.as_trained, outputs="mean")
-        return DenseKernel(jnp.asarray(theta, dtype=jnp.result_type(float)))
+        return DenseKernel(network.feature_kernel(outputs="mean"))
 
 
 def check_clock(run: Trajectory) -> None:

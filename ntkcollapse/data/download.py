@@ -105,8 +105,10 @@ def _fetch(file: RemoteFile, folder: Path, opener: Callable[[str], IO[bytes]]) -
                         digest.update(chunk)
                         out.write(chunk)
                 if digest.hexdigest() != file.md5:
-                    raise OSError(f"gave MD5 {digest.hexdigest()}")
+                    raise DownloadError(f"{url} gave MD5 {digest.hexdigest()}")
             return
+        except DownloadError as error:
+            said.append(str(error))
         except (OSError, http.client.HTTPException) as error:
             said.append(f"{url}: {type(error).__name__}: {error}")
     raise DownloadError(

@@ -74,7 +74,7 @@ class PartialResults:
             return
         began = time.monotonic()
         named: dict[str, Any] = {f"array{i}": np.asarray(array) for i, array in enumerate(arrays())}
-        with replacing(path) as part, part.open("wb") as file:
+        with replacing(path, f"part{jax.process_index()}") as part, part.open("wb") as file:
             np.savez(file, **named, fingerprint=self._fingerprint, done=done)
         self._last = time.monotonic()
         self._took = self._last - began

@@ -120,7 +120,7 @@ def write_status(path: Path, **status: Any) -> None:
         OSError: it could not be written, see `writing`.
     """
     file = path / "status.json"
-    with writing(file), replacing(file) as part:
+    with writing(file), replacing(file, "part") as part:
         part.write_text(json.dumps(status, indent=1))
 
 

@@ -239,13 +239,39 @@ def test_features_linearised_by_their_kernel_and_by_products():
 def test_kernels_are_measured_in_the_precision_of_the_parameters():
     network = cases.tanh_network()
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), network.params)
-    coarse = NetworkAt(network.features, single, network.inputs, network.W, network.b, network.classes)
+    coarse = NetworkAt(*_parts(network, single))
     features, params, x = coarse.as_trained
     assert {leaf.dtype for leaf in (*jax.tree.leaves(params), x, features(params, x))} == {jnp.dtype("float32")}
     # The weights are the same numbers again, and what is integrated is in float64.
     jax.tree.map(np.testing.assert_array_equal, params, single)
     assert {leaf.dtype for leaf in jax.tree.leaves(coarse.params)} == {jnp.dtype("float64")}
     assert network.as_trained[2].dtype == jnp.float64
+    # So are the kernels: the numbers of single precision, kept in double.
+    for name, kernel in (("features", coarse.feature_kernel), ("outputs", coarse.output_kernel)):
+        theta, exact = (np.asarray(k(outputs="mean")) for k in (kernel, getattr(network, kernel.__name__)))
+        assert theta.dtype == np.float64, name
+        np.testing.assert_array_equal(theta, theta.astype(np.float32), err_msg=name)
+        np.testing.assert_allclose(theta, exact, rtol=1e-4, atol=1e-5 * exact.max(), err_msg=name)
+    # Features as training sees them are no reason for another precision.
+    coupled = NetworkAt(*_parts(network, single), coupled=network.features).in_training
+    assert coupled.precision == np.float32
+
+
+def _parts(network, params):
+    return network.features, params, network.inputs, network.W, network.b, network.classes
+
+
+@pytest.mark.parametrize(("width", "cheaper"), [(256, "kernel"), (24, "products")])
+def test_features_are_linearised_by_what_costs_less(width, cheaper):
+    """On few samples a pass through a wide network costs more than a product with Θ^h, through a narrow one less."""
+    network = cases.tanh_network(width=width)
+    start = MeasuredStart(cases.run_of([network.last_layer] * 4, TIMES), 0, {0: network})
+    courses = {
+        method: features_linearised(start, TIMES[:2], method=method) for method in ("auto", "kernel", "products")
+    }
+    # One sums in another order than the other.
+    same = [name for name in ("kernel", "products") if np.array_equal(courses["auto"].H, courses[name].H)]
+    assert same == [cheaper]
 
 
 def test_a_run_kept_in_single_precision_is_predicted_at_all_of_its_times(linear):

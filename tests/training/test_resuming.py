@@ -153,12 +153,14 @@ def test_a_run_does_not_end_before_where_it_is(tmp_path):
     assert train(small(epochs=3), out, resume=True)["step"].tolist() == [0, 8, 16, 24]
 
 
-def test_another_test_set_is_refused(tmp_path):
+def test_other_data_are_refused(tmp_path):
     splits = small().build_splits()
     train(small(epochs=1), tmp_path / "run", splits=splits)
-    other = splits._replace(test=splits.test.replace(splits.test.inputs + 1))
-    with pytest.raises(ValueError, match="data: the test set differs"):
-        train(small(epochs=2), tmp_path / "run", splits=other, resume=True)
+    for name, said in (("train", "training"), ("test", "test")):
+        part = getattr(splits, name)
+        other = splits._replace(**{name: part.replace(part.inputs + 1)})
+        with pytest.raises(ValueError, match=f"data: the {said} set differs"):
+            train(small(epochs=2), tmp_path / "run", splits=other, resume=True)
 
 
 def test_a_network_of_other_widths_is_refused(tmp_path):

@@ -143,14 +143,6 @@ def test_a_second_start_is_refused(measured):
         train(small(measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
 
 
-def test_other_data_are_refused(tmp_path):
-    splits = small().build_splits()
-    train(small(epochs=1), tmp_path / "run", splits=splits)
-    other = splits._replace(train=splits.train.replace(splits.train.inputs + 1))
-    with pytest.raises(ValueError, match="data: the training set differs"):
-        train(small(epochs=2), tmp_path / "run", splits=other, resume=True)
-
-
 def test_a_measurement_of_ones_own(tmp_path):
     def largest(moment):
         return {"largest_feature": moment.last_layer.H.max(), "per_class": moment.last_layer.b}

@@ -55,7 +55,7 @@ class Course(NamedTuple):
 
 def integrate_parameters(
     model: ParametricModel,
-    times: Float[Array, " T"],
+    times: Any,
     *,
     rung: str,
     weight_decay: float = 0.0,
@@ -74,24 +74,29 @@ def integrate_parameters(
     require_memory(
         rung, 8 * (len(times) * (start.num_params + n * N + C * N) + 8 * start.num_params), fits="sample-frozen"
     )
-    out = solve(
-        ParametricFlow(model, jnp.asarray(weight_decay)),
-        Parameters.of(start),
-        jnp.asarray(times),
-        rtol,
-        atol,
-        max_steps,
-        progress,
-    )
-    reached = int(np.isfinite(np.asarray(out.states.b)).all(axis=1).sum())
-    H, f = _observe(model, jax.tree.map(lambda x: x[:reached], out.states))
+    flow = ParametricFlow(model, jnp.asarray(weight_decay))
+    times, states, statistics = solve(flow, Parameters.of(start), times, rtol, atol, max_steps, progress)
+    H, f = _observe(model, states)
+    return Course(times, H, states.W, states.b, f, statistics)
+
+
+def solve(flow: Any, start: Any, times: Any, rtol: float, atol: float, max_steps: int, progress: bool):
+    """A gradient flow by stabilised explicit steps, for any state that is a pytree of arrays.
+
+    Returns:
+        (times that were reached, states at them, statistics of the solver and whether it was successful).
+    """
+    times = jnp.asarray(times)
+    out = _integrate(flow, start, times, rtol, atol, max_steps, progress)
+    # Where it did not come to, all parts are infinite: the last is as good as any, and the smallest.
+    last = np.asarray(jax.tree.leaves(out.states)[-1])
+    reached = int(np.isfinite(last).all(axis=tuple(range(1, last.ndim))).sum())
     statistics = out.statistics | {"successful": jnp.asarray(out.successful)}
-    return Course(times[:reached], H, out.states.W[:reached], out.states.b[:reached], f, statistics)
+    return times[:reached], jax.tree.map(lambda x: x[:reached], out.states), statistics
 
 
 @eqx.filter_jit
-def solve(flow, start, times, rtol, atol, max_steps, progress):
-    """A gradient flow by stabilised explicit steps, for any state that is a pytree of arrays."""
+def _integrate(flow, start, times, rtol, atol, max_steps, progress):
     solver = RungeKuttaChebyshev(scan_kind="lax")
     return integrate(flow, start, times, solver=solver, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
 

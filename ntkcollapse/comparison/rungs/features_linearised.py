@@ -3,11 +3,10 @@
 from typing import Any, Literal, get_args
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse import ntk
 from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import fits_memory, require_memory
@@ -18,9 +17,9 @@ from ntkcollapse.comparison.start import MeasuredStart
 
 Method = Literal["auto", "kernel", "products"]
 
-# Features times samples up to which Θ^h is made: a product with it then takes less than a pass through any network
-# with convolutions, of which each step takes dozens.
-_LARGEST_KERNEL = 8000
+# Operations of a forward pass for each number of Θ^h from which "auto" makes it. A product with the array is bound by
+# memory, some nanoseconds for ten numbers; the passes of one product without it are worth six forward ones.
+_WORTH_A_KERNEL = 10
 
 
 def features_linearised(
@@ -39,7 +38,8 @@ def features_linearised(
     "products" applies Θ^h to WᵀR by one vector-Jacobian and one Jacobian-vector product of the features: no array of
     (n N)² numbers, and each step costs some passes over the N samples. "kernel" makes that array once, and a step no
     longer sees the network; it has no room for weight decay, which moves θ where Θ^h does not reach, nor for
-    `coupled`. "auto" takes it up to n N = 8000 where it fits.
+    `coupled`. "auto" takes it where it fits and a pass through the network costs more than a product with it: for
+    networks with convolutions on few samples.
 
     coupled: the features that training sees, in which batch statistics depend on the parameters and samples on one
     another; otherwise those of evaluation mode, whose statistics stay as they are.
@@ -54,11 +54,11 @@ def features_linearised(
     size = start.state.H.size
     needed = 8 * 4 * size**2
     if method == "auto":
-        small = size <= _LARGEST_KERNEL and fits_memory(needed)
-        method = "kernel" if small and not (start.weight_decay or coupled) else "products"
+        possible = not (start.weight_decay or coupled) and fits_memory(needed)
+        method = "kernel" if possible and _operations(start.network) > _WORTH_A_KERNEL * size**2 else "products"
     if method == "kernel":
         require_memory("features-linearised", needed, fits="sample-frozen")
-        return _by_kernel(start.network, jnp.asarray(times), rtol, atol, max_steps, progress)
+        return _by_kernel(start.network, times, rtol, atol, max_steps, progress)
     model = FeaturesLinearised(start.network.in_training if coupled else start.network)
     return integrate_parameters(
         model,
@@ -98,12 +98,15 @@ class _FeatureKernelFlow(eqx.Module):
         return -change, -R @ H.T, -jnp.sum(R, 1) if self.bias else jnp.zeros_like(b)
 
 
-def _by_kernel(network: NetworkAt, times: Float[Array, " T"], rtol, atol, max_steps, progress) -> Course:
+def _operations(network: NetworkAt) -> float:
+    """Floating-point operations of the features of all samples, as the compiler counts them."""
+    lowered = jax.jit(lambda params, x: network.features(params, x)).lower(network.params, network.inputs)
+    return (lowered.cost_analysis() or {}).get("flops", 0.0)
+
+
+def _by_kernel(network: NetworkAt, times: Any, rtol, atol, max_steps, progress) -> Course:
     state = network.last_layer
-    theta = ntk.empirical_ntk(*network.as_trained)
-    theta = jnp.transpose(theta, (2, 0, 3, 1)).reshape(state.H.size, state.H.size).astype(state.H.dtype)
+    theta = jnp.transpose(network.feature_kernel(), (2, 0, 3, 1)).reshape(state.H.size, state.H.size)
     flow = _FeatureKernelFlow(theta, network.classes, network.bias)
-    out = solve(flow, (state.H, state.W, state.b), times, rtol, atol, max_steps, progress)
-    reached = int(np.isfinite(np.asarray(out.states[2])).all(axis=1).sum())
-    H, W, b = (part[:reached] for part in out.states)
-    return Course(times[:reached], H, W, b, None, out.statistics | {"successful": jnp.asarray(out.successful)})
+    times, (H, W, b), statistics = solve(flow, (state.H, state.W, state.b), times, rtol, atol, max_steps, progress)
+    return Course(times, H, W, b, None, statistics)

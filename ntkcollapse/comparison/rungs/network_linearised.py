@@ -65,6 +65,7 @@ def network_linearised(
 def _by_eigenvectors(network: NetworkAt, times: Float[Array, " T"]) -> Course:
     N, C = network.classes.num_samples, network.classes.num_classes
     parameters = (network.params, network.W, network.b)
+    # In float64 whatever the weights are in: its smallest eigenvalues decide where this ends.
     theta = ntk.empirical_ntk(network.outputs, parameters, network.inputs)
     theta = jnp.transpose(theta, (2, 0, 3, 1)).reshape(C * N, C * N)
     values, vectors = jnp.linalg.eigh((theta + theta.T) / 2)
