@@ -98,7 +98,10 @@ def measured_again(
     if recorded.settings.get("producer") != "network":
         raise ValueError(f"{path}: expected the run of a trained network, got one of the theory.")
     if recorded.kernel is None:
-        raise ValueError(f"{path}: expected a run measured with kernels, got one without; train with --measure kappa.")
+        raise ValueError(
+            f"{path}: expected a run measured with kernels, got one without: train with --measure kappa, and at rates "
+            "at which it does not diverge, where κ ends as no block kernel."
+        )
     check_clock(recorded)
     steps = [int(s) for s in np.asarray(recorded.observables["step"])]
     if not starts:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ntkcollapse import plots
-from ntkcollapse._checks import check_choice
+from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse._config import run_directory, setting, write_config
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
 from ntkcollapse.commands._measured import MeasuredRun, check_starts, digits_run, measured_again
@@ -51,6 +51,8 @@ def compare_command(config: CompareConfig) -> None:
     """
     for rung in config.rungs:
         check_choice("rungs", rung, ("all", *RUNGS))
+    check_positive("records", config.records)
+    check_positive("homogeneity", config.homogeneity, zero=True)
     if config.run is None:
         out, measured, starts, rungs = _on_digits(config)
     else:

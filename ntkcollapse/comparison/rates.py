@@ -28,7 +28,7 @@ class MeasuredRate(NamedTuple):
 
     fit: None where no stretch of the run decays exponentially, and `reason` says why;
     eigenvalue: λ of the output kernel γ there, the rate of the lazy regime, for the m and N of the training set even
-        where γ was measured on a part of it; NaN without γ, or for unequal classes;
+        where γ was measured on a part of it, without what weight decay adds; NaN without γ, or for unequal classes;
     implied: −d ln‖part‖/dt of Θ = WWᵀ ⊗ K + I ⊗ (HᵀH + 11ᵀ) there, the instantaneous rate in feature learning; NaN
         without states, or with those of a part of the training set, of which HᵀH is a part too, and for models of the
         theory with constraints, noise or relative rates, which follow another equation;

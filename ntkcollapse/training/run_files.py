@@ -137,6 +137,8 @@ def writing(file: Path) -> Iterator[None]:
 
 
 def read_status(path: str | os.PathLike) -> dict[str, Any]:
-    """What `status.json` says; {} where there is none."""
-    file = Path(path) / "status.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    """What `status.json` says; {} where there is none, or a damaged one: how far a run came is in its checkpoints."""
+    try:
+        return json.loads((Path(path) / "status.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -55,6 +55,8 @@ def test_compare_again_from_the_run_with_its_network_made_again(compared, capsys
     [
         (["--from", "40"], "start: expected a step from 0 to below steps = 40, got 40"),
         (["--rungs", "rung-9"], "rungs: expected one of"),
+        (["--records", "0"], "records: expected"),
+        (["--homogeneity", "-1"], "homogeneity: expected"),
     ],
 )
 def test_bad_input(arguments, said, tmp_path, capsys):

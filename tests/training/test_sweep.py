@@ -68,6 +68,13 @@ def test_a_run_that_recovers_is_no_longer_failed(tmp_path):
     assert not (tmp_path / "seed=0" / "error.txt").exists()
 
 
+def test_a_damaged_status_does_not_stop_the_others(tmp_path):
+    config = small(epochs=1)
+    rows = sweep(config, {"seed": [0, 1]}, tmp_path)
+    (tmp_path / "seed=0" / "status.json").write_text('{"outcome": "fin')
+    assert sweep(config, {"seed": [0, 1]}, tmp_path) == rows
+
+
 def test_a_run_that_another_process_trains_has_not_failed(tmp_path):
     base, grid, said = small(epochs=1, measure=("train",)), {"seed": [0]}, []
     (tmp_path / "seed=0").mkdir()
