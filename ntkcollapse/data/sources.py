@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from ntkcollapse.data.digits import digits
 from ntkcollapse.data.download import download as fetch
 from ntkcollapse.data.formats import (
     DataFileError,
+    check_images,
     check_labels,
     read_cifar10,
     read_cifar100,
@@ -29,7 +31,7 @@ ENVIRONMENT = "NTKCOLLAPSE_DATA"
 class _Set(NamedTuple):
     """What a set is called in the forms that users have, and what it must hold."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     num_classes: int
     idx_folders: tuple[str, ...] = ()
     batches: tuple[str, ...] = ()
@@ -170,7 +172,7 @@ def _load_set(name: str, path: str | os.PathLike | None, download: bool) -> Spli
         own = path is not None or str(place) in _SETS[name].system_folders
         for read, file in _candidates(_SETS[name], place, own):
             try:
-                return _checked(name, file, read(file))
+                return from_arrays(*read(file), name=name, class_names=_SETS[name].class_names)
             except DataFileError:
                 # An earlier download may have been interrupted: what is there and right is kept, the rest fetched.
                 if not download or place != into:
@@ -186,9 +188,10 @@ def _load_set(name: str, path: str | os.PathLike | None, download: bool) -> Spli
 
 def _candidates(known: _Set, place: Path, own: bool) -> Iterator[tuple[Callable[[Path], Arrays], Path]]:
     """What is there of the set in a place: readers and what they read."""
+    read_idx_folder, read_npz_of_set = partial(_read_idx_folder, known), partial(_read_npz_of_set, known)
     if place.is_file():
         if place.suffix == ".npz":
-            yield read_npz, place
+            yield read_npz_of_set, place
         elif known.read_batches is not None:
             yield known.read_batches, place
         else:
@@ -196,7 +199,7 @@ def _candidates(known: _Set, place: Path, own: bool) -> Iterator[tuple[Callable[
         return
     for folder in [place] * own + [place / sub for sub in known.idx_folders]:
         if known.idx_folders and _idx_file(folder, _IDX[0]) is not None:
-            yield _read_idx_folder, folder
+            yield read_idx_folder, folder
     if known.read_batches is not None:
         if (own and (place / "data_batch_1").exists()) or (own and (place / "train").is_file()):
             yield known.read_batches, place
@@ -205,38 +208,36 @@ def _candidates(known: _Set, place: Path, own: bool) -> Iterator[tuple[Callable[
                 yield known.read_batches, place / sub
     for sub in known.npz:
         if (place / sub).is_file():
-            yield read_npz, place / sub
+            yield read_npz_of_set, place / sub
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
     return next((folder / n for n in (name, f"{name}.gz") if (folder / n).is_file()), None)
 
 
-def _read_idx_folder(folder: Path) -> Arrays:
+def _read_idx_folder(known: _Set, folder: Path) -> Arrays:
     arrays = []
     for name, ndim in zip(_IDX, (3, 1, 3, 1), strict=True):
         file = _idx_file(folder, name)
         if file is None:
             raise DataFileError(folder / name, "missing (also with .gz): the set would be incomplete without it.")
         arrays.append(read_idx(file, ndim=ndim))
-        if ndim == 1 and len(arrays[-1]) != len(arrays[-2]):
+        if ndim == 3:
+            check_images(file, arrays[-1], known.shape)
+        elif len(arrays[-1]) != len(arrays[-2]):
             raise DataFileError(file, f"{len(arrays[-1])} labels for {len(arrays[-2])} images.")
+        else:
+            check_labels(file, arrays[-1], len(arrays[-2]), known.num_classes)
     x_train, y_train, x_test, y_test = arrays
     return x_train, y_train, x_test, y_test
 
 
-def _checked(name: str, file: Path, arrays: Arrays) -> Splits:
-    known = _SETS[name]
-    x_train, y_train, x_test, y_test = arrays
-    for x, y in ((x_train, y_train), (x_test, y_test)):
-        if x.dtype != np.uint8 or x.shape[1:] not in (known.shape, known.shape[:2] * (known.shape[2] == 1)):
-            raise DataFileError(
-                file, f"expected uint8 images of shape {known.shape} for {name}, got {x.dtype} of {x.shape[1:]}."
-            )
-        if not np.issubdtype(y.dtype, np.integer):
-            raise DataFileError(file, f"expected integer labels, got {y.dtype}.")
-        check_labels(file, y, len(x), known.num_classes)
-    return from_arrays(x_train, y_train, x_test, y_test, name=name, class_names=known.class_names)
+def _read_npz_of_set(known: _Set, file: Path) -> Arrays:
+    x_train, y_train, x_test, y_test = read_npz(file)
+    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        check_images(f"{file}:x_{part}", x, known.shape)
+        check_labels(f"{file}:y_{part}", y, len(x), known.num_classes)
+    return x_train, y_train, x_test, y_test
 
 
 def _load_folder(path: str | os.PathLike | None) -> Splits:

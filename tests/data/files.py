@@ -43,11 +43,16 @@ def cifar10_files(per_class: int = 2) -> tuple[dict[str, bytes], np.ndarray, np.
     for i, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
         x, y = images_and_labels(per_class, (32, 32, 3), seed=i)
         planes = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-        files[name] = _pickle({b"data": planes, b"labels": y.tolist(), b"batch_label": b"batch"})
+        files[name] = cifar_batch(planes, y, said=f"training batch {i + 1} of 5" if i < 5 else "testing batch 1 of 1")
         if name != "test_batch":
             images.append(x)
             labels.append(y)
     return files, np.concatenate(images), np.concatenate(labels)
+
+
+def cifar_batch(planes: np.ndarray, labels: np.ndarray, *, said: str) -> bytes:
+    """One file of CIFAR-10 that says which one it is, as the official ones do."""
+    return _pickle({b"data": planes, b"labels": labels.tolist(), b"batch_label": said.encode()})
 
 
 def cifar100_files() -> dict[str, bytes]:

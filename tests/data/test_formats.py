@@ -18,7 +18,15 @@ from ntkcollapse.data.formats import (
     read_npz,
     unpickle_arrays,
 )
-from tests.data.files import cifar10_files, cifar100_files, idx_bytes, images_and_labels, write_files, write_tar
+from tests.data.files import (
+    cifar10_files,
+    cifar100_files,
+    cifar_batch,
+    idx_bytes,
+    images_and_labels,
+    write_files,
+    write_tar,
+)
 
 
 def damaged(path, match):
@@ -103,6 +111,45 @@ def test_damaged_cifar_names_the_batch(tmp_path):
     archive.write_bytes(archive.read_bytes()[:-5000])
     with damaged(archive, "truncated or corrupt"):
         read_cifar10(archive)
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize(("source", "target"), [("data_batch_2", "data_batch_4"), ("data_batch_1", "test_batch")])
+def test_a_batch_under_the_name_of_another(tmp_path, form, source, target):
+    """The right size, the right labels, and twice the same images."""
+    files, _, _ = cifar10_files()
+    files[target] = files[source]
+    if form == "folder":
+        path = write_files(tmp_path / "c", files)
+        at = path / target
+    else:
+        path = at = write_tar(tmp_path / "c.tar.gz", "cifar-10-batches-py", files)
+    with damaged(at, f"it says that it is 'training batch {source[-1]} of 5'"):
+        read_cifar10(path)
+
+
+def test_batches_of_others_need_not_say_which_they_are(tmp_path):
+    files, images, _ = cifar10_files()
+    x, y = images_and_labels(2, (32, 32, 3), seed=0)
+    planes = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    folder = write_files(tmp_path / "c", files | {"data_batch_1": cifar_batch(planes, y, said="mine")})
+    np.testing.assert_array_equal(read_cifar10(folder)[0], images)
+
+
+def test_wrong_labels_of_cifar_name_the_batch(tmp_path):
+    files, _, _ = cifar10_files()
+    x, y = images_and_labels(2, (32, 32, 3), seed=1)
+    planes = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    wrong = y.copy()
+    wrong[3] = 12
+    batch = cifar_batch(planes, wrong, said="training batch 2 of 5")
+    folder = write_files(tmp_path / "c", files | {"data_batch_2": batch})
+    with damaged(folder / "data_batch_2", "expected labels 0 to 9, got 12"):
+        read_cifar10(folder)
+    test = cifar_batch(planes, np.where(y == 6, 5, y), said="testing batch 1 of 1")
+    write_files(folder, {"data_batch_2": files["data_batch_2"], "test_batch": test})
+    with damaged(folder / "test_batch", r"expected labels 0 to 9, each of them present; got .*5, 7"):
+        read_cifar10(folder)
 
 
 @pytest.mark.parametrize("where", [0.2, 0.5, 0.8])

@@ -104,16 +104,31 @@ def test_incomplete_and_mislabelled_sets_name_the_file(tmp_path):
     labels.write_bytes(idx_bytes(np.zeros(29, np.uint8)))
     with pytest.raises(DataFileError, match=f"^{re.escape(str(labels))}: 29 labels for 30 images"):
         load("mnist", path=tmp_path)
-    labels.write_bytes(idx_bytes(np.full(30, 3, np.uint8)))
-    with pytest.raises(DataFileError, match=r"expected labels 0 to 9, each of them present"):
-        load("mnist", path=tmp_path)
+    for wrong in (np.full(30, 3, np.uint8), np.arange(30, dtype=np.uint8) % 11):
+        labels.write_bytes(idx_bytes(wrong))
+        with pytest.raises(DataFileError, match=f"^{re.escape(str(labels))}: expected labels 0 to 9, each of them"):
+            load("mnist", path=tmp_path)
     labels.unlink()
     with pytest.raises(DataFileError, match=f"^{re.escape(str(labels))}: missing"):
         load("mnist", path=tmp_path)
     x, y = images_and_labels(2, (32, 32, 3))
     np.savez(tmp_path / "wrong.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    with pytest.raises(DataFileError, match=r"wrong\.npz: expected uint8 images of shape \(28, 28, 1\)"):
+    with pytest.raises(DataFileError, match=r"wrong\.npz:x_train: expected uint8 images of shape \(28, 28, 1\)"):
         load("mnist", path=tmp_path / "wrong.npz")
+    x, y = images_and_labels(2, (28, 28))
+    np.savez(tmp_path / "wrong.npz", x_train=x, y_train=y, x_test=x, y_test=y % 9)
+    with pytest.raises(DataFileError, match=r"wrong\.npz:y_test: expected labels 0 to 9, each of them present"):
+        load("mnist", path=tmp_path / "wrong.npz")
+
+
+def test_images_of_another_size_name_their_file(tmp_path):
+    write_idx(tmp_path, compressed=True)
+    images = tmp_path / f"{IDX[2]}.gz"
+    images.write_bytes(gzip.compress(idx_bytes(np.zeros((20, 27, 28), np.uint8))))
+    with pytest.raises(
+        DataFileError, match=f"^{re.escape(str(images))}: expected uint8 images of shape .28, 28, 1.*27"
+    ):
+        load("mnist", path=tmp_path)
 
 
 def test_nothing_found_says_where_it_looked():

@@ -3,13 +3,14 @@
 import io
 import pickle
 import pickletools
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ntkcollapse.data.formats.errors import DataFileError, reading
+from ntkcollapse.data.formats.errors import DataFileError, check_labels, reading
 from ntkcollapse.data.formats.packed import unpacked
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -70,23 +71,34 @@ def read_cifar10(path: Path | str) -> Arrays:
     Images are uint8 (N, 32, 32, 3).
 
     Raises:
-        DataFileError: a batch that is missing, truncated, or disagrees with its labels or with `batches.meta`.
+        DataFileError: a batch that is missing, truncated, says that it is another one, or disagrees with its labels or
+            with `batches.meta`; labels other than 0 to 9, each of them present.
     """
     open_member = _members(Path(path), "cifar-10-batches-py")
     meta_path, raw = open_member("batches.meta")
     size = unpickle_arrays(raw, meta_path).get("num_cases_per_batch")
-    parts = [_batch(*open_member(f"data_batch_{i}"), "labels", size) for i in range(1, 6)]
-    test = _batch(*open_member("test_batch"), "labels", size)
+    files = [open_member(f"data_batch_{i}") for i in range(1, 6)]
+    parts = [_batch(*file, "labels", 10, f"training batch {i} of 5", size) for i, file in enumerate(files, 1)]
+    test_path, raw = open_member("test_batch")
+    x_test, y_test = _batch(test_path, raw, "labels", 10, "testing batch 1 of 1", size)
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return x, y, *test
+    # A class may be missing in one batch, not in all of them.
+    check_labels(f"{files[0][0]} to data_batch_5", y, len(x), 10)
+    check_labels(test_path, y_test, len(x_test), 10)
+    return x, y, x_test, y_test
 
 
 def read_cifar100(path: Path | str) -> Arrays:
     """As `read_cifar10`, for cifar-100-python and its fine labels."""
     open_member = _members(Path(path), "cifar-100-python")
-    train = _batch(*open_member("train"), "fine_labels", None)
-    test = _batch(*open_member("test"), "fine_labels", None)
-    return *train, *test
+    arrays = []
+    for name, said in (("train", "training batch 1 of 1"), ("test", "testing batch 1 of 1")):
+        path, raw = open_member(name)
+        x, y = _batch(path, raw, "fine_labels", 100, said)
+        check_labels(path, y, len(x), 100)
+        arrays += [x, y]
+    x_train, y_train, x_test, y_test = arrays
+    return x_train, y_train, x_test, y_test
 
 
 def _members(path: Path, folder: str) -> Callable[[str], tuple[str, bytes]]:
@@ -115,10 +127,18 @@ def _members(path: Path, folder: str) -> Callable[[str], tuple[str, bytes]]:
     return from_archive
 
 
-def _batch(path: str, raw: bytes, labels_key: str, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _batch(
+    path: str, raw: bytes, labels_key: str, num_classes: int, said: str, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of one file; `said` is what the official one says that it is."""
     batch = unpickle_arrays(raw, path)
     if "data" not in batch or labels_key not in batch:
         raise DataFileError(path, f"expected entries 'data' and {labels_key!r}, got {sorted(map(str, batch))}.")
+    # Files made in this format by others may say anything, or nothing.
+    label = batch.get("batch_label", b"")
+    label = label.decode("latin1") if isinstance(label, bytes) else str(label)
+    if re.fullmatch(r"(training|testing) batch \d+ of \d+", label) and label != said:
+        raise DataFileError(path, f"expected {said!r}, it says that it is {label!r}: another file under this name.")
     data = batch["data"]
     try:
         labels = np.asarray(batch[labels_key])
@@ -128,6 +148,9 @@ def _batch(path: str, raw: bytes, labels_key: str, size: int | None) -> tuple[np
         raise DataFileError(path, f"expected uint8 data of shape (N, 3072), got {getattr(data, 'shape', type(data))}.")
     if labels.shape != data.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataFileError(path, f"expected {len(data)} integer labels, got {labels.dtype} of shape {labels.shape}.")
+    beyond = labels[(labels < 0) | (labels >= num_classes)]
+    if len(beyond):
+        raise DataFileError(path, f"expected labels 0 to {num_classes - 1}, got {beyond[0]}.")
     if size is not None and len(data) != size:
         raise DataFileError(path, f"batches.meta says {size} images a batch, it has {len(data)}.")
     # Channel planes to channels last.

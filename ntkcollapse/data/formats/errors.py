@@ -30,8 +30,18 @@ def reading(path: Path | str) -> Iterator[None]:
         raise DataFileError(path, f"truncated or corrupt ({error}); get the file again.") from error
 
 
+def check_images(path: Path | str, images: np.ndarray, shape: tuple[int, int, int]) -> None:
+    """Bytes, (N, height, width, channels), or (N, height, width) where there is one channel."""
+    if images.dtype != np.uint8 or images.shape[1:] not in (shape, shape[:2] * (shape[2] == 1)):
+        raise DataFileError(
+            path, f"expected uint8 images of shape {shape}, got {images.dtype} of shape {images.shape[1:]}."
+        )
+
+
 def check_labels(path: Path | str, labels: np.ndarray, num_samples: int, num_classes: int | None) -> None:
-    """One label a sample, every class from 0 to C−1 present and none beyond."""
+    """One integer label a sample, every class from 0 to C−1 present and none beyond."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataFileError(path, f"expected integer labels, got {labels.dtype}.")
     if labels.shape != (num_samples,):
         raise DataFileError(path, f"expected {num_samples} labels, one an image; got an array of shape {labels.shape}.")
     if num_samples == 0:
