@@ -1,10 +1,10 @@
 """Networks by name."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse._options import check_options
 from ntkcollapse.networks.densenet import densenet40
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.mlp import mlp
@@ -29,10 +29,8 @@ def network(
     """The network of this name; `options` are those of its own function.
 
     Raises:
-        ValueError: an unknown name, or an option that this network does not have.
+        ValueError: an unknown name, an option that this network does not have, or a value of another type.
     """
     check_choice("network", name, NETWORKS)
-    known = [p for p in inspect.signature(NETWORKS[name]).parameters if p not in ("num_classes", "initialiser")]
-    for option in options:
-        check_choice(f"option of {name}", option, known)
-    return NETWORKS[name](num_classes=num_classes, initialiser=initialiser, **options)
+    checked = check_options(name, NETWORKS[name], options, taken=("num_classes", "initialiser"))
+    return NETWORKS[name](num_classes=num_classes, initialiser=initialiser, **checked)

@@ -1,8 +1,9 @@
 """Training with measurement on the way: one step, plain gradient descent, whole runs, sweeps of them."""
 
+from ntkcollapse._options import parse_options
 from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
-from ntkcollapse.training.config import TrainConfig, parse_options
+from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import CheckpointError, Interrupted, NonFiniteLoss, RunInUse
 from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
 from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced

@@ -1,13 +1,15 @@
 """Everything that decides a training run."""
 
-import ast
 import dataclasses
 import types
 import typing
 from typing import Any
 
+import optax
+
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse._config import setting
+from ntkcollapse._options import parse_options
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import (
     NAMES,
@@ -26,12 +28,18 @@ from ntkcollapse.ntk.engines import ENGINES
 from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.gradient_descent import log_spaced
 from ntkcollapse.training.objectives import LOSSES
-from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase
+from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
 
 SYNTHETIC = ("gaussian-mixture",)
 
 # The convolutions of VGG halve the images five times.
 _SIZES = {"vgg11": 32, "vgg16": 32}
+
+_SAID_ELSEWHERE = {
+    "use_bias": "the setting 'bias'",
+    "initialiser": "the setting 'init'",
+    "num_classes": "the number of classes of the data",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +47,7 @@ class TrainConfig:
     """Settings of `train`, with the paper's values by default. Checked as a whole when built.
 
     Raises:
-        ValueError: a value out of range, or an unknown name.
+        ValueError: a value out of range, an unknown name, or options that network or optimiser do not take.
     """
 
     network: str = setting("resnet20", "architecture", choices=tuple(NETWORKS))
@@ -106,6 +114,9 @@ class TrainConfig:
                 check_positive(name, getattr(self, name))
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum}.")
+        # Built to be checked: neither computes anything.
+        self.build_network(2)
+        self.build_optimizer()
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"label_noise: expected a number from 0 to 1, got {self.label_noise}.")
         if self.imbalance < 1:
@@ -172,9 +183,15 @@ class TrainConfig:
         """The network, not initialised yet."""
         initialiser = Initialiser(self.init, self.init_scale, self.last_layer_scale)
         options = dict(parse_options("network_options", self.network_options))
-        if "use_bias" in options:
-            raise ValueError("network_options: use_bias is the setting 'bias'; got it as an option.")
+        for option, said in _SAID_ELSEWHERE.items():
+            if option in options:
+                raise ValueError(f"network_options: {option} is {said}; got it as an option.")
         return network(self.network, num_classes, initialiser=initialiser, use_bias=self.bias, **options)
+
+    def build_optimizer(self) -> optax.GradientTransformation:
+        """The optimiser, of learning rate 1."""
+        options = parse_options("optimizer_options", self.optimizer_options)
+        return optimizer(self.optimizer, momentum=self.momentum, nesterov=self.nesterov, options=options)
 
     def build_batches(self, classes: Classes) -> Batches:
         """The order of the samples."""
@@ -193,24 +210,6 @@ class TrainConfig:
         if self.measure_log:
             steps |= set(log_spaced(last, self.measure_log))
         return frozenset(steps)
-
-
-def parse_options(name: str, options: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    """("form=huang2017", "depth=3") as (("form", "huang2017"), ("depth", 3)).
-
-    Raises:
-        ValueError: an entry that is not name=value.
-    """
-    parsed = []
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"{name}: expected entries of the form name=value, got {option!r}.")
-        try:
-            parsed.append((key, ast.literal_eval(value)))
-        except (ValueError, SyntaxError):
-            parsed.append((key, value))
-    return tuple(parsed)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

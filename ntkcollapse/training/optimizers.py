@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._options import check_options
 
 # The update of Fromage is no multiple of its rate, and the state of noisy_sgd holds a key, which is no array to save.
 _LEFT_OUT = ("fromage", "noisy_sgd")
@@ -29,7 +30,6 @@ def _offered() -> tuple[str, ...]:
 OPTIMIZERS = _offered()
 
 
-@functools.cache
 def optimizer(
     name: str, *, momentum: float = 0.9, nesterov: bool = True, options: tuple[tuple[str, Any], ...] = ()
 ) -> optax.GradientTransformation:
@@ -40,22 +40,24 @@ def optimizer(
     its step by line search: leave the learning rate at 1.
 
     Raises:
-        ValueError: an unknown name, an option that the optimiser does not have, or a momentum outside [0, 1).
+        ValueError: an unknown name, an option that the optimiser does not have or of another type than its
+            function asks for, or a momentum outside [0, 1).
     """
     check_choice("optimizer", name, OPTIMIZERS)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}.")
-    make = getattr(optax, name)
     # The clock of sgd reads its momentum from the settings.
-    taken = ("momentum", "nesterov") if name == "sgd" else ()
-    known = [parameter for parameter in list(inspect.signature(make).parameters)[1:] if parameter not in taken]
-    for option, _ in options:
-        check_choice(f"option of {name}", option, known)
+    taken = ("learning_rate", *(("momentum", "nesterov") if name == "sgd" else ()))
+    checked = check_options(name, getattr(optax, name), dict(options), taken=taken)
     if name == "sgd":
-        return optax.sgd(1.0, **({"momentum": momentum or None, "nesterov": nesterov} | dict(options)))
-    if name == "lbfgs":
-        return optax.lbfgs(**dict(options))
-    return make(1.0, **dict(options))
+        checked |= {"momentum": momentum or None, "nesterov": nesterov}
+    return _built(name, tuple(sorted(checked.items())))
+
+
+@functools.cache
+def _built(name: str, options: tuple[tuple[str, Any], ...]) -> optax.GradientTransformation:
+    rate = () if name == "lbfgs" else (1.0,)
+    return getattr(optax, name)(*rate, **dict(options))
 
 
 class Staircase(eqx.Module):

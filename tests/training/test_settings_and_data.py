@@ -64,9 +64,6 @@ def test_a_test_part_that_the_network_cannot_be_tested_on(tmp_path):
         ({"network": "resnet20", "dataset": "gaussian-mixture"}, r"ResNetTrunk cannot take samples of shape \(64,\)"),
         ({"network": "vision-transformer", "dataset": "gaussian-mixture"}, "VisionTransformerTrunk cannot take"),
         ({"network": "vgg11", "image_size": 16}, r"VGGTrunk cannot take samples of shape \(16, 16, 1\)"),
-        ({"network": "vision-transformer", "network_options": ("heads=0",)}, "heads: expected numbers above zero"),
-        ({"network": "vision-transformer", "network_options": ("depth=-1",)}, "depth: expected numbers above zero"),
-        ({"network_options": ("use_bias=False",)}, "network_options: use_bias is the setting 'bias'"),
     ],
 )
 def test_networks_that_do_not_fit_leave_nothing(tmp_path, changes, message):
