@@ -33,7 +33,9 @@ _AXES = {
     "W": ("class", "feature"),
     "b": ("class",),
 }
-_PACKAGES = ("ntkcollapse", "jax", "equinox", "diffrax", "flax", "optax", "numpy", "scipy")
+_PACKAGES = (
+    "ntkcollapse", "jax", "jaxlib", "equinox", "diffrax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"
+)  # fmt: skip
 _KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel)}
 
 

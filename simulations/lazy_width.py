@@ -1,11 +1,14 @@
 """Do wide networks with small outputs decay at the three rates, the closer the wider?
 
-    python simulations/lazy_width.py             two minutes on two quiet cores
+    python simulations/lazy_width.py             some ten minutes on two quiet cores, most of it the widest
     python simulations/lazy_width.py --quick     seconds
 
 One hidden ReLU layer in NTK units, every unit twice with opposite sign so that outputs start at 0, on inputs whose Gram
 matrix has blocks: at infinite width the output kernel has blocks too. Targets have a random part of each sample's own
 (for R_single). Steps are finite: a mode of rate λ decays as gradient descent has it, at −ln(1 − τλ)/τ.
+
+Beside each network, the one linearised at its start: what it deviates by is how far γ is from blocks at that width, and
+the rest is training's.
 """
 
 import argparse
@@ -40,7 +43,7 @@ def outputs(params, x):
     return jax.nn.relu(x @ U / x.shape[1] ** 0.5) @ V / V.shape[0] ** 0.5
 
 
-def run_of(width: int, seed: int, points: int = 3000) -> Trajectory:
+def run_of(width: int, seed: int, *, linearised: bool, points: int = 3000) -> Trajectory:
     """Gradient descent with steps far below stability, its residual parts at every step."""
     keys, x = jax.random.split(jax.random.key(seed), 3), jnp.asarray(inputs())
     U, V = jax.random.normal(keys[0], (x.shape[1], width // 2)), jax.random.normal(keys[1], (width // 2, 3))
@@ -50,15 +53,36 @@ def run_of(width: int, seed: int, points: int = 3000) -> Trajectory:
     # Targets with a part of their own for each sample: labels alone leave R_single at 0.
     Y = CLASSES.Y.T + 0.5 * jax.random.normal(keys[2], (CLASSES.num_samples, 3))
 
-    def advance(params, _):
-        norms = jnp.stack([jnp.linalg.norm(part) for part in CLASSES.parts((outputs(params, x) - Y).T)])
-        gradient = jax.grad(lambda p: jnp.sum((outputs(p, x) - Y) ** 2) / 2)(params)
-        return jax.tree.map(lambda p, g: p - step * g, params, gradient), norms
+    def parts(R):
+        return jnp.stack([jnp.linalg.norm(part) for part in CLASSES.parts(R.T)])
 
-    _, norms = jax.jit(lambda p: jax.lax.scan(advance, p, None, length=points))(params)
+    def advance(params, _):
+        gradient = jax.grad(lambda p: jnp.sum((outputs(p, x) - Y) ** 2) / 2)(params)
+        return jax.tree.map(lambda p, g: p - step * g, params, gradient), parts(outputs(params, x) - Y)
+
+    def advance_linearised(R, theta):
+        return R - step * jnp.einsum("ijcd,jd->ic", theta, R), parts(R)
+
+    if linearised:
+        theta = ntk.empirical_ntk(outputs, params, x)
+        _, norms = jax.jit(lambda R: jax.lax.scan(lambda R, _: advance_linearised(R, theta), R, None, points))(-Y)
+    else:
+        _, norms = jax.jit(lambda p: jax.lax.scan(advance, p, None, length=points))(params)
     seen = {f"residual_{part}": norms[:, i] for i, part in enumerate(PARTS)}
     constant = {k: jnp.full(points, v) for k, v in kernel_observables(gamma, "gamma").items()}
     return Trajectory(step * np.arange(points), seen | constant, CLASSES, settings={"producer": "network"})
+
+
+def deviations(run: Trajectory) -> list[float]:
+    """|fitted rate / eigenvalue of γ − 1| of each part."""
+    gamma = BlockKernel(*(run[f"gamma_{k}"][0] for k in ("diagonal", "within", "between")))
+    # One e-fold of each: beyond it what other parts feed into it shows.
+    windows = {p: (0.0, 1.0 / float(λ)) for p, λ in zip(PARTS, gamma.rates(CLASSES), strict=True)}
+    steps, found = Clock(learning_rate=float(run.times[1])), []
+    for rate in measured_rates(run, windows).values():
+        assert rate.fit is not None
+        found.append(abs(rate.fit.rate / float(steps.mode_rate(rate.eigenvalue)) - 1))
+    return found
 
 
 def main() -> None:
@@ -66,34 +90,29 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    widths = (64, 512) if flags.quick else (64, 256, 1024, 4096, 16384)
+    widths = (64, 512) if flags.quick else (64, 256, 1024, 4096, 16384, 65536)
     seeds = range(2 if flags.quick else 5)
-    rows, means = [], {part: [] for part in PARTS}
+    rows, means = [], {"network": [], "linearised": []}
     for width in widths:
-        found = {part: [] for part in PARTS}
-        for seed in seeds:
-            run = run_of(width, seed)
-            gamma = BlockKernel(*(run[f"gamma_{k}"][0] for k in ("diagonal", "within", "between")))
-            # One e-fold of each: beyond it what other parts feed into it shows.
-            windows = {p: (0.0, 1.0 / float(λ)) for p, λ in zip(PARTS, gamma.rates(CLASSES), strict=True)}
-            steps = Clock(learning_rate=float(run.times[1]))
-            for part, rate in measured_rates(run, windows).items():
-                assert rate.fit is not None
-                found[part].append(abs(rate.fit.rate / float(steps.mode_rate(rate.eigenvalue)) - 1))
-        for part in PARTS:
-            means[part].append(float(np.mean(found[part])))
-        rows.append([str(width), *(f"{100 * means[part][-1]:.2f}%" for part in PARTS)])
+        for name, of in means.items():
+            runs = (run_of(width, seed, linearised=name == "linearised") for seed in seeds)
+            of.append(np.mean([deviations(run) for run in runs], axis=0))
+        rows.append([str(width), *(f"{100 * value:.2f}%" for of in means.values() for value in of[-1])])
         print(rows[-1], flush=True)
-    text = table(["width", *(f"deviation of λ_{part}" for part in PARTS)], rows)
+    heads = [f"λ_{part}{said}" for said in ("", ", linearised") for part in PARTS]
+    text = table(["width", *heads], rows)
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "lazy_width.txt").write_text(text + "\n")
     print(text)
     with plots.style():
         figure, ax = plt.subplots(figsize=(4.6, 3.4), constrained_layout=True)
-        for part in PARTS:
-            name = f"residual_{part}"
-            ax.loglog(widths, means[part], "o-", color=plots.COLOURS[name], label=rf"$\lambda_{{\mathrm{{{part}}}}}$")
-        first = np.mean([means[part][0] for part in PARTS])
+        for i, part in enumerate(PARTS):
+            colour = plots.COLOURS[f"residual_{part}"]
+            network, linearised = (np.array(of)[:, i] for of in means.values())
+            ax.loglog(widths, network, "o-", color=colour, label=rf"$\lambda_{{\mathrm{{{part}}}}}$")
+            ax.loglog(widths, linearised, "o:", color=colour, markerfacecolor="none")
+        ax.plot([], [], "o:", color="grey", markerfacecolor="none", label="linearised")
+        first = np.mean(means["network"][0])
         ax.loglog(widths, first * (np.array(widths) / widths[0]) ** -0.5, "--", color="grey", label=r"width$^{-1/2}$")
         ax.set_xlabel("width")
         ax.set_ylabel("|fitted rate / eigenvalue of γ − 1|")

@@ -97,6 +97,12 @@ def measured_again(
     recorded = Trajectory.load(path)
     if recorded.settings.get("producer") != "network":
         raise ValueError(f"{path}: expected the run of a trained network, got one of the theory.")
+    own = [name for name in ("own_network", "own_data") if name in recorded.settings]
+    if own:
+        raise ValueError(
+            f"{path}: expected a run that its settings make again, got one whose network or data were given from "
+            "Python; climb there, from a MeasuredStart with its network."
+        )
     if recorded.kernel is None:
         raise ValueError(
             f"{path}: expected a run measured with kernels, got one without: train with --measure kappa, and at rates "

@@ -22,6 +22,7 @@ PANELS = (
     ("Invariant", ("invariant_relative", "invariant_alignment", "necessary_condition"), "linear"),
     ("Feature kernel", ("kappa_diagonal", "kappa_within", "kappa_between"), "linear"),
     ("Output kernel", ("gamma_diagonal", "gamma_within", "gamma_between"), "linear"),
+    ("Kernel alignment", ("kappa_alignment", "gamma_alignment"), "linear"),
 )
 
 

@@ -86,7 +86,9 @@ class TrainConfig:
     measure_every: int = setting(1, "epochs between measurements; 0 for none of these")
     measure_log: int = setting(0, "so many more measurements, evenly spaced in the logarithm of the step")
     measure_steps: tuple[int, ...] = setting((), "more steps to measure at")
-    measure_on: str = setting("probe", "what last layer and kernels are measured on", choices=("probe", "batch"))
+    measure_on: str = setting(
+        "probe", "what last layer and kernels are measured on", choices=("probe", "batch", "both")
+    )
     probe_per_class: int = setting(12, "samples of each class in the fixed probe set; 0 for the training set")
     recompute_statistics: bool = setting(False, "batch statistics of the whole training set before measuring")
     ntk_engine: str = setting("layerwise", "engine of the empirical NTK", choices=("auto", *ENGINES))
@@ -139,7 +141,7 @@ class TrainConfig:
                 "probe_per_class: expected at least 2 samples a class for kernels, whose mean within classes is one "
                 "over pairs; got 1; take more, or leave kappa and gamma out of measure."
             )
-        if self.measure_on == "batch" and not (self.balanced and self.batch_size):
+        if self.measure_on != "probe" and not (self.balanced and self.batch_size):
             raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
 
     def build_splits(self) -> Splits:

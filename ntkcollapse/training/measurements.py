@@ -24,6 +24,8 @@ from ntkcollapse.training.step import StepRecord
 
 Measurement = Callable[["Moment"], Mapping[str, Any]]
 
+# The names of those that look at the probe, and may look at the current batch beside it.
+ON_PROBE = ("kappa", "gamma", "last-layer")
 # So many samples in the probe, and the N × N kernel is made: one pass for its means, its alignment, and itself.
 DENSE = 1000
 

@@ -1,5 +1,6 @@
 """Where the training set and the state of a run lie: data-parallel over the devices there are."""
 
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,12 @@ class Placement(NamedTuple):
         """On all devices where their number divides the batch (0: the whole set), else on the first."""
         devices = jax.devices()
         size = batch_size or train.classes.num_samples
-        devices = devices if size % len(devices) == 0 else devices[:1]
+        if size % len(devices):
+            warnings.warn(
+                f"batch_size: {len(devices)} devices do not divide {size} samples; the run uses one of them.",
+                stacklevel=2,
+            )
+            devices = devices[:1]
         mesh = Mesh(np.asarray(devices), ("batch",))
         replicated, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
         # A full batch is spread as it lies; smaller ones are gathered from a copy on every device.

@@ -75,9 +75,10 @@ def _without_clock(config: TrainConfig, batches: Batches, flow_times: np.ndarray
 
 
 def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKernel | KernelPath | None:
-    if "kappa_diagonal" not in values:
+    names = [f"kappa_{part}" for part in ("diagonal", "within", "between")]
+    if any(name not in values for name in names):
         return None
-    measured = zip(*(values[f"kappa_{part}"] for part in ("diagonal", "within", "between")), strict=True)
+    measured = zip(*(values[name] for name in names), strict=True)
     try:
         kernels = [BlockKernel(*three) for three in measured]
     except ValueError:

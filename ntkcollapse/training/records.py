@@ -8,6 +8,8 @@ import numpy as np
 from ntkcollapse.training.checkpoints import Checkpoint
 
 _PREFIX = "record/"
+# Names that a run gives its own values.
+_RESERVED = ("step", "epoch", "seconds", "learning_rate")
 # What a progress bar shows, and which of the measured values it is, the first one that is there.
 _HEADLINE = {
     "loss": ("train_loss", "batch_loss"),
@@ -16,6 +18,26 @@ _HEADLINE = {
     "nc1": ("nc1_seleznova2023",),
     "align": ("kappa_alignment", "gamma_alignment"),
 }
+
+
+def checked_values(measurement: str, found: Any, taken: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of a measurement by name, as arrays.
+
+    Raises:
+        ValueError: not a mapping of names to arrays, or names that are no words, or that other values have.
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"measurement {measurement!r}: expected values by name, as in {{'norm': 1.0}}, got {type(found).__name__}."
+        )
+    for name in found:
+        if not isinstance(name, str) or not name.isidentifier() or "__" in name:
+            raise ValueError(
+                f"measurement {measurement!r}: expected names of letters, digits and single underscores, got {name!r}."
+            )
+        if name in _RESERVED or name.startswith("state_") or name in taken:
+            raise ValueError(f"measurement {measurement!r}: {name!r} is the name of another value; choose another.")
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 class Records:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,16 +17,16 @@ from tqdm import tqdm
 
 from ntkcollapse.data import Batches, Dataset, Splits
 from ntkcollapse.networks import Network, Variables, num_params
-from ntkcollapse.training.catalogue import chosen
+from ntkcollapse.training.catalogue import MEASUREMENTS, chosen
 from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
 from ntkcollapse.training.config import TrainConfig, parse_options
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
-from ntkcollapse.training.measurements import Measurement, Moment
+from ntkcollapse.training.measurements import ON_PROBE, Measurement, Moment
 from ntkcollapse.training.optimizers import Staircase, optimizer
 from ntkcollapse.training.placement import Placement
 from ntkcollapse.training.recorded import STATES, recorded_trajectory
-from ntkcollapse.training.records import Records
+from ntkcollapse.training.records import Records, checked_values
 from ntkcollapse.training.run_files import check_directory, locked, occupy, write_status, writing
 from ntkcollapse.training.signals import stop_requested
 from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
@@ -101,6 +102,8 @@ def train(
         try:
             run.begin()
             bar.update(run.step)
+            if run.records.rows:
+                bar.set_postfix(run.records.headline())
             while run.step < run.last:
                 run.advance()
                 bar.update(1)
@@ -120,6 +123,12 @@ def train(
             else:
                 run.say("diverged")
             raise
+        except (Interrupted, OSError):
+            raise
+        except Exception as error:
+            if run.begun:
+                run.say("failed", error=f"{type(error).__name__}: {error}")
+            raise
         return run.finish("finished")
 
 
@@ -136,6 +145,9 @@ class _Run:
         statistics_batches: Batches | None = None,
     ):
         self.config, self.path = config, path
+        # What the settings do not name is named by itself.
+        self.own = {} if splits is None else {"own_data": splits.train.name}
+        self.own |= {} if network is None else {"own_network": described(network)}
         self.splits = config.build_splits() if splits is None else splits
         self.splits.check()
         train = self.splits.train
@@ -165,7 +177,8 @@ class _Run:
         self.state: TrainingState
         self.record: StepRecord | None = None
         self.step = 0
-        self.seen_now = False
+        self.begun, self.seen_now = False, False
+        self.published = -1
         self.saved_at = time.monotonic()
         self._epoch = (-1, np.zeros((0, 0), np.int32))
 
@@ -189,8 +202,11 @@ class _Run:
             found = self.checkpoints.newest()
             if found is not None:
                 self.checkpoints.drop_after(found.step)
+            if found is not None:
+                self._check_own(found)
         self.state = jax.device_put(start if found is None else self._restore(found, start), self.placed.replicated)
         self.say("running")
+        self.begun = True
         if found is None:
             self._measure()
 
@@ -216,6 +232,9 @@ class _Run:
         # A run of a step a second should not lose a minute, nor one of a thousand steps spend its time on saving.
         if self.checkpoints is not None and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
             self.save("running")
+            if self.published != self.records.steps[-1]:
+                # What was measured so far, for other tools to read while the run goes on.
+                self.publish("running")
 
     def save(self, outcome: str) -> None:
         """A checkpoint of everything that the rest of the run depends on, and the status."""
@@ -230,6 +249,7 @@ class _Run:
             "data": self.data_digest,
             "test": self.test_digest,
             "structure": str(jax.tree.structure(self.state)),
+            **self.own,
             **self.records.notes(),
         }
         self.checkpoints.save(self.step, arrays | self.records.arrays(), notes)
@@ -255,7 +275,7 @@ class _Run:
         trajectory = recorded_trajectory(
             self.records,
             config,
-            self._probe().classes,
+            self._measured_on()[""].classes,
             train.classes,
             self.batches,
             self.schedule,
@@ -265,10 +285,12 @@ class _Run:
             data=train.name,
             data_sha256=self.data_digest,
             devices=[str(device) for device in self.placed.devices],
+            **self.own,
         )
         if self.path is not None:
             with writing(self.path / "trajectory.nc"):
                 trajectory.save(self.path, overwrite=True)
+        self.published = self.records.steps[-1]
         return trajectory
 
     def _look(self) -> None:
@@ -295,27 +317,36 @@ class _Run:
         network = self.stepper.network
         if self.config.recompute_statistics:
             variables = recomputed_statistics(network, variables, self.splits.train, self.statistics_batches)
-        moment = Moment(
-            network,
-            variables,
-            self._probe(),
-            self.splits,
-            loss=self.config.loss,
-            step=self.step,
-            record=self.record,
-            engine=self.config.ntk_engine,
-            with_kernel="kappa" in self.measurements,
-        )
-        values: dict[str, Any] = {"learning_rate": self.schedule(self.step)}
+        moments = {
+            prefix: Moment(
+                network,
+                variables,
+                on,
+                self.splits,
+                loss=self.config.loss,
+                step=self.step,
+                record=self.record,
+                engine=self.config.ntk_engine,
+                with_kernel="kappa" in self.measurements,
+            )
+            for prefix, on in self._measured_on().items()
+        }
+        moment = moments[""]
+        values: dict[str, Any] = {}
         seconds = self.records.seconds
         try:
             for name, measurement in self.measurements.items():
                 start = time.perf_counter()
-                # Waits for what is computed: else its time would count as another's.
-                values |= {key: np.asarray(value) for key, value in measurement(moment).items()}
+                # Those of the catalogue share some of what they find.
+                taken = () if measurement is MEASUREMENTS.get(name) else values
+                for prefix in moments if name in ON_PROBE else ("",):
+                    # Waits for what is computed: else its time would count as another's.
+                    found = checked_values(name, measurement(moments[prefix]), taken)
+                    values |= {prefix + key: value for key, value in found.items()}
                 seconds[f"measuring_{name}"] += time.perf_counter() - start
             if self.config.keep_states:
                 values |= {f"state_{name}": getattr(moment.last_layer, name) for name in STATES}
+            values["learning_rate"] = self.schedule(self.step)
         except ValueError:
             # Parameters can be finite and what follows from them not: then the next loss would show it.
             if _blown_up(variables, self.network, moment.probe):
@@ -324,15 +355,30 @@ class _Run:
         seconds["measuring"] += time.perf_counter() - began
         self.records.append(self.step, values | {"seconds": seconds["training"] + seconds["measuring"]})
 
-    def _probe(self) -> Dataset:
+    def _measured_on(self) -> dict[str, Dataset]:
+        """The samples that last layer and kernels are measured on, by what their names begin with."""
         if self.config.measure_on == "probe":
-            return self.probe
-        if self.step == 0:
-            return self.splits.train.balanced(self.config.batch_size // self.splits.train.classes.num_classes)
-        epoch, batch = divmod(self.step - 1, self.batches.per_epoch)
+            return {"": self.probe}
+        # Before the first step, the batch is the one that it will take.
+        epoch, batch = divmod(max(self.step - 1, 0), self.batches.per_epoch)
         rows = self.batches.epoch(epoch)[batch]
         train = self.splits.train
-        return Dataset.of(train.inputs[rows], train.labels[rows], name=f"{train.name}/batch")
+        current = Dataset.of(train.inputs[rows], train.labels[rows], name=f"{train.name}/batch")
+        return {"": current} if self.config.measure_on == "batch" else {"": self.probe, "on_batch_": current}
+
+    def _check_own(self, found: Checkpoint) -> None:
+        """Raises ValueError where a run is to go on without what was given to it from Python, or with another."""
+        kept = found.notes["seconds"]
+        measured = [name.removeprefix("measuring_") for name in kept if name.startswith("measuring_")]
+        for name, what in (("own_network", "network"), ("own_data", "splits")):
+            old, new = found.notes.get(name), self.own.get(name)
+            if old != new:
+                raise ValueError(f"{what}: expected what the run in {self.path} was started with, {old}, got {new}.")
+        if set(measured) != set(self.measurements):
+            raise ValueError(
+                f"measurements: expected those that the run in {self.path} was started with, {', '.join(measured)}; "
+                f"got {', '.join(self.measurements)}. Give the functions of your own again."
+            )
 
     def _restore(self, found: Checkpoint, start: TrainingState) -> TrainingState:
         for part, digest, own in (("training", "data", self.data_digest), ("test", "test", self.test_digest)):
@@ -353,19 +399,31 @@ class _Run:
         return jax.tree.unflatten(structure, saved)
 
 
+def described(network: Network) -> str:
+    """A network in words that are the same in another process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+
+
 def _blown_up(variables: Variables, network: Network, probe: Dataset) -> bool:
     size = float(optax.tree.norm(variables.params))
     features = network.features(variables.params, probe.inputs, variables.batch_stats)
     return not np.isfinite(size) or size > 1e15 or not np.isfinite(np.asarray(features)).all()
 
 
-def saved_variables(config: TrainConfig, out: str | os.PathLike) -> tuple[Network, Variables, int]:
+def saved_variables(
+    config: TrainConfig, out: str | os.PathLike, *, splits: Splits | None = None, network: Network | None = None
+) -> tuple[Network, Variables, int]:
     """The network of a run, its variables in the newest checkpoint, and the step they are of.
 
+    Args:
+        config: the settings of the run.
+        out: its directory.
+        splits, network: those that were given to `train` in place of what the settings name.
     Raises:
         FileNotFoundError: no checkpoint there.
+        ValueError: it is of other data or another network.
     """
-    run = _Run(config, Path(out), None, None, None)
+    run = _Run(config, Path(out), None, splits, network)
     assert run.checkpoints is not None
     found = run.checkpoints.newest()
     if found is None:

@@ -114,7 +114,7 @@ def saved_config(path: str | os.PathLike) -> TrainConfig:
 
 
 def write_status(path: Path, **status: Any) -> None:
-    """Replaces `status.json`: outcome ("running", "finished", "diverged", "interrupted"), step, and more.
+    """Replaces `status.json`: outcome ("running", "finished", "diverged", "interrupted", "failed"), step, and more.
 
     Raises:
         OSError: it could not be written, see `writing`.

@@ -219,9 +219,18 @@ def test_recomputed_statistics_are_means_over_batches(scale):
 
 
 def test_measuring_on_the_batch():
-    run = train(small(measure_on="batch", epochs=1))
+    chosen = {"epochs": 1, "measure": ("kappa", "last-layer", "train")}
+    run = train(small(measure_on="batch", **chosen))
     assert run.states["H"].shape == (2, 10, 30)
     assert run.classes.num_samples == 30
+    # On both: states and classes are the probe's, and what is seen of the batch is what it is alone.
+    both, probe = train(small(measure_on="both", **chosen)), train(small(**chosen))
+    assert both.classes == probe.classes
+    for name in ("nc1_papyan2020", "kappa_within", "residual_single"):
+        np.testing.assert_array_equal(both[f"on_batch_{name}"], run[name])
+        np.testing.assert_array_equal(both[name], probe[name])
+        assert not np.allclose(run[name], probe[name])
+    assert "on_batch_train_loss" not in both.observables
     # Evaluated after the step, the batch of the last step is not the one at the start.
     with pytest.raises(ValueError, match="measure_on: measuring on the batch asks for balanced"):
         small(measure_on="batch", batch_size=0)
