@@ -16,6 +16,17 @@ def number(value: Any) -> str:
     return f"{x:.4g}" if 1e-3 <= abs(x) < 1e5 else f"{x:.2e}"
 
 
+def with_error(value: Any, error: Any) -> str:
+    """A number to the digit that its error reaches, and the error to one: 13.095 ± 0.006."""
+    x, e = float(value), float(error)
+    if not (np.isfinite(x) and np.isfinite(e) and e > 0):
+        return f"{number(x)} ± {number(e)}"
+    digits = -int(f"{e:.0e}".split("e")[1])
+    if not 1e-3 <= max(abs(x), e) < 1e5:
+        return f"{x:.3e} ± {e:.0e}"
+    return f"{x:.{max(digits, 0)}f} ± {float(f'{e:.0e}'):.{max(digits, 0)}f}"
+
+
 def percent(value: Any) -> str:
     """A relative difference with its sign: +12%; a factor where it is large: x13."""
     x = float(value)

@@ -7,9 +7,10 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse._config import setting
-from ntkcollapse._table import number, table
+from ntkcollapse._table import number, table, with_error
 from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
+from ntkcollapse.comparison.rates import without_eigenvalues
 from ntkcollapse.comparison.start import on_a_probe
 from ntkcollapse.theory.rate_fit import RateVerdict
 from ntkcollapse.theory.rates import SpectrumDecay
@@ -51,7 +52,7 @@ def rates_command(config: RatesConfig) -> None:
 
 
 def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
-    """Fit, both predictions and both verdicts, one line a part."""
+    """Fit, both predictions and both verdicts, one line a part; below them, why a fit or a prediction is missing."""
     header = [
         "decay rate of",
         "fitted ± error",
@@ -73,7 +74,7 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
         rows.append(
             [
                 SAID[part],
-                f"{fit.rate:.4g} ± {fit.uncertainty:.1g}",
+                with_error(fit.rate, fit.uncertainty),
                 f"{fit.efolds:.1f}",
                 f"{fit.window[0]:.3g} to {fit.window[1]:.3g}",
                 number(rate.eigenvalue),
@@ -95,7 +96,18 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
             f"\nMeasured on {run.classes.num_samples} of {run.settings['training_samples']} training samples: λ(γ) is "
             "for all of them; implied rates need the\nfeatures of all: train with --probe-per-class 0."
         )
-    return f"{table(header, rows)}\n{note}"
+    return "\n".join([table(header, rows), *_reasons(run, found), note])
+
+
+def _reasons(run: Trajectory, found: dict[str, MeasuredRate]) -> list[str]:
+    """Why an exponential or an eigenvalue is missing from the table; parts with one reason share a line."""
+    said: dict[str, list[str]] = {}
+    for part, rate in found.items():
+        if rate.fit is None:
+            said.setdefault(f"no exponential: {rate.reason}", []).append(SAID[part])
+        if why := without_eigenvalues(run, rate.record):
+            said.setdefault(f"no λ(γ): {why}.", []).append(SAID[part])
+    return [f"{', '.join(parts)}: {reason}" for reason, parts in said.items()]
 
 
 def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.ndarray, SpectrumDecay]:

@@ -16,11 +16,12 @@ from ntkcollapse.comparison._memory import require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import check_clock, is_squared, on_a_probe, own_decay
 from ntkcollapse.sample_kernel import GroupedKernel
-from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
+from ntkcollapse.theory.rate_fit import NoExponential, RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
 from ntkcollapse.trajectory import Trajectory
 
 PARTS = ("single", "class", "global")
+GAMMA = ("gamma_diagonal", "gamma_within", "gamma_between")
 
 
 class MeasuredRate(NamedTuple):
@@ -63,8 +64,8 @@ def measured_rates(
     Returns:
         For each of "single", "class", "global".
     Raises:
-        ValueError: a run that is not in flow time, one without its residual parts, a window for another part, or a
-            named window too short to fit.
+        ValueError: a run that is not in flow time, one without its residual parts, a window for another part, a named
+            window too short to fit, or options that `fit_rate` refuses.
     References:
         Seleznova et al. (2023), Section 4.1 and Table 1 (lazy rates); the implied ones are derived here.
     """
@@ -82,13 +83,14 @@ def measured_rates(
     floor = 100 * float(np.finfo(precision if precision.kind == "f" else float).eps) * float(size)
     found = {}
     for i, part in enumerate(PARTS):
-        fit, reason = None, ""
-        try:
-            fit = fit_rate(times, norms[part], (windows or {}).get(part), **{"floor": floor, **options})
-        except ValueError as error:
-            if part in (windows or {}):
-                raise
-            reason = str(error)
+        fit, reason, window = None, "", (windows or {}).get(part)
+        if window is None and not np.isfinite(norms[part]).all():
+            reason = f"norms: expected finite numbers, got others at {np.sum(~np.isfinite(norms[part]))} records."
+        else:
+            try:
+                fit = fit_rate(times, norms[part], window, **{"floor": floor, **options})
+            except NoExponential as error:
+                reason = str(error)
         record = 0 if fit is None else int(np.argmin(np.abs(times - fit.window[0])))
         predicted = {"eigenvalue": _eigenvalue(run, record, i), "implied": _implied(run, record, i)}
         verdicts = {}
@@ -124,19 +126,33 @@ def within_class_spectrum(
     return within_class_decay(jnp.asarray(times), network.last_layer.residual(classes), grouped, classes)
 
 
-def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
-    names = [f"gamma_{name}" for name in ("diagonal", "within", "between")]
-    classes = Classes(tuple(run.settings.get("training_class_sizes", run.classes.sizes)))
-    if not is_squared(run) or not classes.is_balanced or any(name not in run.observables for name in names):
-        return math.nan
-    diagonal, within, between = (float(run.observables[name][record]) for name in names)
+def without_eigenvalues(run: Trajectory, record: int) -> str:
+    """Why the lazy regime has no rates λ(γ) at this record; empty where it has."""
+    if not is_squared(run):
+        return "they are those of the squared loss"
+    if not _training_classes(run).is_balanced:
+        return "they are known in closed form for classes of equal size only"
+    if any(name not in run.observables for name in GAMMA):
+        return "no output kernel γ was measured in this run"
+    diagonal, within = (float(run.observables[name][record]) for name in GAMMA[:2])
     if not diagonal > within:
+        return f"γ_d = {diagonal:.3g} is not above γ_c = {within:.3g} at that record"
+    return ""
+
+
+def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
+    if without_eigenvalues(run, record):
         return math.nan
+    diagonal, within, between = (float(run.observables[name][record]) for name in GAMMA)
     with warnings.catch_warnings():
         # A measured kernel may be ordered otherwise than the theorem assumes; its eigenvalues are what they are.
         warnings.simplefilter("ignore", UserWarning)
         gamma = BlockKernel(diagonal, within, between)
-        return float(lazy_rates(gamma, classes)[part])
+        return float(lazy_rates(gamma, _training_classes(run))[part])
+
+
+def _training_classes(run: Trajectory) -> Classes:
+    return Classes(tuple(run.settings.get("training_class_sizes", run.classes.sizes)))
 
 
 def implied_rates(run: Trajectory, record: int) -> Rates:

@@ -10,7 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ntkcollapse.comparison import RUNGS, Attribution, Ladder
-from ntkcollapse.plots.style import BLACK, BLUE, GREEN, LABELS, ORANGE, PURPLE, RED, SKY, label_short_decades, style
+from ntkcollapse.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    LABELS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    YELLOW,
+    label_short_decades,
+    style,
+)
 from ntkcollapse.trajectory import Trajectory
 
 # Colour and dashes together, so that a rung is told apart in grey print too.
@@ -45,7 +57,31 @@ SHORT = {
     "nc2_seleznova2023": "NC2",
     "nc3_seleznova2023": "NC3",
 }
-_SHADES = (RED, ORANGE, SKY, BLUE, GREEN, PURPLE, BLACK)
+# One look for an assumption, whichever rungs were climbed: a colour for each single one, and hatches for those that
+# skipped rungs leave joined (in the colour of one of their parts). Pairs that no chain names are grey.
+ASSUMPTION_STYLES: dict[str, dict[str, Any]] = {
+    "classes alike": {"facecolor": RED},
+    "one rate within classes": {"facecolor": ORANGE},
+    "no cross terms of means and deviations": {"facecolor": YELLOW},
+    "average over features": {"facecolor": BLUE},
+    "batch statistics at rest": {"facecolor": SKY},
+    "lazy features": {"facecolor": GREEN},
+    "flow instead of the optimiser's steps": {"facecolor": PURPLE},
+    "block kernel drift": {"facecolor": BLACK},
+    "block structure": {"facecolor": RED, "hatch": "//"},
+    "class blocks": {"facecolor": ORANGE, "hatch": "//"},
+    "sample kernel drift": {"facecolor": BLACK, "hatch": "//"},
+    "average over features, along the path": {"facecolor": BLUE, "hatch": "//"},
+    "average over features, and lazy features": {"facecolor": GREEN, "hatch": "xx"},
+    "all that the sample kernel leaves out": {"facecolor": BLUE, "hatch": ".."},
+    "average over features, and the optimiser's steps": {"facecolor": PURPLE, "hatch": "xx"},
+    "lazy features, and the optimiser's steps": {"facecolor": PURPLE, "hatch": "//"},
+    "lazy last layer": {"facecolor": SKY, "hatch": "//"},
+    "lazy network": {"facecolor": GREEN, "hatch": "//"},
+    "all of it": {"facecolor": "#999999", "hatch": "xx"},
+    "all but the drift of the block kernel": {"facecolor": "#999999", "hatch": "//"},
+}
+_UNNAMED = {"facecolor": "#999999"}
 
 
 def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
@@ -96,7 +132,7 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
     with style():
         figure, ax = plt.subplots(figsize=(8.0, 0.55 * len(attributions) + 1.6), constrained_layout=True)
         assumptions = list(dict.fromkeys(s.assumption for a in attributions.values() for s in a.shares))
-        colours = {name: _SHADES[i % len(_SHADES)] for i, name in enumerate(assumptions)}
+        looks = {name: {**ASSUMPTION_STYLES.get(name, _UNNAMED), "edgecolor": "white"} for name in assumptions}
         for row, attribution in enumerate(attributions.values()):
             ends = {1: 0.0, -1: 0.0}
             for share in attribution.shares:
@@ -105,7 +141,7 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
                 if not np.isfinite(width):
                     continue
                 side = 1 if width >= 0 else -1
-                ax.barh(row, width, left=ends[side], color=colours[share.assumption], height=0.7, edgecolor="white")
+                ax.barh(row, width, left=ends[side], height=0.7, **looks[share.assumption])
                 ends[side] += width
             total = float(attribution.gap[-1]) / (np.log(10) if attribution.scale == "log" else 1)
             ax.plot(total, row, marker="D", color=BLACK, markersize=5, zorder=3)
@@ -117,7 +153,7 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
         said = r"$\log_{10}$ (network / prediction)" if log else "network − prediction"
         when = next(iter(attributions.values())).when
         ax.set_xlabel(f"{said} {when}, from rung {RUNGS[first].number}; diamond: all together")
-        handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name], label=name) for name in assumptions]
+        handles = [plt.Rectangle((0, 0), 1, 1, label=name, **looks[name]) for name in assumptions]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
         if title:
             ax.set_title(title)

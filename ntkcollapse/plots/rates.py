@@ -1,16 +1,28 @@
 """Decay of the three residual parts: the run, the fitted exponential in its window, and the predicted ones."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ntkcollapse._table import with_error
 from ntkcollapse.comparison import MeasuredRate
 from ntkcollapse.plots.style import BLACK, COLOURS, LABELS, NETWORK, ORANGE, PURPLE, style
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
+
+# In the title, in the legend, and the line.
+_PREDICTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (r"$\lambda(\gamma)$", r"$\lambda(\gamma)$, lazy", {"color": ORANGE, "linestyle": "--", "linewidth": 1.4}),
+    (
+        "implied",
+        r"implied by $\Theta$ at the window's start",
+        {"color": PURPLE, "linestyle": ":", "linewidth": 1.4},
+    ),
+)
 
 
 def rates_figure(
@@ -31,6 +43,8 @@ def rates_figure(
     t = np.asarray(run.times)
     network = run.settings.get("producer") == "network"
     kind = NETWORK if network else {"linestyle": "-", "linewidth": 1.4}
+    # The legend names what some panel draws.
+    drawn: dict[str, dict[str, Any]] = {"network" if network else "run": {"color": BLACK, **kind}}
     with style():
         figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.5), constrained_layout=True)
         for ax, (part, rate) in zip(axes, rates.items(), strict=True):
@@ -45,15 +59,18 @@ def rates_figure(
                 middle = np.exp(np.mean(np.log(y[inside]) + rate.fit.rate * t[inside]))
                 line = np.linspace(a, b, 50)
                 ax.axvspan(a, b, color=BLACK, alpha=0.06, linewidth=0)
-                ax.plot(line, middle * np.exp(-rate.fit.rate * line), color=BLACK, linewidth=1.2)
-                beginning = y[rate.record]
-                for value, colour, dashes in ((rate.eigenvalue, ORANGE, "--"), (rate.implied, PURPLE, ":")):
+                drawn["fitted exponential, in its window"] = look = {"color": BLACK, "linewidth": 1.2}
+                ax.plot(line, middle * np.exp(-rate.fit.rate * line), **look)
+                said = [f"fitted {with_error(rate.fit.rate, rate.fit.uncertainty)}"]
+                for (short, label, look), value in zip(_PREDICTED, (rate.eigenvalue, rate.implied), strict=True):
                     if np.isfinite(value):
-                        line_y = beginning * np.exp(-value * (line - t[rate.record]))
-                        ax.plot(line, line_y, color=colour, linestyle=dashes, linewidth=1.4)
-                ax.set_title(f"fitted {rate.fit.rate:.3g} ± {rate.fit.uncertainty:.1g}")
+                        drawn[label] = look
+                        ax.plot(line, y[rate.record] * np.exp(-value * (line - t[rate.record])), **look)
+                        said.append(f"{short} {value:.4g}")
+                ax.set_title(", ".join(said))
             if spectrum is not None and part == "single":
-                ax.plot(spectrum[0], np.asarray(spectrum[1].norm), color=BLACK, linestyle="-.", linewidth=1.4)
+                drawn["measured within-class spectrum"] = look = {"color": BLACK, "linestyle": "-.", "linewidth": 1.4}
+                ax.plot(spectrum[0], np.asarray(spectrum[1].norm), **look)
             ax.set_yscale("log")
             if seen.any():
                 ax.set_ylim(max(low, y[seen].min() / 3), high * 1.2)
@@ -61,14 +78,7 @@ def rates_figure(
                 ax.set_title("0 throughout")
             ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
             ax.set_ylabel(LABELS[name])
-        handles = [
-            Line2D([], [], color=BLACK, label="network" if network else "run", **kind),
-            Line2D([], [], color=BLACK, label="fitted exponential, in its window"),
-            Line2D([], [], color=ORANGE, linestyle="--", label=r"$\lambda(\gamma)$, lazy"),
-            Line2D([], [], color=PURPLE, linestyle=":", label=r"implied by $\Theta$ at the window's start"),
-        ]
-        if spectrum is not None:
-            handles.append(Line2D([], [], color=BLACK, linestyle="-.", label="measured within-class spectrum"))
+        handles = [Line2D([], [], label=label, **look) for label, look in drawn.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3)
         if title:
             figure.suptitle(title, fontsize=10)

@@ -16,6 +16,10 @@ from ntkcollapse.theory.rates import Rates
 _BREAKPOINTS = 60
 
 
+class NoExponential(ValueError):
+    """Norms without a stretch that decays at one rate: a result of a chosen window, not a fault of the arguments."""
+
+
 class RateFit(NamedTuple):
     """A decay rate and how far it can be trusted.
 
@@ -108,14 +112,16 @@ def fit_rate(
         floor: norms at or below it are rounding; 100 ε · max(norms) by default, ε that of the norms' precision. For a
             part of a larger residual give 100 ε times the norm of that.
     Raises:
-        ValueError: shapes that disagree, numbers not finite or negative, a window with too few points above the floor,
-            or no stable window with `min_points` and `min_efolds`.
+        ValueError: shapes that disagree, numbers not finite or negative, options out of range, or a window with too
+            few points above the floor.
+        NoExponential: a ValueError too; no stable window with `min_points` and `min_efolds`.
     """
     check_increasing("times", times)
     t = np.asarray(times, dtype=float)
     check_shape("norms", norms, t.shape, "one norm a time")
     check_positive("norms", norms, zero=True)
     check_positive("tolerance", tolerance)
+    check_positive("min_efolds", min_efolds, zero=True)
     if min_points < 6:
         raise ValueError(f"min_points: expected at least 6, a line and its curvature in noise; got {min_points}.")
     if floor is None:
@@ -145,7 +151,7 @@ def fit_rate(
             fit = _fit(t[part], y[part], weights[part])
             if fit.rate > 3 * fit.uncertainty:
                 return fit
-    raise ValueError(
+    raise NoExponential(
         f"norms: expected a stretch of at least {min_points} times and {min_efolds} e-folds in which the decay rate "
         f"changes by less than {tolerance:.0%}; found none among {int(usable.sum())} usable times. Save more times, "
         "raise tolerance, or name the window."

@@ -140,6 +140,32 @@ def test_bad_input():
     found = measured_rates(flat)["single"]
     assert found.fit is None
     assert "found none" in found.reason
+    # Options out of range are.
+    for option in ({"tolerance": -1.0}, {"min_points": 2}, {"min_efolds": -0.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected"):
+            measured_rates(run, None, **option)
+
+
+def test_the_table_says_why_something_is_missing():
+    run = lazy_run()
+    assert ": no " not in rates_table(run, measured_rates(run))
+    flat = Trajectory(run.times, run.observables | {"residual_single": np.ones(80)}, CLASSES)
+    said = rates_table(flat, measured_rates(flat))
+    assert f"R - R_class: no exponential: {measured_rates(flat)['single'].reason}" in said
+    assert said.count("no exponential:") == 1
+    names = ("R - R_class", "R_class - R_global", "R_global")
+    residuals = {name: run[name] for name in run.observables if name.startswith("residual")}
+    reasons = {
+        "no output kernel γ was measured": Trajectory(run.times, residuals, CLASSES),
+        "classes of equal size only": lazy_run(training_samples=240, training_class_sizes=[40, 80, 120]),
+        "those of the squared loss": lazy_run(loss="cross-entropy"),
+        "γ_d = 0.5 is not above γ_c = 0.6": Trajectory(
+            run.times, run.observables | {"gamma_diagonal": np.full(80, 0.5)}, CLASSES
+        ),
+    }
+    for reason, without in reasons.items():
+        (line,) = (x for x in rates_table(without, measured_rates(without)).splitlines() if reason in x)
+        assert line.startswith(f"{', '.join(names)}: no λ(γ): ")
 
 
 def test_spectrum_of_a_block_kernel_is_one_rate_and_of_others_the_sum():

@@ -10,8 +10,11 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from ntkcollapse import Trajectory, plots
+from ntkcollapse._table import with_error
 from ntkcollapse.commands._ladder_tables import ladder_tables
-from ntkcollapse.comparison import RUNGS, Ladder, attribute, measured_rates
+from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, attribute, measured_rates
+from ntkcollapse.comparison.attribution import ASSUMPTIONS
+from ntkcollapse.plots.ladder import ASSUMPTION_STYLES
 from tests.comparison.test_files_and_attribution import ladder
 from tests.comparison.test_rates_of_runs import lazy_run
 
@@ -51,11 +54,57 @@ def test_bars_end_at_the_gap():
     np.testing.assert_allclose(sum(widths), 2.1 / np.log(10))
 
 
+def test_an_assumption_looks_alike_among_any_rungs():
+    assert set(ASSUMPTION_STYLES) == set(ASSUMPTIONS.values())
+    looks = [(s["facecolor"], s.get("hatch")) for s in ASSUMPTION_STYLES.values()]
+    assert len(set(looks)) == len(looks)
+    name = "flow instead of the optimiser's steps"
+    for given in (ladder(network_flow=1.1), ladder(block_frozen=4.0, class_pairs=2.0, network_flow=1.1)):
+        chain = tuple(rung for rung in FROZEN_CHAIN if rung in {*given.rungs, "network"})
+        figure = plots.attribution_figure({"loss": attribute(given, "loss", chain)})
+        (patch,) = (p for p in figure.legends[0].get_patches() if p.get_label() == name)
+        assert patch.get_facecolor() == mpl.colors.to_rgba(ASSUMPTION_STYLES[name]["facecolor"])
+
+
 def test_rates_panel_draws_fit_and_prediction():
     run = lazy_run(noise=0.01)
-    figure = plots.rates_figure(run, measured_rates(run))
+    found = measured_rates(run)
+    figure = plots.rates_figure(run, found)
     assert len(figure.axes) == 3
     assert len(figure.axes[0].lines) == 3
+    # Fitted and predicted, to the digits that the error of the fit leaves.
+    fit, title = found["class"].fit, figure.axes[1].get_title()
+    assert fit is not None
+    assert (
+        title == f"fitted {with_error(fit.rate, fit.uncertainty)}, $\\lambda(\\gamma)$ {found['class'].eigenvalue:.4g}"
+    )
+
+
+def test_the_legend_of_rates_names_what_is_drawn():
+    run = lazy_run(noise=0.01)
+    residuals = {name: run[name] for name in run.observables if name.startswith("residual")}
+    bare = Trajectory(run.times, residuals, run.classes)
+    flat = Trajectory(run.times, {name: np.ones(80) for name in residuals}, run.classes)
+    for shown, expected in ((run, 3), (bare, 2), (flat, 1)):
+        figure = plots.rates_figure(shown, measured_rates(shown))
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        said = ["run", "fitted exponential, in its window", r"$\lambda(\gamma)$, lazy"]
+        assert labels == said[:expected]
+        assert len(labels) == max(len(ax.lines) for ax in figure.axes)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (13.0951, 0.0062, "13.095 ± 0.006"),
+        (3.5, 0.0996, "3.5 ± 0.1"),
+        (131.6, 12.0, "132 ± 10"),
+        (2.5e-5, 3e-7, "2.500e-05 ± 3e-07"),
+        (1.5, 0.0, "1.5 ± 0"),
+    ],
+)
+def test_numbers_end_where_their_errors_do(value, error, said):
+    assert with_error(value, error) == said
 
 
 def test_a_part_that_is_zero_throughout_is_drawn_as_nothing():
