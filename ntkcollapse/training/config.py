@@ -5,6 +5,7 @@ import types
 import typing
 from typing import Any
 
+import numpy as np
 import optax
 
 from ntkcollapse._checks import check_choice, check_positive
@@ -215,7 +216,9 @@ class TrainConfig:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value in the type of its field: integers for floats and lists for tuples are taken, nothing else."""
+    """The value in the type of its field: also integers for floats, lists for tuples, numpy's numbers for Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(hint, types.UnionType):
         return None if value is None else _typed(name, value, typing.get_args(hint)[0])
     if typing.get_origin(hint) is tuple:

@@ -20,6 +20,9 @@ from ntkcollapse.training.run import train
 from ntkcollapse.training.run_files import check_settings, read_status, saved_config
 from ntkcollapse.trajectory import Trajectory
 
+# Setting → values to take.
+Grid = Mapping[str, Sequence[Any] | np.ndarray]
+
 # What the table of a sweep shows of each run, at its last measurement.
 SUMMARY = (
     "train_loss",
@@ -37,7 +40,7 @@ SUMMARY = (
 
 def sweep(
     base: TrainConfig,
-    grid: Mapping[str, Sequence[Any]],
+    grid: Grid,
     out: str | os.PathLike,
     *,
     executor: str = "local",
@@ -84,7 +87,7 @@ def sweep(
     return summarise(configs, grid, out)
 
 
-def combinations(base: TrainConfig, grid: Mapping[str, Sequence[Any]]) -> dict[str, TrainConfig]:
+def combinations(base: TrainConfig, grid: Grid) -> dict[str, TrainConfig]:
     """The settings of every run by its name, "learning_rate=0.1,seed=1".
 
     Raises:
@@ -100,7 +103,7 @@ def combinations(base: TrainConfig, grid: Mapping[str, Sequence[Any]]) -> dict[s
         check_choice("grid", key, names)
     configs = {}
     for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
+        chosen = {key: _plain(value) for key, value in zip(grid, values, strict=True)}
         name = ",".join(f"{key}={_word(value)}" for key, value in chosen.items())
         config = dataclasses.replace(base, **chosen)
         if configs.setdefault(name, config) != config:
@@ -141,7 +144,7 @@ def run_one(config: TrainConfig, path: Path, *, progress: bool = False) -> str:
     return "finished"
 
 
-def summarise(configs: Mapping[str, TrainConfig], grid: Mapping[str, Sequence[Any]], out: Path) -> list[dict[str, Any]]:
+def summarise(configs: Mapping[str, TrainConfig], grid: Grid, out: Path) -> list[dict[str, Any]]:
     """One row a run: what varies, how it ended, and its last measurement; also written to `summary.csv`."""
     rows = []
     for name, config in configs.items():
@@ -206,6 +209,13 @@ def _submit(configs: Mapping[str, TrainConfig], out: Path, options: dict[str, An
         if error is not None and "outcome" not in read_status(out / name):
             (out / name).mkdir(exist_ok=True)
             (out / name / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's, those of single precision in full; arrays and lists as tuples of them."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _word(value: Any) -> str:

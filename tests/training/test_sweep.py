@@ -10,9 +10,11 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ntkcollapse.training import Interrupted, combinations, run_one, sweep
+from ntkcollapse.training.config import _typed
 from ntkcollapse.training.run_files import locked
 from tests.training.settings import small
 
@@ -109,6 +111,18 @@ def test_grids_are_checked():
         combinations(small(), {"init": ["xavier"]})
     with pytest.raises(ValueError, match="grid: expected a list of values for network, got 'mlp'"):
         combinations(small(), {"network": "mlp"})
+
+
+def test_grids_of_numpy_numbers_are_those_of_pythons():
+    arrays = {"seed": np.arange(2), "learning_rate": np.array([0.5, 0.25], np.float32), "bias": [np.True_]}
+    configs = combinations(small(), arrays)
+    assert configs == combinations(small(), {"seed": [0, 1], "learning_rate": [0.5, 0.25], "bias": [True]})
+    assert {type(config.seed) for config in configs.values()} == {int}
+    assert _typed("seed", np.int64(1), int) == 1
+    # What is not a short number in half the digits is named as what it is.
+    assert list(combinations(small(), {"learning_rate": [np.float32(0.1)]})) == ["learning_rate=0.10000000149011612"]
+    (lists,) = combinations(small(), {"measure_steps": np.array([[3, 1]])}).values()
+    assert lists.measure_steps == (3, 1)
 
 
 def test_two_runs_do_not_share_a_directory():
