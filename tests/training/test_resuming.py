@@ -165,7 +165,9 @@ def test_other_data_are_refused(tmp_path):
 
 def test_a_network_of_other_widths_is_refused(tmp_path):
     train(small(epochs=1), tmp_path / "run", network=mlp((8, 10)))
-    with pytest.raises(ValueError, match=r"network: what was saved in .* is of another network"):
+    with pytest.raises(ValueError, match=r"network: expected what the run in .* was started with"):
         train(small(epochs=2), tmp_path / "run", network=mlp((12, 10)), resume=True)
+    with pytest.raises(ValueError, match=r"network: what was saved in .* is of another network"):
+        saved_variables(small(epochs=1), tmp_path / "run", network=mlp((12, 10)))
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [8]
     assert saved_variables(small(epochs=1, network_options=("widths=(8, 10)",)), tmp_path / "run")[2] == 8
