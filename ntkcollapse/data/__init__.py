@@ -5,12 +5,14 @@ from ntkcollapse.data.dataset import Dataset, Splits
 from ntkcollapse.data.digits import digits
 from ntkcollapse.data.download import DownloadError, RemoteFile, download
 from ntkcollapse.data.formats import DataFileError
-from ntkcollapse.data.sources import NAMES, from_arrays, load, search_path
+from ntkcollapse.data.known_sets import search_path
+from ntkcollapse.data.sources import NAMES, OWN, from_arrays, load
 from ntkcollapse.data.synthetic import gaussian_mixture, imbalanced, label_noise, orthogonal_inputs, random_labels
 from ntkcollapse.data.transforms import channel_statistics, resized, standardise, standardised_splits
 
 __all__ = [
     "NAMES",
+    "OWN",
     "Batches",
     "DataFileError",
     "Dataset",

@@ -1,84 +1,22 @@
-"""Real sets by name, from whatever form of their files is on disk, and where they are looked for."""
+"""Real sets by name, from whatever form of their files is on disk, and your own from arrays, files and folders."""
 
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.data.dataset import Dataset, Splits
 from ntkcollapse.data.digits import digits
-from ntkcollapse.data.download import download as fetch
-from ntkcollapse.data.formats import (
-    DataFileError,
-    check_images,
-    check_labels,
-    read_cifar10,
-    read_cifar100,
-    read_idx,
-    read_image_folder,
-    read_npz,
-)
-from ntkcollapse.data.formats.cifar import Arrays
+from ntkcollapse.data.formats import DataFileError, check_labels, read_image_folder, read_npz
+from ntkcollapse.data.known_sets import SETS, read_set
 from ntkcollapse.data.transforms import resized, standardised_splits
 
-ENVIRONMENT = "NTKCOLLAPSE_DATA"
+NAMES = ("digits", *SETS)
+OWN = ("folder", "npz")
 
-
-class _Set(NamedTuple):
-    """What a set is called in the forms that users have, and what it must hold."""
-
-    shape: tuple[int, int, int]
-    num_classes: int
-    idx_folders: tuple[str, ...] = ()
-    batches: tuple[str, ...] = ()
-    read_batches: Callable[[Path], Arrays] | None = None
-    npz: tuple[str, ...] = ()
-    system_folders: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
-
-
-_SETS = {
-    "mnist": _Set(
-        shape=(28, 28, 1),
-        num_classes=10,
-        idx_folders=("MNIST/raw", "MNIST", "mnist"),
-        npz=("mnist.npz",),
-    ),
-    "fashion-mnist": _Set(
-        shape=(28, 28, 1),
-        num_classes=10,
-        idx_folders=("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", "fashion_mnist"),
-        npz=("fashion_mnist.npz", "fashion-mnist.npz"),
-        system_folders=("/usr/share/datasets/fashion-mnist",),
-        class_names=(
-            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-        ),
-    ),
-    "cifar10": _Set(
-        shape=(32, 32, 3),
-        num_classes=10,
-        batches=("cifar-10-batches-py", "cifar-10-batches-py-target", "cifar-10-python.tar.gz"),
-        read_batches=read_cifar10,
-        npz=("cifar10.npz", "cifar-10.npz"),
-        class_names=(
-            "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-        ),
-    ),
-    "cifar100": _Set(
-        shape=(32, 32, 3),
-        num_classes=100,
-        batches=("cifar-100-python", "cifar-100-python-target", "cifar-100-python.tar.gz"),
-        read_batches=read_cifar100,
-        npz=("cifar100.npz", "cifar-100.npz"),
-    ),
-}  # fmt: skip
-_IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-NAMES = ("digits", *_SETS)
+# A set of images in folders calls its parts by one of these; what comes first is taken where several are there.
+_PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 
 
 def load(
@@ -94,12 +32,15 @@ def load(
     """Training and test part of a set by name, scaled to [0, 1], in class order.
 
     Files are looked for, in this order: at `path`; in the folders of the environment variable NTKCOLLAPSE_DATA; in
-    the usual caches of torchvision (./data) and Keras (~/.keras/datasets) and that of `download`; where system
-    packages put them. In each folder the official files come before npz files.
+    the usual caches of torchvision (./data) and Keras ($KERAS_HOME/datasets, ~/.keras/datasets without it) and that of
+    `download`; where system packages put them. In each folder the official files come before npz files. MNIST and
+    Fashion-MNIST have files of the same names: where no path is given, their folder's name says which set they are.
 
     Args:
-        name: "digits" (ships with scikit-learn), "mnist", "fashion-mnist", "cifar10", "cifar100", or "folder" for
-            `path`/train and `path`/test with one folder of images a class.
+        name: "digits" (ships with scikit-learn), "mnist", "fashion-mnist", "cifar10", "cifar100"; or your own:
+            "folder", where `path` holds a folder train and one test (or val), with one folder of images a class in
+            each; "npz", a file `path` of arrays x_train, y_train, x_test, y_test, samples of any shape and labels from
+            0 on, as `from_arrays` takes them.
         path: a file or folder of the set, or a folder that holds it.
         download: fetch the official files where none are found, or those that an interrupted download lacks.
         per_class: only the first so many samples of each class of the training part; all of them where None.
@@ -107,17 +48,19 @@ def load(
         size: resize images to size × size, by `resized`.
         standardised: mean 0 and standard deviation 1 of each channel, measured on the training part in use.
     Raises:
-        FileNotFoundError: no file of the set is found; the message lists where it was looked for.
+        FileNotFoundError: no file of the set is found; the message lists where it was looked for, or what is there.
         DataFileError: a file that is truncated, corrupt or mislabelled, by its name.
         ValueError: an unknown name, or more samples a class than there are.
     """
-    check_choice("name", name, (*NAMES, "folder"))
+    check_choice("name", name, (*NAMES, *OWN))
     if name == "digits":
         splits = Splits(digits(), digits(part="test"))
     elif name == "folder":
         splits = _load_folder(path)
+    elif name == "npz":
+        splits = _load_npz(path)
     else:
-        splits = _load_set(name, path, download)
+        splits = from_arrays(*read_set(name, path, download), name=name, class_names=SETS[name].class_names)
     if per_class is not None:
         splits = splits._replace(train=splits.train.balanced(per_class))
     if test_per_class is not None:
@@ -150,99 +93,44 @@ def scaled(images: np.ndarray) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
-def search_path(name: str, path: str | os.PathLike | None = None) -> list[Path]:
-    """The folders (or the one file or folder) where a set is looked for, in order."""
-    if path is not None:
-        return [Path(path)]
-    folders = [Path(p) for p in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if p]
-    folders += [Path("data"), Path.home() / ".keras" / "datasets", download_folder()]
-    return folders + [Path(p) for p in _SETS[name].system_folders]
-
-
-def download_folder() -> Path:
-    """Where `download` puts files: ntkcollapse/ in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ntkcollapse"
-
-
-def _load_set(name: str, path: str | os.PathLike | None, download: bool) -> Splits:
-    places = search_path(name, path)
-    into = Path(path) if path is not None else download_folder()
-    for place in places:
-        # A place that is named for this set alone may hold the four files of MNIST's format directly.
-        own = path is not None or str(place) in _SETS[name].system_folders
-        for read, file in _candidates(_SETS[name], place, own):
-            try:
-                return from_arrays(*read(file), name=name, class_names=_SETS[name].class_names)
-            except DataFileError:
-                # An earlier download may have been interrupted: what is there and right is kept, the rest fetched.
-                if not download or place != into:
-                    raise
-    if download:
-        fetch(name, into)
-        return _load_set(name, into, download=False)
-    raise FileNotFoundError(
-        f"{name}: no file of it found in {', '.join(str(p) for p in places)}; set {ENVIRONMENT} to a folder that has "
-        "it, pass its path, or allow the download."
-    )
-
-
-def _candidates(known: _Set, place: Path, own: bool) -> Iterator[tuple[Callable[[Path], Arrays], Path]]:
-    """What is there of the set in a place: readers and what they read."""
-    read_idx_folder, read_npz_of_set = partial(_read_idx_folder, known), partial(_read_npz_of_set, known)
-    if place.is_file():
-        if place.suffix == ".npz":
-            yield read_npz_of_set, place
-        elif known.read_batches is not None:
-            yield known.read_batches, place
-        else:
-            raise DataFileError(place, "expected an npz file, or the folder of the four idx files.")
-        return
-    for folder in [place] * own + [place / sub for sub in known.idx_folders]:
-        if known.idx_folders and _idx_file(folder, _IDX[0]) is not None:
-            yield read_idx_folder, folder
-    if known.read_batches is not None:
-        if (own and (place / "data_batch_1").exists()) or (own and (place / "train").is_file()):
-            yield known.read_batches, place
-        for sub in known.batches:
-            if (place / sub).exists():
-                yield known.read_batches, place / sub
-    for sub in known.npz:
-        if (place / sub).is_file():
-            yield read_npz_of_set, place / sub
-
-
-def _idx_file(folder: Path, name: str) -> Path | None:
-    return next((folder / n for n in (name, f"{name}.gz") if (folder / n).is_file()), None)
-
-
-def _read_idx_folder(known: _Set, folder: Path) -> Arrays:
-    arrays = []
-    for name, ndim in zip(_IDX, (3, 1, 3, 1), strict=True):
-        file = _idx_file(folder, name)
-        if file is None:
-            raise DataFileError(folder / name, "missing (also with .gz): the set would be incomplete without it.")
-        arrays.append(read_idx(file, ndim=ndim))
-        if ndim == 3:
-            check_images(file, arrays[-1], known.shape)
-        elif len(arrays[-1]) != len(arrays[-2]):
-            raise DataFileError(file, f"{len(arrays[-1])} labels for {len(arrays[-2])} images.")
-        else:
-            check_labels(file, arrays[-1], len(arrays[-2]), known.num_classes)
+def _load_npz(path: str | os.PathLike | None) -> Splits:
+    if path is None:
+        raise ValueError("path: expected the npz file of x_train, y_train, x_test, y_test for the set 'npz', got None.")
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected an npz file of x_train, y_train, x_test, y_test, found none there.")
+    arrays = read_npz(file)
     x_train, y_train, x_test, y_test = arrays
-    return x_train, y_train, x_test, y_test
-
-
-def _read_npz_of_set(known: _Set, file: Path) -> Arrays:
-    x_train, y_train, x_test, y_test = read_npz(file)
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        check_images(f"{file}:x_{part}", x, known.shape)
-        check_labels(f"{file}:y_{part}", y, len(x), known.num_classes)
-    return x_train, y_train, x_test, y_test
+        real = np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating)
+        if not real or x.ndim < 2 or not x.size:
+            raise DataFileError(f"{file}:x_{part}", f"expected numbers, one sample a row; got {x.dtype} of {x.shape}.")
+        if x.shape[1:] != x_train.shape[1:]:
+            raise DataFileError(f"{file}:x_{part}", f"expected samples of {x_train.shape[1:]}, got {x.shape[1:]}.")
+        if not np.isfinite(x).all():
+            raise DataFileError(f"{file}:x_{part}", "expected finite numbers; some are not.")
+        check_labels(f"{file}:y_{part}", y, len(x), None)
+    return from_arrays(*arrays, name=file.stem)
 
 
 def _load_folder(path: str | os.PathLike | None) -> Splits:
     if path is None:
         raise ValueError("path: expected the folder that holds train/ and test/ for the set 'folder', got None.")
-    x_train, y_train, names = read_image_folder(Path(path) / "train")
-    x_test, y_test, _ = read_image_folder(Path(path) / "test", class_names=names)
-    return from_arrays(x_train, y_train, x_test, y_test, name=Path(path).name, class_names=names)
+    root = Path(path)
+    train, test = (_part(root, names) for names in _PARTS.values())
+    x_train, y_train, names = read_image_folder(train)
+    x_test, y_test, _ = read_image_folder(test, class_names=names)
+    return from_arrays(x_train, y_train, x_test, y_test, name=root.resolve().name, class_names=names)
+
+
+def _part(root: Path, names: tuple[str, ...]) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: expected a folder with {names[0]} in it, found no such folder.")
+    there = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
+    for name in names:
+        if name in there:
+            return there[name]
+    raise FileNotFoundError(
+        f"{root}: expected a folder {names[0]} (or {', '.join(names[1:])}) that holds one folder of images a class; "
+        f"found {', '.join(p.name for p in there.values()) or 'no folders'}."
+    )

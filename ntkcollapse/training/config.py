@@ -14,6 +14,7 @@ from ntkcollapse._options import parse_options
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import (
     NAMES,
+    OWN,
     Batches,
     Dataset,
     Splits,
@@ -53,8 +54,8 @@ class TrainConfig:
 
     network: str = setting("resnet20", "architecture", choices=tuple(NETWORKS))
     network_options: tuple[str, ...] = setting((), "options of the architecture, as name=value")
-    dataset: str = setting("mnist", "data set", choices=(*NAMES, "folder", *SYNTHETIC))
-    data_path: str | None = setting(None, "file or folder of the data set; looked for in the usual places without it")
+    dataset: str = setting("mnist", "data set", choices=(*NAMES, *OWN, *SYNTHETIC))
+    data_path: str | None = setting(None, "file or folder of the set; known sets are looked for without it")
     download: bool = setting(False, "fetch the official files where none are found")
     per_class: int | None = setting(None, "training samples of each class; all without it")
     test_per_class: int | None = setting(None, "test samples of each class; all without it")
@@ -133,6 +134,8 @@ class TrainConfig:
             raise ValueError(
                 f"data_path: expected none for {self.dataset}, which has no files; got {self.data_path!r}."
             )
+        if self.data_path is None and self.dataset in OWN:
+            raise ValueError(f"data_path: expected the {self.dataset} that holds your own set, got none.")
         if self.image_size is not None and self.dataset in SYNTHETIC:
             raise ValueError(
                 f"image_size: expected none for {self.dataset}, which has no images; got {self.image_size}."

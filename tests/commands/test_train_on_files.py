@@ -18,6 +18,7 @@ def _nothing_of_the_user(tmp_path, monkeypatch):
     """No data of the machine that the tests run on."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NTKCOLLAPSE_DATA", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,6 +65,19 @@ def test_folders_of_images_named_by_class(tmp_path):
     assert run.states["b"].shape == (2, 3)
     assert run.settings["data_sha256"] == digest(images, labels)
     np.testing.assert_array_equal(run["test_loss"], run["train_loss"])
+
+
+def test_arrays_of_your_own(tmp_path, capsys):
+    """Vectors of three classes, as they are."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(24, 5)).astype(np.float32), np.repeat(np.arange(3), 8)
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x + 1, y_test=y)
+    run = trained(tmp_path, *"--dataset npz --data-path mine.npz --batch-size 6 --epochs 1 --probe-per-class 2".split())
+    assert run["step"].tolist() == [0, 4]
+    assert run.settings["data"] == "mine/train"
+    assert run.settings["data_sha256"] == hashlib.sha256(x.tobytes() + y.astype(np.int32).tobytes()).hexdigest()
+    assert main(["train", *SMALL, "--dataset", "npz", "--out", "other"]) == 2
+    assert "data_path: expected the npz that holds your own set, got none" in capsys.readouterr().err
 
 
 def test_python_batches_of_cifar100_in_their_archive(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ def _nothing_of_the_user(tmp_path, monkeypatch):
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("NTKCOLLAPSE_DATA", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.chdir(home)
 
@@ -67,9 +68,23 @@ def test_files_named_for_no_set_are_taken_by_explicit_path_only(tmp_path, monkey
     """MNIST and Fashion-MNIST have files of the same names: their folder says which set they are."""
     write_idx(tmp_path / "files", compressed=False)
     monkeypatch.setenv("NTKCOLLAPSE_DATA", str(tmp_path / "files"))
-    with pytest.raises(FileNotFoundError, match="mnist: no file of it found"):
+    with pytest.raises(FileNotFoundError, match=r"mnist: no file of it found.* pass it as the path, or call it mnist"):
         load("mnist")
     assert load("fashion-mnist", path=tmp_path / "files").train.name == "fashion-mnist/train"
+
+
+def test_folders_called_as_the_set_may_be_given_themselves(tmp_path, monkeypatch):
+    """torchvision's folder MNIST, which holds raw/, and raw/ itself: as the path and in the environment."""
+    write_idx(tmp_path / "MNIST" / "raw", compressed=True)
+    assert load("mnist", path=tmp_path / "MNIST").train.classes.sizes == (3,) * 10
+    for folder in (tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        monkeypatch.setenv("NTKCOLLAPSE_DATA", str(folder))
+        assert load("mnist").train.classes.sizes == (3,) * 10
+        with pytest.raises(FileNotFoundError, match="fashion-mnist: no file"):
+            load("fashion-mnist")
+    files, _, _ = cifar10_files()
+    monkeypatch.setenv("NTKCOLLAPSE_DATA", str(write_files(tmp_path / "cifar-10-batches-py", files)))
+    assert load("cifar10").train.classes.sizes == (10,) * 10
 
 
 def test_debian_package_is_looked_at():
@@ -77,10 +92,13 @@ def test_debian_package_is_looked_at():
     assert "/usr/share/datasets/fashion-mnist" not in [str(p) for p in search_path("mnist")]
 
 
-def test_keras_cache(tmp_path):
+@pytest.mark.parametrize("folder", [".keras", "elsewhere"])
+def test_keras_cache(tmp_path, monkeypatch, folder):
     x, y = images_and_labels(2, (28, 28))
-    cache = tmp_path / "home" / ".keras" / "datasets"
+    cache = tmp_path / "home" / folder / "datasets"
     cache.mkdir(parents=True)
+    if folder == "elsewhere":
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home" / folder))
     np.savez(cache / "mnist.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     assert load("mnist").train.classes.sizes == (2,) * 10
 
@@ -129,6 +147,56 @@ def test_images_of_another_size_name_their_file(tmp_path):
         DataFileError, match=f"^{re.escape(str(images))}: expected uint8 images of shape .28, 28, 1.*27"
     ):
         load("mnist", path=tmp_path)
+
+
+def test_arrays_of_any_shape_in_one_file(tmp_path):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(12, 5)), np.arange(12) % 3
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=x, y_train=y, x_test=x[:6] + 1, y_test=y[:6, None])
+    train, test = load("npz", path=file)
+    assert (train.name, train.shape, train.classes.sizes, test.classes.sizes) == (
+        "mine/train",
+        (5,),
+        (4,) * 3,
+        (2,) * 3,
+    )
+    np.testing.assert_array_equal(train.inputs, x[np.argsort(y, kind="stable")].astype(np.float32))
+
+    good = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    for wrong, message in [
+        ({"y_train": y + 1}, r"y_train: expected labels 0 to 3, each of them present"),
+        ({"y_test": y.astype(float)}, "y_test: expected integer labels, got float64"),
+        ({"y_test": y[1:]}, "y_test: expected 12 labels"),
+        ({"x_test": x[:, :4]}, r"x_test: expected samples of \(5,\), got \(4,\)"),
+        ({"x_train": np.where(x == x[3, 2], np.nan, x)}, "x_train: expected finite numbers"),
+        ({"x_train": x + 1j}, "x_train: expected numbers, one sample a row; got complex128"),
+        ({"x_train": x[:, 0]}, r"x_train: expected numbers, one sample a row; got float64 of \(12,\)"),
+    ]:
+        np.savez(file, **(good | wrong))
+        with pytest.raises(DataFileError, match=f"^{re.escape(str(file))}:{message}"):
+            load("npz", path=file)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz: expected an npz file of x_train"):
+        load("npz", path=tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "testing"), ("train", "validation")])
+def test_parts_of_image_folders_by_their_usual_names(tmp_path, names):
+    from PIL import Image
+
+    for i, part in enumerate(names):
+        for c, name in enumerate(("cat", "dog")):
+            file = tmp_path / part / name / "0.png"
+            file.parent.mkdir(parents=True)
+            Image.fromarray(np.full((6, 5), 10 * i + c, np.uint8)).save(file)
+    train, test = load("folder", path=tmp_path)
+    assert np.unique(train.inputs * 255).tolist() == [0, 1]
+    np.testing.assert_allclose(np.unique(test.inputs * 255), [10, 11], rtol=1e-6)
+    (tmp_path / names[1]).rename(tmp_path / "held-out")
+    with pytest.raises(FileNotFoundError, match=r"expected a folder test \(or .*val.*; found .*held-out"):
+        load("folder", path=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder with train in it, found no such folder"):
+        load("folder", path=tmp_path / "nowhere")
 
 
 def test_nothing_found_says_where_it_looked():
