@@ -79,6 +79,8 @@ def _of_parameter(name: str, value: Any, parameter: inspect.Parameter) -> Any:
         if not isinstance(value, tuple):
             raise _wrong(name, f"a list, each entry {_TYPES[of]}, as in {default!r}", value)
         return tuple(_like(name, entry, of()) for entry in value)
+    if isinstance(value, str) and str in members:
+        return value
     if default is None or default is inspect.Parameter.empty:
         default = next((of() for of in (float, int, str, bool) if of in members), default)
     return _like(name, value, default)

@@ -69,12 +69,14 @@ class TrainConfig:
     last_layer_scale: float = setting(1.0, "one more factor on those of the last layer")
     bias: bool = setting(True, "the last layer has a bias")
     loss: str = setting("squared", "loss, a mean over the batch", choices=LOSSES)
-    optimizer: str = setting("sgd", "optimiser of optax", choices=OPTIMIZERS)
+    optimizer: str = setting("sgd", f"optimiser of optax or optax.contrib: {', '.join(OPTIMIZERS)}")
     optimizer_options: tuple[str, ...] = setting((), "options of the optimiser, as name=value")
     learning_rate: float = setting(0.05, "at the start, per step of the mean loss; 1 for lbfgs")
     momentum: float = setting(0.9, "of sgd")
     nesterov: bool = setting(True, "Nesterov's form of the momentum of sgd")
-    weight_decay: float = setting(5e-4, "λ of λ/2 ‖p‖² in the loss, over tensors with more than one axis")
+    weight_decay: float = setting(
+        5e-4, "λ of λ/2 ‖p‖² in the loss, over tensors with more than one axis; with every optimiser"
+    )
     decay_factor: float = setting(0.1, "on the learning rate at every decay")
     decay_every: int = setting(120, "epochs between decays; 0 for none")
     epochs: int = setting(400, "passes over the training set")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ntkcollapse.networks import Network, Variables
 from ntkcollapse.training.objectives import batch_loss
+from ntkcollapse.training.optimizers import TakesRate
 
 
 class TrainingState(NamedTuple):
@@ -90,7 +91,7 @@ class Stepper(eqx.Module):
         """The state after one step on these samples, or on those rows of them that are named.
 
         The update is multiplied by `rate`: with an optimiser of learning rate 1, that is the learning rate, and runs
-        that differ in it share one compiled step.
+        that differ in it share one compiled step. A `TakesRate` is given it instead.
 
         Where `step` says which one this is, a state that has not come so far, since an earlier step was not finite,
         stays as it is: steps can then be queued without a look at each.
@@ -115,10 +116,12 @@ def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepReco
     (value, (loss, outputs, batch_stats)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     # Some of optax's optimisers keep scalars in the default precision beside float32 parameters.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = stepper.optimizer.update(
-            gradient, state.opt_state, params, value=value, grad=gradient, value_fn=lambda p: objective(p)[0]
-        )
-        updates = jax.tree.map(lambda u: u * jnp.asarray(rate, u.dtype), updates)
+        seen = {"value": value, "grad": gradient, "value_fn": lambda p: objective(p)[0]}
+        if isinstance(stepper.optimizer, TakesRate):
+            updates, opt_state = stepper.optimizer.update(gradient, state.opt_state, params, rate=rate, **seen)
+        else:
+            updates, opt_state = stepper.optimizer.update(gradient, state.opt_state, params, **seen)
+            updates = jax.tree.map(lambda u: u * jnp.asarray(rate, u.dtype), updates)
         params = optax.apply_updates(params, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
     gradient_norm = optax.tree.norm(gradient)

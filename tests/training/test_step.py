@@ -11,7 +11,6 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset, digits
 from ntkcollapse.networks import Variables, mlp
 from ntkcollapse.training import (
-    OPTIMIZERS,
     NonFiniteLoss,
     Staircase,
     Stepper,
@@ -130,21 +129,6 @@ def test_runs_that_differ_in_rate_and_initial_weights_share_one_compiled_step():
     assert _advance._cache_size() == before + 1  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
-def test_other_optimisers_scale_with_the_rate(linear, name):
-    """Rate 0.1 on optax's optimiser of rate 1 is optax's optimiser of rate 0.1."""
-    net, variables = linear
-    ours = Stepper(net, optimizer(name))
-    theirs = Stepper(net, getattr(optax, name)(0.1))
-    one, two = ours.start(variables), theirs.start(variables)
-    for _ in range(3):
-        one, _ = ours(one, jnp.asarray(X), jnp.asarray(LABELS), rate=0.1)
-        two, _ = theirs(two, jnp.asarray(X), jnp.asarray(LABELS))
-    for got, wanted in zip(arrays(one.variables), arrays(two.variables), strict=True):
-        # Where the rate is multiplied differs: rounding.
-        np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-13)
-
-
 def test_staircase_and_its_sum():
     schedule = Staircase(0.4, 0.1, 3)
     assert [schedule(s) for s in (0, 2, 3, 6)] == pytest.approx([0.4, 0.4, 0.04, 0.004])
@@ -153,41 +137,6 @@ def test_staircase_and_its_sum():
     assert Staircase(0.4).elapsed(10) == pytest.approx(4.0)
     with pytest.raises(ValueError, match="learning_rate: expected numbers above zero"):
         Staircase(-1.0)
-
-
-def test_names_of_optimisers():
-    assert {"sgd", "adam", "adamw", "lbfgs", "lion"} <= set(OPTIMIZERS)
-    with pytest.raises(ValueError, match="Did you mean 'adam'"):
-        optimizer("adm")
-    with pytest.raises(ValueError, match=r"option of adam: .*got 'momentum'"):
-        optimizer("adam", options=(("momentum", 0.5),))
-    with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\)"):
-        optimizer("sgd", momentum=1.0)
-    # The clock reads the setting of that name.
-    for name in ("momentum", "nesterov"):
-        with pytest.raises(ValueError, match=f"option of sgd: .*got '{name}'"):
-            optimizer("sgd", options=((name, 0),))
-
-
-@pytest.mark.filterwarnings("ignore:.*optimistic_adam:DeprecationWarning")
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lbfgs"])
-def test_every_optimiser_is_linear_in_its_rate_and_can_be_saved(linear, name):
-    """Two steps of rate η are those of optax's optimiser of rate η; L-BFGS finds its own."""
-    _, variables = linear
-    params = variables.params
-    ours, theirs = optimizer(name, momentum=0.0), getattr(optax, name)(0.1)
-    one, two = ours.init(params), theirs.init(params)
-    # Saved as plain arrays.
-    assert all(np.asarray(leaf).dtype.kind in "biuf" for leaf in jax.tree.leaves(one))
-    with jax.numpy_dtype_promotion("standard"):
-        for seed in range(2):
-            generator = np.random.default_rng(seed)
-            gradient = jax.tree.map(lambda p, g=generator: jnp.asarray(g.normal(size=p.shape)), params)
-            got, one = ours.update(gradient, one, params)
-            wanted, two = theirs.update(gradient, two, params)
-            for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-                # Where the rate is multiplied differs: rounding.
-                np.testing.assert_allclose(0.1 * np.asarray(g), w, rtol=1e-6, atol=1e-12)
 
 
 def test_gradient_descent_is_plain(linear):
