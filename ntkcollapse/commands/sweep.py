@@ -69,7 +69,7 @@ def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> str:
     """One line a run: what varies, how it ended, and the last measurement."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [c for c in columns if c in (*varied, "outcome", "step")] + [
-        c for c in columns if c not in (*varied, "outcome", "step", "train_loss", "invariant_norm")
+        c for c in columns if c not in (*varied, "outcome", "step", "error", "train_loss", "invariant_norm")
     ]
     header = [c.replace("_seleznova2023", "") for c in shown]
 

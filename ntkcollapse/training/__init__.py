@@ -15,7 +15,8 @@ from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
 from ntkcollapse.training.run import saved_variables, train
 from ntkcollapse.training.run_files import read_status, saved_config
 from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
-from ntkcollapse.training.sweep import combinations, run_one, summarise, sweep
+from ntkcollapse.training.sweep import combinations, summarise, sweep
+from ntkcollapse.training.sweep_run import run_one
 
 __all__ = [
     "DEFAULT_MEASUREMENTS",

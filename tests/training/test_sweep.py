@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import resource
 import signal
 import sys
 import threading
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ntkcollapse.training import Interrupted, combinations, run_one, sweep
+from ntkcollapse.training import Checkpoints, Interrupted, combinations, read_status, run_one, summarise, sweep, train
 from ntkcollapse.training.config import _typed
 from ntkcollapse.training.run_files import locked
+from ntkcollapse.trajectory import Trajectory
 from tests.training.settings import small
 
 
@@ -93,13 +95,75 @@ def test_any_error_of_one_run_is_its_own_but_a_signal_stops_the_sweep(tmp_path, 
     def fails(*_, **__):
         raise errors.pop(0)
 
-    # The function hides the module of the same name.
-    monkeypatch.setattr(sys.modules["ntkcollapse.training.sweep"], "train", fails)
+    monkeypatch.setattr("ntkcollapse.training.sweep_run.train", fails)
     assert [row["outcome"] for row in sweep(base, grid, tmp_path)] == ["failed", "failed"]
     assert (tmp_path / "seed=0" / "error.txt").read_text() == "TypeError: of one\n"
     errors.append(Interrupted(signal.SIGTERM, 3, None))
     with pytest.raises(Interrupted):
         sweep(base, grid, tmp_path)
+
+
+def _moment_norm(moment):
+    return {"own": float(moment.step)}
+
+
+def test_measurements_of_ones_own_are_made_in_every_run(tmp_path):
+    base = small(epochs=1, measure=("train",))
+    sweep(base, {"seed": [0]}, tmp_path, measurements={"own": _moment_norm})
+    np.testing.assert_array_equal(Trajectory.load(tmp_path / "seed=0")["own"], [0, 8])
+    lock = threading.Lock()
+    with pytest.raises(ValueError, match="measurements: expected such as can be pickled"):
+        sweep(base, {"seed": [1]}, tmp_path, executor="submitit", measurements={"own": lambda _: {"own": lock}})
+
+
+def test_a_run_that_was_resumed_by_hand_is_no_longer_failed(tmp_path):
+    base, grid, run = small(epochs=1, measure=("train",)), {"seed": [0]}, tmp_path / "seed=0"
+    train(base, run)
+    (run / "error.txt").write_text("OSError: no space left\n")
+    assert summarise(combinations(base, grid), grid, tmp_path)[0]["outcome"] == "finished"
+    assert sweep(base, grid, tmp_path)[0]["outcome"] == "finished"
+    assert not (run / "error.txt").exists()
+
+
+def test_damaged_files_of_one_run_are_its_own_error_and_stay(tmp_path):
+    base, grid, said = small(epochs=1, measure=("train",)), {"seed": [0, 1, 2, 3]}, []
+    rows = sweep(base, {"seed": [0, 1, 2]}, tmp_path)
+    damage = {"seed=0/trajectory.nc": b"\x89HDF", "seed=1/config.toml": b'network = "ml', "seed=2/config.toml": b""}
+    for name, content in damage.items():
+        (tmp_path / name).write_bytes(content)
+    again = sweep(base, grid, tmp_path, on_run=lambda name, outcome: said.append(outcome))
+    assert said == [row["outcome"] for row in again] == ["failed", "failed", "failed", "finished"]
+    for row, name, what in zip(again, damage, ("damaged", "is not one", "empty file"), strict=False):
+        assert what in row["error"]
+        assert row["error"] in (tmp_path / name).with_name("error.txt").read_text()
+        assert (tmp_path / name).read_bytes() == damage[name]
+    with (tmp_path / "summary.csv").open() as file:
+        assert [row["outcome"] for row in csv.DictReader(file)] == said
+    # Settings of another run are refused all the same, before anything runs.
+    with pytest.raises(ValueError, match="weight_decay: expected"):
+        sweep(small(epochs=1, measure=("train",), weight_decay=0.1), {"seed": [0, 1, 3, 4]}, tmp_path)
+    assert not (tmp_path / "seed=4").exists()
+    # As the error says: moved away, the trajectory is written anew.
+    (tmp_path / "seed=0" / "trajectory.nc").rename(tmp_path / "seed=0" / "damaged.nc")
+    assert sweep(base, {"seed": [0]}, tmp_path) == rows[:1]
+
+
+def test_a_full_disk_leaves_the_summary_of_before_and_names_the_file(tmp_path):
+    """No file may grow beyond ten bytes meanwhile."""
+    base, grid = small(epochs=1, measure=("train",)), {"seed": [0]}
+    sweep(base, grid, tmp_path)
+    before, limits = (tmp_path / "summary.csv").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "seed=1").mkdir()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            summarise(combinations(base, grid), grid, tmp_path)
+        with pytest.raises(OSError, match=r"error\.txt: could not be written .* nor could the run go on"):
+            run_one(small(seed=1), tmp_path / "seed=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "summary.csv").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["seed=0", "seed=1", "summary.csv"]
 
 
 def test_grids_are_checked():
@@ -157,6 +221,40 @@ def test_a_preempted_job_is_saved_put_back_and_ends_as_if_it_had_not_been(tmp_pa
     assert "Requeued job" in log
     assert rows == sweep(base, grid, tmp_path / "here")
     assert rows[0]["outcome"] == "finished"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the job's process is found in /proc")
+def test_a_job_that_is_killed_has_failed_and_goes_on_where_it_was(tmp_path):
+    base, grid = small(measure=("train", "test"), epochs=2000, checkpoint_seconds=0.1), {"seed": [0]}
+    jobs, run, rows, said = tmp_path / "jobs", tmp_path / "seed=0", [], []
+    options = {"cluster": "local", "timeout_min": 60}
+
+    def submit():
+        rows.extend(
+            sweep(
+                base,
+                grid,
+                tmp_path,
+                executor="submitit",
+                executor_options=options,
+                on_run=lambda name, outcome: said.append((name, outcome)),
+            )
+        )
+
+    submitting = threading.Thread(target=submit)
+    submitting.start()
+    while submitting.is_alive() and read_status(run).get("step", 0) == 0:
+        time.sleep(0.02)
+    (controller,) = {file.name.split("_")[0] for file in jobs.iterdir()}
+    os.kill(int(Path(f"/proc/{controller}/task/{controller}/children").read_text()), signal.SIGKILL)
+    submitting.join()
+    assert read_status(run)["outcome"] == "running"
+    assert rows[0]["outcome"] == "failed"
+    assert said == [("seed=0", "failed")]
+    assert "has not produced any output" in (run / "error.txt").read_text()
+    done = Checkpoints(run / "checkpoints").steps()[-1]
+    more = sweep(small(measure=("train", "test"), epochs=done // 8 + 1), grid, tmp_path)
+    assert (more[0]["outcome"], (run / "error.txt").exists()) == ("finished", False)
 
 
 def test_a_job_that_never_came_to_its_run_leaves_its_error(tmp_path, monkeypatch):
