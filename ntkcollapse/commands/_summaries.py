@@ -1,12 +1,14 @@
-"""The one-screen summaries that commands end with."""
+"""The one-screen summaries and figures that commands end with."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ntkcollapse import plots
 from ntkcollapse._table import number, table
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.commands._collapse_sections import collapse_figures
 from ntkcollapse.comparison import implied_rates
 from ntkcollapse.theory.rate_fit import RateFit, fit_rate
 from ntkcollapse.theory.rates import collapse_rates
@@ -30,6 +32,22 @@ def simulation_table(run: Trajectory, seconds: float) -> str:
     said = "drift of the invariant (solver error)" if not decays else "change of the invariant (moved by weight decay)"
     foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {said}: {drift:.1e}"
     return f"{table(header, rows)}\n\n{foot}"
+
+
+def training_figures(run: Trajectory, out: Path) -> list[Path]:
+    """Draws a training run into `figures/` of its directory; returns the files of the figure over all observables.
+
+    There is none of a run without any observable that it shows.
+    """
+    settings, figures = run.settings, []
+    title = (
+        f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
+    )
+    if plots.comparison_panels({"network": run}):
+        figures = plots.save(plots.comparison_figure({"network": run}, title=title), out / "figures" / "training")
+    for name, figure in collapse_figures(run).items():
+        plots.save(figure, out / "figures" / name)
+    return figures
 
 
 def rates_table(run: Trajectory) -> str:

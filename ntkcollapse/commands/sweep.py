@@ -7,7 +7,9 @@ from typing import Any
 
 from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
+from ntkcollapse.commands._summaries import training_figures
 from ntkcollapse.training import Interrupted, TrainConfig, parse_options, sweep
+from ntkcollapse.trajectory import Trajectory
 
 # What can take several values; all other settings are shared by all runs.
 GRID = (
@@ -39,13 +41,19 @@ SweepConfig.__module__ = __name__
 def sweep_command(config: Any) -> None:
     """Trains every combination of the settings that are given several values; started again, it goes on.
 
-    Runs that diverge are recorded as such and do not stop the others. Each run has its own directory below --out.
+    Runs that diverge are recorded as such and do not stop the others. Each run has its own directory below
+    --out, with the figures of `train`.
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     grid = {name: values[name] for name in GRID if len(values[name]) > 1}
     if not grid:
         raise ValueError(f"sweep: expected several values for at least one of {', '.join(GRID)}; got one for each.")
     base = TrainConfig(**{name: value[0] if name in GRID else value for name, value in values.items()})
+
+    def ended(name: str, outcome: str) -> None:
+        print(f"{name}: {outcome}", file=sys.stderr)
+        _draw(Path(config.out) / name, outcome)
+
     try:
         rows = sweep(
             base,
@@ -54,7 +62,7 @@ def sweep_command(config: Any) -> None:
             executor=config.executor,
             executor_options=dict(parse_options("executor_options", config.executor_options)),
             progress=sys.stderr.isatty(),
-            on_run=lambda name, outcome: print(f"{name}: {outcome}", file=sys.stderr),
+            on_run=ended,
         )
     except Interrupted as error:
         print(f"{error}\ngo on with all of them by the same command", file=sys.stderr)
@@ -63,6 +71,20 @@ def sweep_command(config: Any) -> None:
     print(f"\nruns    {config.out}/  (summary.csv, one directory a run)")
     if any(row["outcome"] == "failed" for row in rows):
         raise RuntimeError(f"some runs failed: their error.txt in {Path(config.out)} says why.")
+
+
+def _draw(run: Path, outcome: str) -> None:
+    """The figures of `ntkcollapse train`, unless they are there already."""
+    made, figure = run / "trajectory.nc", run / "figures" / "training.png"
+    if outcome not in ("finished", "diverged") or not made.exists():
+        return
+    if figure.exists() and figure.stat().st_mtime_ns >= made.stat().st_mtime_ns:
+        return
+    try:
+        training_figures(Trajectory.load(run), run)
+    # A figure is no reason to leave the other runs untrained.
+    except Exception as error:
+        print(f"{run}: figures could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> str:

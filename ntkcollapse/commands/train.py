@@ -3,13 +3,12 @@
 import dataclasses
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ntkcollapse import plots
 from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
-from ntkcollapse.commands._collapse_sections import collapse_figures
-from ntkcollapse.commands._summaries import files_line
+from ntkcollapse.commands._summaries import files_line, training_figures
 from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, saved_config, train
 from ntkcollapse.trajectory import Trajectory
 
@@ -99,16 +98,6 @@ def training_table(run: Trajectory) -> str:
 
 
 def _report(run: Trajectory, out: str) -> None:
-    from pathlib import Path
-
-    settings = run.settings
-    title = (
-        f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
-    )
-    figures = []
-    if plots.comparison_panels({"network": run}):
-        figures = plots.save(plots.comparison_figure({"network": run}, title=title), Path(out) / "figures" / "training")
-    for name, figure in collapse_figures(run).items():
-        plots.save(figure, Path(out) / "figures" / name)
+    figures = training_figures(run, Path(out))
     print(training_table(run))
     print(files_line(Path(out), figures))

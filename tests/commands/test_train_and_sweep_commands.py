@@ -128,5 +128,13 @@ def test_sweep_prints_a_line_a_run(tmp_path, capsys):
     assert "diverged" in said
     with (out / "summary.csv").open() as file:
         assert [row["outcome"] for row in csv.DictReader(file)] == ["finished", "diverged"]
+    # Figures are those of `train`, and are not drawn again where they are newer than what they show.
+    drawn = {file: file.stat().st_mtime_ns for file in out.glob("*/figures/*")}
+    assert {file.name for file in (out / "learning_rate=0.5" / "figures").iterdir()} == {"training.pdf", "training.png"}
+    assert main(["sweep", *flags]) == 0
+    assert drawn == {file: file.stat().st_mtime_ns for file in out.glob("*/figures/*")}
+    (out / "learning_rate=0.5" / "trajectory.nc").write_bytes(b"")
+    assert main(["sweep", *flags]) == 1
+    assert "some runs failed" in capsys.readouterr().err
     assert main(["sweep", *SMALL, "--out", str(tmp_path / "one")]) == 2
     assert "expected several values" in capsys.readouterr().err
