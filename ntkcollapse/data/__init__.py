@@ -7,12 +7,22 @@ from ntkcollapse.data.download import DownloadError, RemoteFile, download
 from ntkcollapse.data.formats import DataFileError
 from ntkcollapse.data.known_sets import search_path
 from ntkcollapse.data.sources import NAMES, OWN, from_arrays, load
-from ntkcollapse.data.synthetic import gaussian_mixture, imbalanced, label_noise, orthogonal_inputs, random_labels
+from ntkcollapse.data.synthetic import (
+    IMBALANCES,
+    gaussian_mixture,
+    imbalanced,
+    label_noise,
+    orthogonal_inputs,
+    random_labels,
+)
+from ntkcollapse.data.synthetic_splits import SYNTHETIC, check_synthetic, synthetic_splits
 from ntkcollapse.data.transforms import channel_statistics, resized, standardise, standardised_splits
 
 __all__ = [
+    "IMBALANCES",
     "NAMES",
     "OWN",
+    "SYNTHETIC",
     "Batches",
     "DataFileError",
     "Dataset",
@@ -20,6 +30,7 @@ __all__ = [
     "RemoteFile",
     "Splits",
     "channel_statistics",
+    "check_synthetic",
     "digits",
     "download",
     "from_arrays",
@@ -33,4 +44,5 @@ __all__ = [
     "search_path",
     "standardise",
     "standardised_splits",
+    "synthetic_splits",
 ]

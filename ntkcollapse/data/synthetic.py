@@ -8,6 +8,8 @@ from ntkcollapse._checks import check_positive
 from ntkcollapse.classes import Classes
 from ntkcollapse.data.dataset import Dataset
 
+IMBALANCES = ("exponential", "step")
+
 
 def gaussian_mixture(
     classes: Classes, dimension: int, *, separation: float = 4.0, noise: float = 1.0, seed: int
@@ -72,14 +74,16 @@ def label_noise(data: Dataset, fraction: float, *, seed: int) -> Dataset:
 
 
 def imbalanced(data: Dataset, ratio: float, *, kind: str = "exponential", seed: int | None = None) -> Dataset:
-    """The set thinned until its largest class has `ratio` times the samples of its smallest.
+    """The set thinned until its largest class has about `ratio` times the samples of its smallest.
 
-    "exponential": m_c falls geometrically with c. "step": the second half of the classes has m / ratio each.
+    "exponential": m_c = m ratio^(−c/(C−1)). "step": the second half of the classes has m / ratio each. Sizes are the
+    nearest whole numbers: 30 asked of 100 samples a class leaves 3 in the smallest, and that is a ratio of 33.3. The
+    name of the set says the ratio that was made.
 
     Raises:
         ValueError: a ratio below 1 or so large that a class is left empty, or an unknown kind.
     """
-    if not ratio >= 1 or kind not in ("exponential", "step"):
+    if not ratio >= 1 or kind not in IMBALANCES:
         raise ValueError(
             f"ratio, kind: expected a ratio of at least 1, and 'exponential' or 'step'; got {ratio}, {kind!r}."
         )
@@ -90,7 +94,8 @@ def imbalanced(data: Dataset, ratio: float, *, kind: str = "exponential", seed: 
         raise ValueError(f"ratio: expected at most the {m} samples of a class, got {ratio}: a class would be empty.")
     full = data.balanced(m, seed=seed)
     rows = np.concatenate([c * m + np.arange(size) for c, size in enumerate(sizes)])
-    return Dataset(full.inputs[rows], Classes(sizes), f"{data.name}/imbalanced-{kind}-{ratio:g}", data.class_names)
+    made = max(sizes) / min(sizes)
+    return Dataset(full.inputs[rows], Classes(sizes), f"{data.name}/imbalanced-{kind}-{made:.3g}", data.class_names)
 
 
 def _relabelled(data: Dataset, labels: np.ndarray, what: str) -> Dataset:

@@ -13,17 +13,19 @@ from ntkcollapse._config import setting
 from ntkcollapse._options import parse_options
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import (
+    IMBALANCES,
     NAMES,
     OWN,
+    SYNTHETIC,
     Batches,
-    Dataset,
     Splits,
-    gaussian_mixture,
+    check_synthetic,
     imbalanced,
     label_noise,
     load,
     random_labels,
     standardised_splits,
+    synthetic_splits,
 )
 from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
 from ntkcollapse.ntk.engines import ENGINES
@@ -31,8 +33,6 @@ from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.gradient_descent import log_spaced
 from ntkcollapse.training.objectives import LOSSES
 from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
-
-SYNTHETIC = ("gaussian-mixture",)
 
 # The convolutions of VGG halve the images five times.
 _SIZES = {"vgg11": 32, "vgg16": 32}
@@ -55,6 +55,9 @@ class TrainConfig:
     network: str = setting("resnet20", "architecture", choices=tuple(NETWORKS))
     network_options: tuple[str, ...] = setting((), "options of the architecture, as name=value")
     dataset: str = setting("mnist", "data set", choices=(*NAMES, *OWN, *SYNTHETIC))
+    dataset_options: tuple[str, ...] = setting(
+        (), "as name=value: classes, dimension, separation, noise of gaussian-mixture; classes, dimension of orthogonal"
+    )
     data_path: str | None = setting(None, "file or folder of the set; known sets are looked for without it")
     download: bool = setting(False, "fetch the official files where none are found")
     per_class: int | None = setting(None, "training samples of each class; all without it")
@@ -63,7 +66,12 @@ class TrainConfig:
     standardised: bool = setting(False, "inputs of mean 0 and deviation 1 by channel, instead of [0, 1]")
     label_noise: float = setting(0.0, "share of each class's training labels moved to other classes")
     random_labels: bool = setting(False, "training labels permuted: they know nothing of the inputs")
-    imbalance: float = setting(1.0, "largest class over smallest in the training set, falling geometrically")
+    imbalance: float = setting(
+        1.0, "largest class over smallest in the training set, sizes rounded; above 1 it asks for --no-balanced"
+    )
+    imbalance_kind: str = setting(
+        "exponential", "sizes falling geometrically by class, or small in the second half of them", choices=IMBALANCES
+    )
     init: str = setting("lecun-normal", "initial weights", choices=("lecun-normal", "uniform", "he-normal"))
     init_scale: float = setting(1.0, "factor on all initial weights")
     last_layer_scale: float = setting(1.0, "one more factor on those of the last layer")
@@ -132,6 +140,12 @@ class TrainConfig:
                 "learning_rate, decay_every: expected 1 and 0 with lbfgs, which finds its step by line search; "
                 f"got {self.learning_rate} and {self.decay_every}."
             )
+        if self.dataset in SYNTHETIC:
+            check_synthetic(self.dataset, self._dataset_options())
+        elif self.dataset_options:
+            raise ValueError(
+                f"dataset_options: expected none for {self.dataset}, which has none; got {self.dataset_options!r}."
+            )
         if self.data_path is not None and self.dataset in ("digits", *SYNTHETIC):
             raise ValueError(
                 f"data_path: expected none for {self.dataset}, which has no files; got {self.data_path!r}."
@@ -152,8 +166,14 @@ class TrainConfig:
 
     def build_splits(self) -> Splits:
         """The training and test part, with what was asked to be done to them."""
-        if self.dataset == "gaussian-mixture":
-            splits = self._mixture()
+        if self.dataset in SYNTHETIC:
+            splits = synthetic_splits(
+                self.dataset,
+                per_class=self.per_class,
+                test_per_class=self.test_per_class,
+                seed=self.seed,
+                options=self._dataset_options(),
+            )
         else:
             splits = load(
                 self.dataset,
@@ -164,7 +184,7 @@ class TrainConfig:
                 size=self.image_size or _SIZES.get(self.network),
             )
         if self.imbalance != 1:
-            splits = splits._replace(train=imbalanced(splits.train, self.imbalance))
+            splits = splits._replace(train=imbalanced(splits.train, self.imbalance, kind=self.imbalance_kind))
         if self.standardised:
             splits = standardised_splits(splits)
         train = splits.train
@@ -174,18 +194,8 @@ class TrainConfig:
             train = random_labels(train, seed=self.seed)
         return splits._replace(train=train)
 
-    def _mixture(self) -> Splits:
-        """One mixture, cut in two: a second draw would have means of its own."""
-        m, test = (100 if size is None else size for size in (self.per_class, self.test_per_class))
-        whole = gaussian_mixture(Classes.balanced(10, m + test), 64, seed=self.seed)
-        rows = whole.inputs.reshape(10, m + test, 64)
-        parts = (("train", rows[:, :m]), ("test", rows[:, m:]))
-        return Splits(
-            *(
-                Dataset(part.reshape(-1, 64), Classes.balanced(10, part.shape[1]), f"{whole.name}/{name}")
-                for name, part in parts
-            )
-        )
+    def _dataset_options(self) -> dict[str, Any]:
+        return dict(parse_options("dataset_options", self.dataset_options))
 
     def build_network(self, num_classes: int) -> Network:
         """The network, not initialised yet."""
@@ -202,7 +212,17 @@ class TrainConfig:
         return optimizer(self.optimizer, momentum=self.momentum, nesterov=self.nesterov, options=options)
 
     def build_batches(self, classes: Classes) -> Batches:
-        """The order of the samples."""
+        """The order of the samples.
+
+        Raises:
+            ValueError: a batch size that does not fit the classes; or balanced batches of an imbalance that was asked
+                for, which would not be trained on.
+        """
+        if self.imbalance != 1 and not classes.is_balanced and self.balanced and self.batch_size:
+            raise ValueError(
+                f"balanced: expected no balanced batches with imbalance {self.imbalance:g}, got balanced=True: every "
+                "class would weigh the same in every batch. Take --no-balanced (balanced=False), or batch_size 0."
+            )
         return Batches(classes, self.batch_size or None, self.seed, self.balanced)
 
     def build_schedule(self, steps_per_epoch: int) -> Staircase:

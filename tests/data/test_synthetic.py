@@ -7,7 +7,15 @@ import pytest
 from scipy.stats import norm
 
 from ntkcollapse.classes import Classes
-from ntkcollapse.data import Dataset, gaussian_mixture, imbalanced, label_noise, orthogonal_inputs, random_labels
+from ntkcollapse.data import (
+    Dataset,
+    gaussian_mixture,
+    imbalanced,
+    label_noise,
+    orthogonal_inputs,
+    random_labels,
+    synthetic_splits,
+)
 
 
 def test_gaussian_mixture_has_its_bayes_error_and_its_nc1():
@@ -67,6 +75,35 @@ def test_imbalance_has_the_stated_ratio():
     step = imbalanced(data, 8, kind="step")
     assert step.classes.sizes == (80, 80, 10, 10)
     assert (data.labels[step.inputs[:, 0].astype(int)] == step.labels).all()
+    # 100/30 rounds to 3: the name says what was made.
+    rounded = imbalanced(numbered(Classes.balanced(10, 100)), 30)
+    assert (max(rounded.classes.sizes), min(rounded.classes.sizes)) == (100, 3)
+    assert rounded.name == "numbered/imbalanced-exponential-33.3"
+
+
+def test_both_parts_of_a_synthetic_set_are_of_one_draw():
+    train, test = synthetic_splits("orthogonal", per_class=4, test_per_class=2, seed=0, options={"classes": 3})
+    assert (train.classes.sizes, test.classes.sizes, train.shape) == ((4,) * 3, (2,) * 3, (18,))
+    both = np.concatenate([train.inputs, test.inputs])
+    np.testing.assert_allclose(both @ both.T, np.eye(18), atol=1e-6)
+    with pytest.raises(ValueError, match=r"dimension .*: expected at least the 18 samples of training and test part"):
+        synthetic_splits("orthogonal", per_class=4, test_per_class=2, seed=0, options={"classes": 3, "dimension": 17})
+    options = {"classes": 4, "dimension": 9, "separation": 3, "noise": 0.0}
+    train, test = synthetic_splits("gaussian-mixture", per_class=2, test_per_class=1, seed=1, options=options)
+    assert (train.classes.sizes, train.shape) == ((2,) * 4, (9,))
+    means = test.inputs.astype(float)
+    np.testing.assert_array_equal(train.inputs, np.repeat(test.inputs, 2, axis=0))
+    distances = np.linalg.norm(means[:, None] - means, axis=-1)
+    np.testing.assert_allclose(distances[~np.eye(4, dtype=bool)], 3.0, rtol=1e-5)
+
+
+def test_the_mixture_without_options_is_what_it_was():
+    """Ten classes in 64 dimensions, 100 samples a class and part, means 4 apart, noise 1."""
+    train, test = synthetic_splits("gaussian-mixture", seed=3)
+    rows = gaussian_mixture(Classes.balanced(10, 200), 64, separation=4.0, noise=1.0, seed=3).inputs
+    rows = rows.reshape(10, 200, 64)
+    np.testing.assert_array_equal(train.inputs, rows[:, :100].reshape(-1, 64))
+    np.testing.assert_array_equal(test.inputs, rows[:, 100:].reshape(-1, 64))
 
 
 def test_what_cannot_be():

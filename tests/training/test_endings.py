@@ -41,11 +41,13 @@ def test_ties_of_single_precision_as_well():
 
 def test_balanced_batches_of_unequal_classes_have_no_clock():
     """They descend the loss in which a sample weighs 1/m_c: its flow is not that of ½‖R‖², by a fifth of the loss."""
-    run = train(small(epochs=1, imbalance=4.0, measure=("train",)))
+    config = small(epochs=1, imbalance=4.0, measure=("train",), balanced=False)
+    splits = config.build_splits()
+    run = train(small(epochs=1, measure=("train",)), splits=splits)
     assert run.settings["clock"] == "steps"
     assert "every class weighs the same" in run.settings["without_clock"]
     np.testing.assert_array_equal(run.times, run["step"])
-    assert train(small(epochs=1, imbalance=4.0, measure=("train",), balanced=False)).settings["clock"] == "flow"
+    assert train(config).settings["clock"] == "flow"
 
 
 def test_a_network_whose_kernel_is_dead_keeps_its_observables(tmp_path):

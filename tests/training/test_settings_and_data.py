@@ -1,10 +1,13 @@
 """Settings, data and network that do not go together are refused before a directory is occupied."""
 
+import tomllib
+
 import numpy as np
 import pytest
+import tomli_w
 
 from ntkcollapse.data import Dataset, Splits
-from ntkcollapse.training import TrainConfig, train
+from ntkcollapse.training import TrainConfig, saved_config, train
 from tests.training.settings import small
 
 
@@ -14,6 +17,19 @@ from tests.training.settings import small
         ({"dataset": "digits", "data_path": "x"}, "data_path: expected none for digits"),
         ({"dataset": "gaussian-mixture", "data_path": "x"}, "data_path: expected none for gaussian-mixture"),
         ({"dataset": "gaussian-mixture", "image_size": 8}, "image_size: expected none for gaussian-mixture"),
+        ({"dataset": "folder"}, "data_path: expected the folder that holds your own set, got none"),
+        ({"dataset": "digits", "dataset_options": ("classes=3",)}, "dataset_options: expected none for digits"),
+        (
+            {"dataset": "orthogonal", "dataset_options": ("noise=3",)},
+            "option of orthogonal: expected one of 'classes', 'd",
+        ),
+        ({"dataset": "orthogonal", "dataset_options": ("seed=3",)}, "option of orthogonal: expected one of"),
+        ({"dataset": "gaussian-mixture", "dataset_options": ("clases=3",)}, "Did you mean 'classes'"),
+        ({"dataset": "gaussian-mixture", "dataset_options": ("classes=1",)}, "classes .*: expected at least 2, got 1"),
+        ({"dataset": "gaussian-mixture", "dataset_options": ("noise=-1",)}, "noise .*: expected numbers zero or above"),
+        ({"dataset": "gaussian-mixture", "dataset_options": ("separation=far",)}, "separation .*: expected a number"),
+        ({"dataset": "orthogonal", "dataset_options": ("dimension=0",)}, "dimension .*: expected numbers above zero"),
+        ({"imbalance_kind": "linear"}, "imbalance_kind: expected one of 'exponential', 'step'"),
         ({"probe_per_class": 1}, "probe_per_class: expected at least 2 samples a class for kernels"),
     ],
 )
@@ -36,6 +52,33 @@ def test_standardised_is_the_training_part_in_use(changes):
     assert abs(scaled.train.inputs.std(dtype=float) - 1) < 1e-5
     mean, deviation = plain.train.inputs.mean(dtype=float), plain.train.inputs.std(dtype=float)
     np.testing.assert_allclose(scaled.test.inputs, (plain.test.inputs - mean) / deviation, atol=1e-5)
+
+
+def test_synthetic_sets_and_kinds_of_imbalance_as_asked(tmp_path):
+    config = small(
+        dataset="orthogonal", dataset_options=("classes=4",), per_class=24, test_per_class=2, imbalance=6.0,
+        imbalance_kind="step", balanced=False, batch_size=10, epochs=1, measure=("train",),
+    )  # fmt: skip
+    run = train(config, tmp_path / "run")
+    assert config.build_splits().train.classes.sizes == (24, 24, 4, 4)
+    assert run.settings["data"] == "orthogonal/train/imbalanced-step-6"
+    assert saved_config(tmp_path / "run") == config
+    # Settings saved before there were these fields.
+    file = tmp_path / "run" / "config.toml"
+    saved = tomllib.loads(file.read_text())
+    del saved["dataset_options"], saved["imbalance_kind"]
+    file.write_text(tomli_w.dumps(saved))
+    older = saved_config(tmp_path / "run")
+    assert (older.dataset_options, older.imbalance_kind) == ((), "exponential")
+
+
+def test_balanced_batches_do_not_undo_an_imbalance_unseen(tmp_path):
+    with pytest.raises(ValueError, match=r"balanced: expected no balanced batches with imbalance 4.*--no-balanced"):
+        train(small(epochs=1, imbalance=4.0, measure=("train",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # The whole set in every step is as imbalanced as it is.
+    whole = small(imbalance=4.0, batch_size=0)
+    assert whole.build_batches(whole.build_splits().train.classes).represent_all
 
 
 def test_messages_name_the_setting_that_is_too_large(tmp_path):
