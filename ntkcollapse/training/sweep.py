@@ -41,7 +41,8 @@ def sweep(
 
     Args:
         base: settings that all runs share.
-        grid: setting → values to take.
+        grid: setting → values to take; of `network_options` and other lists, a list of lists. Options that one of the
+            networks does not have are refused: networks with options of their own are sweeps of their own.
         out: of all runs.
         executor: "local", one after the other in this process; or "submitit", one job each on a Slurm cluster (needs
             the package submitit; jobs that it stops in time are saved, put back, and resume).

@@ -189,6 +189,16 @@ def test_grids_of_numpy_numbers_are_those_of_pythons():
     assert lists.measure_steps == (3, 1)
 
 
+def test_options_of_networks_vary_and_are_refused_before_anything_runs(tmp_path):
+    grid = {"network_options": [["widths=(8,)"], ["widths=(9, 9)", "batch_norm=True"]]}
+    configs = combinations(small(), grid)
+    assert list(configs) == ["network_options=widths=(8,)", "network_options=widths=(9,9)+batch_norm=True"]
+    assert [config.network_options for config in configs.values()] == [tuple(each) for each in grid["network_options"]]
+    with pytest.raises(ValueError, match="option of resnet20"):
+        sweep(small(), {"network": ["mlp", "resnet20"]}, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_runs_do_not_share_a_directory():
     with pytest.raises(ValueError, match=r"grid: .*'data_path=a-b' would be that of two runs"):
         combinations(small(dataset="mnist"), {"data_path": ["a/b", "a-b"]})
