@@ -58,7 +58,8 @@ SHORT = {
     "nc3_seleznova2023": "NC3",
 }
 # One look for an assumption, whichever rungs were climbed: a colour for each single one, and hatches for those that
-# skipped rungs leave joined (in the colour of one of their parts). Pairs that no chain names are grey.
+# skipped rungs leave joined (in the colour of one of their parts). Pairs that no chain names are grey; none is
+# black, which the diamond is.
 ASSUMPTION_STYLES: dict[str, dict[str, Any]] = {
     "classes alike": {"facecolor": RED},
     "one rate within classes": {"facecolor": ORANGE},
@@ -67,10 +68,10 @@ ASSUMPTION_STYLES: dict[str, dict[str, Any]] = {
     "batch statistics at rest": {"facecolor": SKY},
     "lazy features": {"facecolor": GREEN},
     "flow instead of the optimiser's steps": {"facecolor": PURPLE},
-    "block kernel drift": {"facecolor": BLACK},
+    "block kernel drift": {"facecolor": "#666666"},
     "block structure": {"facecolor": RED, "hatch": "//"},
     "class blocks": {"facecolor": ORANGE, "hatch": "//"},
-    "sample kernel drift": {"facecolor": BLACK, "hatch": "//"},
+    "sample kernel drift": {"facecolor": "#666666", "hatch": "//"},
     "average over features, along the path": {"facecolor": BLUE, "hatch": "//"},
     "average over features, and lazy features": {"facecolor": GREEN, "hatch": "xx"},
     "all that the sample kernel leaves out": {"facecolor": BLUE, "hatch": ".."},

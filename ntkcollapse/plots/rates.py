@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ntkcollapse._table import with_error
 from ntkcollapse.comparison import MeasuredRate
-from ntkcollapse.plots.style import BLACK, COLOURS, LABELS, NETWORK, ORANGE, PURPLE, style
+from ntkcollapse.plots.style import BLACK, BLUE, COLOURS, LABELS, NETWORK, ORANGE, PURPLE, style
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
 
@@ -44,7 +44,8 @@ def rates_figure(
     network = run.settings.get("producer") == "network"
     kind = NETWORK if network else {"linestyle": "-", "linewidth": 1.4}
     # The legend names what some panel draws.
-    drawn: dict[str, dict[str, Any]] = {"network" if network else "run": {"color": BLACK, **kind}}
+    # A run's line has each panel's own colour; black would be taken for the fit's.
+    drawn: dict[str, dict[str, Any]] = {"network" if network else "run": {"color": BLACK if network else BLUE, **kind}}
     with style():
         figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.5), constrained_layout=True)
         for ax, (part, rate) in zip(axes, rates.items(), strict=True):

@@ -86,8 +86,9 @@ def necessary_condition_residual(
 
         min over a, c of ‖I − a (WᵀW − c ⟨h⟩⟨h⟩ᵀ)‖_F
 
-    At every interpolating collapsed point I is of this form (then c ∝ N / λ_global), so that a residual above 0 at the
-    start excludes collapse under the constant kernel. Necessary, not sufficient.
+    At every interpolating collapsed point I is of this form (then c ∝ N / λ_global; or I ∝ ⟨h⟩⟨h⟩ᵀ alone). I is
+    conserved under a constant kernel and this distance is not: W and ⟨h⟩ move, and its value at the end of training is
+    what excludes collapse. Necessary, not sufficient.
 
     Args:
         invariant: I or any multiple of it in units of squared weight.
