@@ -4,6 +4,7 @@ Values that are being traced (under `jit`, `vmap` or `grad`) pass unseen: only t
 """
 
 import difflib
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -62,6 +63,20 @@ def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
         if not ((array >= 0) if zero else (array > 0)).all():
             wanted = "zero or above" if zero else "above zero"
             raise ValueError(f"{name}: expected numbers {wanted}, got {array.min()}.")
+
+
+def check_whole(name: str, *values: Any) -> None:
+    """Every value is a whole number above zero, and no truth value."""
+    for value in values:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise ValueError(f"{name}: expected a whole number, got {value!r} ({type(value).__name__}).")
+        check_positive(name, value)
+
+
+def check_momentum(momentum: Any) -> None:
+    """A number from 0 to below 1."""
+    if not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) < 1:
+        raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}.")
 
 
 def check_increasing(name: str, times: Any, *, at_least: int = 2) -> None:

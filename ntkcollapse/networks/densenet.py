@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ntkcollapse._checks import check_choice
+from ntkcollapse._checks import check_choice, check_momentum
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 from ntkcollapse.networks.normalisation import batch_norm
@@ -74,9 +74,10 @@ def densenet40(
         form: see above.
         momentum: of the running averages of batch normalisation; the paper's scripts have 0.99 here.
     Raises:
-        ValueError: an unknown form.
+        ValueError: an unknown form, or a momentum outside [0, 1).
     """
     check_choice("form", form, _FORMS)
+    check_momentum(momentum)
     layers, bottleneck, initial, compression = _FORMS[form]
     trunk = DenseNetTrunk(layers, 12, bottleneck, initial, compression, momentum, param_dtype)
     return Network(trunk, num_classes, initialiser, use_bias, param_dtype)

@@ -1,12 +1,12 @@
 """Fully connected networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._checks import check_choice, check_whole
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 from ntkcollapse.networks.normalisation import batch_norm as normalise
@@ -52,12 +52,14 @@ def mlp(
     """A fully connected network; the last of `widths` is the number of features.
 
     Raises:
-        ValueError: no width, a width below 1, or an unknown activation.
+        ValueError: no width, a width that is no whole number or below 1, or an unknown activation.
     """
-    widths = tuple(int(w) for w in widths)
+    if isinstance(widths, str) or not isinstance(widths, Iterable):
+        raise ValueError(f"widths: expected a list of whole numbers, got {widths!r}; write one width as (64,).")
+    widths = tuple(widths)
     if not widths:
         raise ValueError("widths: expected at least one hidden width, the last of them the number of features; got ().")
-    check_positive("widths", widths)
+    check_whole("widths", *widths)
     check_choice("activation", activation, ACTIVATIONS)
     trunk = MLPTrunk(widths, activation, batch_norm, param_dtype)
     return Network(trunk, num_classes, initialiser, use_bias, param_dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ntkcollapse._checks import check_choice
+from ntkcollapse._checks import check_choice, check_momentum
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 from ntkcollapse.networks.normalisation import batch_norm
@@ -65,8 +65,9 @@ def resnet20(
             no parameters there (269,722 in all for three input channels and ten classes).
         momentum: of the running averages of batch normalisation; the paper's scripts have 0.99 here.
     Raises:
-        ValueError: an unknown shortcut.
+        ValueError: an unknown shortcut, or a momentum outside [0, 1).
     """
     check_choice("shortcut", shortcut, SHORTCUTS)
+    check_momentum(momentum)
     trunk = ResNetTrunk(3, shortcut=shortcut, momentum=momentum, param_dtype=param_dtype)
     return Network(trunk, num_classes, initialiser, use_bias, param_dtype)

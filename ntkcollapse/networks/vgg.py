@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ntkcollapse._checks import check_momentum
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 from ntkcollapse.networks.normalisation import batch_norm
@@ -27,6 +28,11 @@ class VGGTrunk(nn.Module):
         def norm(x, name):
             return nn.relu(batch_norm(self.param_dtype, name, self.momentum)(x, not train))
 
+        if x.ndim == 4 and min(x.shape[1:3]) < 2 ** len(self.layers):
+            raise ValueError(
+                f"images: expected at least {2 ** len(self.layers)} pixels a side for {len(self.layers)} halvings, got "
+                f"{x.shape[1]} × {x.shape[2]}; resize them."
+            )
         for stage, (count, width) in enumerate(zip(self.layers, self.widths, strict=True)):
             for layer in range(count):
                 at = f"stage{stage}_layer{layer}"
@@ -41,6 +47,7 @@ class VGGTrunk(nn.Module):
 
 
 def _vgg(layers, num_classes, momentum, initialiser, use_bias, param_dtype) -> Network:
+    check_momentum(momentum)
     trunk = VGGTrunk(layers, momentum=momentum, param_dtype=param_dtype)
     return Network(trunk, num_classes, initialiser, use_bias, param_dtype)
 
@@ -56,7 +63,11 @@ def vgg11(
     """VGG11 for 32×32 images (configuration A of Simonyan and Zisserman 2015, with the paper's linear layers).
 
     Every layer but the last is followed by batch normalisation; the two hidden linear layers have 512 and 256 units
-    in place of 4,096. Images smaller than 32×32 leave nothing after five halvings: resize them.
+    in place of 4,096.
+
+    Raises:
+        ValueError: a momentum outside [0, 1); at initialisation, images smaller than 32×32, of which five halvings
+            leave nothing.
     """
     return _vgg(_LAYERS["vgg11"], num_classes, momentum, initialiser, use_bias, param_dtype)
 

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ntkcollapse._checks import check_positive
+from ntkcollapse._checks import check_whole
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 
@@ -68,11 +68,11 @@ def vision_transformer(
     """A transformer with `width` features; layer normalisation only, so samples are never coupled.
 
     Raises:
-        ValueError: a number below 1, or heads that do not divide the width; at initialisation, a patch that does
-            not divide the images.
+        ValueError: a number that is not whole or below 1, or heads that do not divide the width; at initialisation, a
+            patch that does not divide the images.
     """
     for name, value in (("width", width), ("depth", depth), ("heads", heads), ("patch", patch)):
-        check_positive(name, value)
+        check_whole(name, value)
     if width % heads:
         raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}.")
     trunk = VisionTransformerTrunk(width, depth, heads, patch, param_dtype)

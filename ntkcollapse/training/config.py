@@ -116,6 +116,8 @@ class TrainConfig:
             if field.metadata["choices"]:
                 for one in value if isinstance(value, tuple) else (value,):
                     check_choice(field.name, one, field.metadata["choices"])
+        if self.seed >= 2**32:
+            raise ValueError(f"seed: expected a whole number from 0 to 2³² − 1, got {self.seed}.")
         for name in ("learning_rate", "init_scale", "last_layer_scale", "decay_factor", "epochs", "imbalance"):
             check_positive(name, getattr(self, name))
         for name in (
@@ -155,6 +157,12 @@ class TrainConfig:
         if self.image_size is not None and self.dataset in SYNTHETIC:
             raise ValueError(
                 f"image_size: expected none for {self.dataset}, which has no images; got {self.image_size}."
+            )
+        smallest = _SIZES.get(self.network)
+        if smallest is not None and self.image_size is not None and self.image_size < smallest:
+            raise ValueError(
+                f"image_size: expected at least {smallest} for {self.network}, which halves images five times; got "
+                f"{self.image_size}. Leave it out for {smallest}."
             )
         if self.probe_per_class == 1 and {"kappa", "gamma"} & set(self.measure):
             raise ValueError(
@@ -254,4 +262,6 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__}).")
+    if hint is int and name != "seed" and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: expected a whole number of at most 64 bits, got {value}.")
     return value

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ntkcollapse._checks import check_whole
 from ntkcollapse.networks import NETWORKS, network, num_params
 
 # Counted by hand from the papers' tables. A convolution k × k from a to b channels has k²ab weights (and b biases), a
@@ -122,5 +123,11 @@ def test_unknown_names():
         network("vision-transformer", heads=5)
     with pytest.raises(ValueError, match=r"patch: expected a divisor of the images' 30 × 30"):
         structures("vision-transformer", (30, 30, 1))
+    with pytest.raises(ValueError, match=r"VGGTrunk cannot take.*images: expected at least 32 pixels a side.*28 × 28"):
+        structures("vgg11", (28, 28, 1))
+    # Where types are not checked as in tests.
+    for wrong in (3.7, True, "two"):
+        with pytest.raises(ValueError, match=f"widths: expected a whole number, got {wrong!r}"):
+            check_whole("widths", 8, wrong)
     with pytest.raises(ValueError, match="widths: expected at least one"):
         network("mlp", widths=())
