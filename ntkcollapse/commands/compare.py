@@ -59,8 +59,11 @@ def compare_command(config: CompareConfig) -> None:
         out, measured, starts, rungs = _on_run(config, Path(config.run))
     # A rung that was asked for by its name and lacks what it needs is an error, one of "all" is left out.
     named = bool(config.rungs) and "all" not in config.rungs
-    ladders = {step: _climb(measured, step, rungs, config.homogeneity, named) for step in starts}
-    save_ladders(out, ladders)
+    ladders = {}
+    for step in starts:
+        ladders[step] = _climb(measured, step, rungs, config.homogeneity, named)
+        # A start can take an hour: what is done is kept before the next.
+        save_ladders(out, ladders)
     figures = []
     for step, ladder in ladders.items():
         title = f"{measured.title}; theory from step {step}"

@@ -20,6 +20,7 @@ from ntkcollapse.comparison import (
 )
 from ntkcollapse.comparison.ladder import observed
 from ntkcollapse.comparison.rungs.features_linearised import features_linearised
+from ntkcollapse.comparison.rungs.network_flow import network_flow
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import Variables, mlp
@@ -94,6 +95,37 @@ def test_all_rungs_coincide_on_a_linear_network_with_a_block_kernel(linear):
         for observable in ("kappa_diagonal", "kappa_within", "kappa_between"):
             if observable in rung.observables:
                 np.testing.assert_allclose(rung[observable], run[observable], rtol=1e-12, err_msg=observable)
+
+
+def relu_features(params, x):
+    U, V, c = params
+    return jax.nn.relu(x @ U.T + c[None, :]) @ V.T
+
+
+def test_gradient_flow_of_a_relu_network_does_not_crawl_from_jump_to_jump():
+    """Units switch on and off by samples, and biases start at 0; small steps of gradient descent are the oracle."""
+    smooth = cases.tanh_network(width=24)
+    params = (*smooth.params, jnp.zeros(24))
+    network = NetworkAt(relu_features, params, smooth.inputs, smooth.W, smooth.b, CLASSES)
+    times = np.array([0.0, 0.2, 0.4])
+    start = MeasuredStart(cases.run_of([network.last_layer] * 3, times), 0, {0: network})
+    course = network_flow(start, times, max_steps=3000)
+    assert bool(course.statistics["successful"])
+    assert course.logits is not None
+
+    def loss(p):
+        θ, W, b = p
+        return jnp.sum((relu_features(θ, network.inputs) @ W.T + b[None, :] - CLASSES.Y.T) ** 2) / 2
+
+    def descend(p, _):
+        return jax.tree.map(lambda x, g: x - 2e-5 * g, p, jax.grad(loss)(p)), None
+
+    p = (params, network.W, network.b)
+    for i in (1, 2):
+        p, _ = jax.jit(lambda p: jax.lax.scan(descend, p, None, 10_000))(p)
+        found = float(jnp.sum((course.logits[i] - CLASSES.Y) ** 2)) / 2
+        # A tolerance of 1e-4 a step, and first order at every switch.
+        np.testing.assert_allclose(found, float(loss(p)), rtol=3e-3)
 
 
 def test_a_network_without_bias_has_none_on_any_rung():
