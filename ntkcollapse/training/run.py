@@ -19,11 +19,11 @@ from ntkcollapse.data import Batches, Dataset, Splits
 from ntkcollapse.networks import Network, Variables, num_params
 from ntkcollapse.training.catalogue import MEASUREMENTS, chosen
 from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
-from ntkcollapse.training.config import TrainConfig, parse_options
+from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
 from ntkcollapse.training.measurements import ON_PROBE, Measurement, Moment
-from ntkcollapse.training.optimizers import Staircase, optimizer
+from ntkcollapse.training.optimizers import Staircase
 from ntkcollapse.training.placement import Placement
 from ntkcollapse.training.recorded import STATES, recorded_trajectory
 from ntkcollapse.training.records import Records, checked_values
@@ -161,14 +161,8 @@ class _Run:
         self.probe = (
             train if config.probe_per_class == 0 else train.balanced(config.probe_per_class, argument="probe_per_class")
         )
-        made = optimizer(
-            config.optimizer,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            options=parse_options("optimizer_options", config.optimizer_options),
-        )
         self.initial = self.network.init(jax.random.key(config.seed), train.inputs)
-        self.stepper = Stepper(self.network, made, config.loss, config.weight_decay)
+        self.stepper = Stepper(self.network, config.build_optimizer(), config.loss, config.weight_decay)
         self.checkpoints = None if path is None else Checkpoints(path / "checkpoints")
         self.data_digest, self.test_digest = (
             hashlib.sha256(part.inputs.tobytes() + part.labels.tobytes()).hexdigest() for part in self.splits
