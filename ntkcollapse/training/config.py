@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._checks import check_choice, check_momentum, check_positive
 from ntkcollapse._config import setting
 from ntkcollapse._options import parse_options
 from ntkcollapse.classes import Classes
@@ -128,8 +128,7 @@ class TrainConfig:
         for name in ("per_class", "test_per_class", "image_size"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum}.")
+        check_momentum(self.momentum)
         # Built to be checked: neither computes anything.
         self.build_network(2)
         self.build_optimizer()

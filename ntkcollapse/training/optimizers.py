@@ -12,7 +12,7 @@ import optax
 import optax.contrib
 from jaxtyping import PyTree
 
-from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._checks import check_choice, check_momentum, check_positive
 from ntkcollapse._options import check_options
 
 # Not built from a learning rate, or not for this step: why, and what to take instead.
@@ -78,8 +78,7 @@ def optimizer(
     if name in _REFUSED:
         raise ValueError(f"optimizer: {name} is not offered: {_REFUSED[name]}.")
     check_choice("optimizer", name, OPTIMIZERS)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}.")
+    check_momentum(momentum)
     # The clock of sgd reads its momentum from the settings.
     taken = (*_RATES, *_MASKS, *(("momentum", "nesterov") if name == "sgd" else ()))
     checked = check_options(name, _MAKERS[name], dict(options), taken=taken)
