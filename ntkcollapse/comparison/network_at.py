@@ -103,6 +103,19 @@ class NetworkAt(eqx.Module):
         """
         return tuple(_cast(part, self.precision) for part in (self.features, self.params, self.inputs))
 
+    @property
+    def convolves(self) -> bool:
+        """Whether there is a convolution among its features."""
+        return "conv_general_dilated" in str(jax.make_jaxpr(self.features)(self.params, self.inputs))
+
+    @property
+    def evaluated_as_trained(self) -> "NetworkAt":
+        """The same in the precision of the theory, but for what goes on inside of the features: that is `as_trained`."""
+        coupled = None if self.coupled is None else _Inside(self.coupled, self.precision)
+        known = (self.params, self.inputs, self.W, self.b, self.classes)
+        features = _Inside(self.features, self.precision)
+        return NetworkAt(features, *known, bias=self.bias, coupled=coupled, precision=self.precision)
+
     def feature_kernel(self, **options: Any) -> Array:
         """Θ^h between all samples, by `ntk.empirical_ntk` with these options: measured `as_trained`."""
         return _cast(ntk.empirical_ntk(*self.as_trained, **options))
@@ -138,6 +151,17 @@ class _Outputs(eqx.Module):
         θ, W, b = params
         scores = self.features(θ, x) @ W.T
         return scores + b[None, :] if self.bias else scores
+
+
+class _Inside(eqx.Module):
+    """Features in another precision than what they are given and what they give."""
+
+    features: Callable
+    precision: Any = eqx.field(static=True)
+
+    def __call__(self, params, x):
+        features, params, x = (_cast(part, self.precision) for part in (self.features, params, x))
+        return _cast(features(params, x))
 
 
 @jax.tree_util.register_static

@@ -16,12 +16,24 @@ from ntkcollapse._checks import check_positive
 ε = 2 / 13
 
 
+# Steps for which an estimate of the spectral radius serves. It costs as much as a step of two or three stages.
+SERVES = 10
+
+
+class Radius(NamedTuple):
+    """An estimate of the spectral radius, the vector it was found on, and the steps taken since."""
+
+    bound: Float[Array, ""]
+    direction: PyTree
+    age: Int[Array, ""]
+
+
 class ChebyshevState(NamedTuple):
-    """What one step hands to the next: the slope where it ended, the counter, and the power iteration's vector."""
+    """What one step hands to the next: the slope where it ended, the counter, and what is known of the radius."""
 
     slope: PyTree
     evaluations: Int[Array, ""]
-    direction: PyTree
+    radius: Radius | None
 
 
 class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
@@ -34,10 +46,14 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
 
     `spectral_radius(t, y, args)` returns an upper bound of ρ; a bound twice too high costs √2 in stages, one too low is
     unstable (the error estimate then rejects steps). Without one, ρ is estimated by power iteration on the Jacobian
-    (forward-mode products), warm-started from step to step and raised by a fifth; its work is counted.
+    (forward-mode products) at every tenth step, warm-started from the last time and raised by a fifth; its work is
+    counted. Where ρ grows by more than that within ten steps, steps are rejected until the next estimate.
 
     Works under `jit`, `vmap` (all members then go through as many stages as the one that needs most) and reverse-mode
     `grad` (checkpointed inside each step); no derivative is taken through ρ.
+
+    With scan_kind "host" the loops over stages and products run in Python around compiled pieces, for steps that are
+    taken one by one outside of `jit`: XLA's loops on a CPU run convolutions some ten times slower than straight code.
 
     A step that would need more than `max_stages` is refused: an adaptive controller shortens it, at the cost of one
     evaluation; constant steps end with an unsuccessful result. Rounding errors grow like s² inside a step, which is
@@ -48,7 +64,8 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
     Args:
         spectral_radius: (t, y, args) → upper bound of the Jacobian's spectral radius, a scalar; or None.
         max_stages: largest number of stages in a step.
-        scan_kind: kind of the loop over stages; "lax" gives up reverse mode, "bounded" is for forward mode.
+        scan_kind: kind of the loop over stages; "lax" gives up reverse mode, "bounded" is for forward mode, "host" is
+            for `integrate_by_steps`.
 
     Raises:
         ValueError: fewer than 2 stages.
@@ -59,7 +76,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
 
     spectral_radius: Callable | None = None
     max_stages: int = eqx.field(static=True, default=1000)
-    scan_kind: Literal["checkpointed", "lax", "bounded"] = eqx.field(static=True, default="checkpointed")
+    scan_kind: Literal["checkpointed", "lax", "bounded", "host"] = eqx.field(static=True, default="checkpointed")
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
@@ -84,15 +101,20 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args):
         del t1
         slope = terms.vf(t0, y0, args)
-        direction = None if self.spectral_radius is not None else _scattered_direction(y0)
-        return ChebyshevState(slope, jnp.asarray(1, jnp.int32), direction)
+        radius = None
+        if self.spectral_radius is None:
+            direction = _scattered_direction(y0)
+            radius = Radius(jnp.zeros_like(_norm(direction)), direction, jnp.asarray(SERVES, jnp.int32))
+        return ChebyshevState(slope, jnp.asarray(1, jnp.int32), radius)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        f0, evaluations, direction = solver_state
+        f0, evaluations, radius = solver_state
         if made_jump is not False:
             f0 = jax.lax.cond(made_jump, lambda: terms.vf(t0, y0, args), lambda: f0)
+        on_host = self.scan_kind == "host"
         if self.spectral_radius is None:
-            ρ, direction, work = _power_iteration(terms, t0, y0, args, direction)
+            radius, work = _radius(terms, t0, y0, args, radius, on_host=on_host)
+            ρ = radius.bound
         else:
             ρ, work = self.spectral_radius(t0, y0, args), 0
         s, too_many = _number_of_stages(jax.lax.stop_gradient(jnp.abs(t1 - t0) * ρ), self.max_stages)
@@ -100,41 +122,28 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
         control = terms.contr(t0, t1)
         hf0 = terms.prod(f0, control)
         y1 = self._stages(terms, t0, t1, y0, hf0, args, control, s)
-        f1 = terms.vf(t1, y1, args)
-        hf1 = terms.prod(f1, control)
-
-        # A step so long that it overflows must not reach the controller as NaN, which it can neither accept nor
-        # reject: it ends where it began, with an infinite error.
-        finite = jax.tree.map(lambda y, hf: jnp.all(jnp.isfinite(y) & jnp.isfinite(hf)), y1, hf1)
-        failed = too_many | ~jnp.stack(jax.tree.leaves(finite)).all()
-        y1, hf1 = jax.tree.map(lambda new, old: jnp.where(failed, old, new), (y1, hf1), (y0, hf0))
-
-        def estimate(y0, y1, hf0, hf1):
-            error = 0.8 * (y0 - y1) + 0.4 * (hf0 + hf1)
-            return jnp.where(failed, jnp.asarray(jnp.inf, error.dtype), error)
-
-        y_error = jax.tree.map(estimate, y0, y1, hf0, hf1)
+        close = _compiled_close if on_host else _close
+        y1, f1, hf1, y_error = close(terms, t1, y0, y1, hf0, args, control, too_many)
         # Adaptive controllers reject on the infinite error and drop this verdict with the step.
         result = diffrax.RESULTS.where(too_many, diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.successful)
         dense_info = dict(y0=y0, y1=y1, k0=hf0, k1=hf1)
-        return y1, y_error, dense_info, ChebyshevState(f1, evaluations + s + work, direction), result
+        return y1, y_error, dense_info, ChebyshevState(f1, evaluations + s + work, radius), result
 
     def _stages(self, terms, t0, t1, y0, hf0, args, control, s):
         """Y_s of the three-term recurrence of the shifted Chebyshev polynomials."""
         θ = _angle(s, jnp.result_type(t0, float))
         first = _coefficients(θ, s, 1).slope
         Y1 = jax.tree.map(lambda y, f: y + _cast(first, y) * f, y0, hf0)
+        if self.scan_kind == "host":
+            Y, Y_before = Y1, y0
+            for j in range(2, int(s) + 1):
+                j = jnp.asarray(j, s.dtype)
+                Y, Y_before = _compiled_stage(terms, t0, t1, y0, hf0, args, control, θ, s, j, Y, Y_before), Y
+            return Y
 
         def body(carry):
             j, Y, Y_before = carry
-            a = _coefficients(θ, s, j)
-            hf = terms.vf_prod(t0 + a.time * (t1 - t0), Y, args, control)
-
-            def combine(Y, Y_before, y, hf, hf0):
-                μ, ν, μs, γs = (_cast(x, y) for x in (a.one_back, a.two_back, a.slope, a.first_slope))
-                return (1 - μ - ν) * y + μ * Y + ν * Y_before + μs * hf + γs * hf0
-
-            return j + 1, jax.tree.map(combine, Y, Y_before, y0, hf, hf0), Y
+            return j + 1, _stage(terms, t0, t1, y0, hf0, args, control, θ, s, j, Y, Y_before), Y
 
         _, y1, _ = eqxi.while_loop(
             lambda carry: carry[0] <= s,
@@ -144,6 +153,38 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
             kind=self.scan_kind,
         )
         return y1
+
+
+def _stage(terms, t0, t1, y0, hf0, args, control, θ, s, j, Y, Y_before):
+    """Y_j from Y_{j−1} and Y_{j−2}."""
+    a = _coefficients(θ, s, j)
+    hf = terms.vf_prod(t0 + a.time * (t1 - t0), Y, args, control)
+
+    def combine(Y, Y_before, y, hf, hf0):
+        μ, ν, μs, γs = (_cast(x, y) for x in (a.one_back, a.two_back, a.slope, a.first_slope))
+        return (1 - μ - ν) * y + μ * Y + ν * Y_before + μs * hf + γs * hf0
+
+    return jax.tree.map(combine, Y, Y_before, y0, hf, hf0)
+
+
+def _close(terms, t1, y0, y1, hf0, args, control, too_many):
+    """Where the step ends, its slope there, as it is and times h, and the error estimate."""
+    f1 = terms.vf(t1, y1, args)
+    hf1 = terms.prod(f1, control)
+    # A step so long that it overflows must not reach the controller as NaN, which it can neither accept nor
+    # reject: it ends where it began, with an infinite error.
+    finite = jax.tree.map(lambda y, hf: jnp.all(jnp.isfinite(y) & jnp.isfinite(hf)), y1, hf1)
+    failed = too_many | ~jnp.stack(jax.tree.leaves(finite)).all()
+    y1, hf1 = jax.tree.map(lambda new, old: jnp.where(failed, old, new), (y1, hf1), (y0, hf0))
+
+    def estimate(y0, y1, hf0, hf1):
+        error = 0.8 * (y0 - y1) + 0.4 * (hf0 + hf1)
+        return jnp.where(failed, jnp.asarray(jnp.inf, error.dtype), error)
+
+    return y1, f1, hf1, jax.tree.map(estimate, y0, y1, hf0, hf1)
+
+
+_compiled_stage, _compiled_close = eqx.filter_jit(_stage), eqx.filter_jit(_close)
 
 
 class _StageCoefficients(NamedTuple):
@@ -206,16 +247,25 @@ def _number_of_stages(hρ: Float[Array, ""], largest: int) -> tuple[Int[Array, "
     return s, too_many
 
 
-def _power_iteration(terms, t, y, args, direction, *, tolerance=0.02, most=50, safety=1.2):
+def _radius(terms, t, y, args, known, *, on_host):
+    """The estimate, made anew where it has served its time, and the work in evaluations."""
+
+    def anew(_):
+        bound, direction, work = _power_iteration(terms, t, y, args, known.direction, on_host=on_host)
+        return Radius(bound, direction, jnp.ones_like(known.age)), work
+
+    def still(_):
+        return known._replace(age=known.age + 1), jnp.zeros_like(known.age)
+
+    if on_host:
+        return (anew if known.age >= SERVES else still)(None)
+    return jax.lax.cond(known.age >= SERVES, anew, still, None)
+
+
+def _power_iteration(terms, t, y, args, direction, *, on_host, tolerance=0.02, most=50, safety=1.2):
     """Estimated spectral radius of ∂vf/∂y, the vector it was found on, and the work in evaluations."""
     arrays, rest = eqx.partition((terms, t, y, args, direction), eqx.is_array)
     terms, t, y, args, direction = eqx.combine(jax.lax.stop_gradient(arrays), rest)
-
-    def product(v):
-        # One product costs about two evaluations.
-        Jv = jax.jvp(lambda y: terms.vf(t, y, args), (y,), (v,))[1]
-        size = _norm(Jv)
-        return size, jax.tree.map(lambda x: x / _cast(jnp.where(size > 0, size, 1), x), Jv)
 
     def unsettled(carry):
         k, size, before, _ = carry
@@ -223,15 +273,29 @@ def _power_iteration(terms, t, y, args, direction, *, tolerance=0.02, most=50, s
 
     def body(carry):
         k, before, _, v = carry
-        size, v = product(v)
+        size, v = (_compiled_product if on_host else _product)(terms, t, y, args, v)
         return k + 1, size, before, v
 
-    size, v = product(direction)
-    start = (jnp.asarray(1, jnp.int32), size, jnp.full_like(size, jnp.inf), v)
-    k, size, _, v = jax.lax.while_loop(unsettled, body, start)
+    carry = body((jnp.asarray(0, jnp.int32), jnp.full_like(_norm(direction), jnp.inf), None, direction))
+    if on_host:
+        while unsettled(carry):
+            carry = body(carry)
+    else:
+        carry = jax.lax.while_loop(unsettled, body, carry)
+    k, size, _, v = carry
     # Where J vanishes on the vector there is nothing to go on with: start over from the old one.
     v = jax.tree.map(lambda new, old: jnp.where(_cast(size, new) > 0, new, old), v, direction)
     return safety * size, v, 2 * k
+
+
+def _product(terms, t, y, args, v):
+    """‖J v‖ and J v over it, J the field's Jacobian. It costs about two evaluations."""
+    Jv = jax.jvp(lambda y: terms.vf(t, y, args), (y,), (v,))[1]
+    size = _norm(Jv)
+    return size, jax.tree.map(lambda x: x / _cast(jnp.where(size > 0, size, 1), x), Jv)
+
+
+_compiled_product = eqx.filter_jit(_product)
 
 
 def _scattered_direction(y: PyTree) -> PyTree:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree
+from tqdm import tqdm
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
@@ -124,6 +125,76 @@ def integrate(
         states = jax.vmap(solver.retract)(states)
         statistics["largest_correction"] = solution.solver_state.largest_correction  # pyright: ignore
     return Integration(states=states, statistics=statistics, result=solution.result)
+
+
+def integrate_by_steps(
+    flow,
+    start: PyTree,
+    times: Float[Array, " T"],
+    *,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    progress: bool = False,
+) -> Integration:
+    """The same by Chebyshev steps that Python takes one by one; not under `jit`.
+
+    For fields with convolutions, which XLA's loops on a CPU run ten times slower than straight code, and for runs of
+    minutes, which can be watched and interrupted. One evaluation, one product with the Jacobian and the end of a step
+    are compiled, whatever the number of stages.
+    """
+    terms, solver = diffrax.ODETerm(_call), RungeKuttaChebyshev(scan_kind="host")
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_part)
+    error_order = solver.error_order(terms)
+    end, saved, count, rejected = times[-1], [start], 0, 0
+    t0, y, state = times[0], start, solver.init(terms, times[0], times[-1], start, flow)
+    t1, memory = _first_step(controller, terms, t0, end, y, flow, error_order)
+    with tqdm(total=float(end - t0), disable=not progress, bar_format="{l_bar}{bar}| t = {n:.4g}/{total:.4g}") as bar:
+        while len(saved) < len(times) and count < max_steps:
+            t1 = jnp.minimum(t1, end)
+            reached, error, dense, next_state, _ = solver.step(terms, t0, t1, y, flow, state, made_jump=False)
+            kept, next_t0, next_t1, _, memory, verdict = _adapt(
+                controller, t0, t1, y, reached, flow, error, error_order, memory
+            )
+            count, rejected = count + 1, rejected + (not kept)
+            if not diffrax.is_okay(verdict):
+                break
+            if kept:
+                interpolated = solver.interpolation_cls(t0=t0, t1=t1, **dense)
+                while len(saved) < len(times) and times[len(saved)] <= t1:
+                    saved.append(_evaluate(interpolated, times[len(saved)]))
+                bar.update(float(t1 - t0))
+                y, state = reached, next_state
+            t0, t1 = next_t0, next_t1
+    done = len(saved) == len(times)
+    beyond = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), start)
+    saved += [beyond] * (len(times) - len(saved))
+    return Integration(
+        states=jax.tree.map(lambda *at: jnp.stack(at), *saved),
+        statistics={
+            "num_steps": jnp.asarray(count),
+            "num_accepted_steps": jnp.asarray(count - rejected),
+            "num_rejected_steps": jnp.asarray(rejected),
+            # Of accepted steps, products with the Jacobian counted twice.
+            "num_evaluations": state.evaluations,
+        },
+        result=diffrax.RESULTS.successful if done else diffrax.RESULTS.max_steps_reached,
+    )
+
+
+@eqx.filter_jit
+def _first_step(controller, terms, t0, end, y, flow, error_order):
+    return controller.init(terms, t0, end, y, None, flow, lambda terms, t, y, args: terms.vf(t, y, args), error_order)
+
+
+@eqx.filter_jit
+def _adapt(controller, t0, t1, y, reached, flow, error, error_order, memory):
+    return controller.adapt_step_size(t0, t1, y, reached, flow, error, error_order, memory)
+
+
+@eqx.filter_jit
+def _evaluate(interpolated, t):
+    return interpolated.evaluate(t)
 
 
 def _largest_part(error: PyTree) -> Array:

@@ -128,6 +128,31 @@ def test_gradient_flow_of_a_relu_network_does_not_crawl_from_jump_to_jump():
         np.testing.assert_allclose(found, float(loss(p)), rtol=3e-3)
 
 
+def convolved_features(params, x):
+    kernel, V = params
+    seen = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.tanh(seen).mean((1, 2)) @ V.T
+
+
+@pytest.mark.parametrize("precision", [jnp.float64, jnp.float32])
+def test_a_network_with_convolutions_is_followed_step_by_step(precision):
+    """In the precision of its weights; classical Runge-Kutta steps of all of it in float64 are the oracle."""
+    rng = np.random.default_rng(4)
+    params = (rng.normal(size=(3, 3, 1, 6)), rng.normal(size=(4, 6)))
+    params = tuple(jnp.asarray(p, precision) for p in params)
+    layer = (rng.normal(size=(12, 5, 5, 1)), rng.normal(size=(3, 4)) / 2, np.zeros(3), CLASSES)
+    network = NetworkAt(convolved_features, params, *layer)
+    assert network.convolves
+    assert network.precision == precision
+    run = flow_of(network)
+    names = ["features-linearised", "network-flow"]
+    options = {"features-linearised": {"method": "products"}, "network-flow": {"rtol": 1e-6}}
+    rungs = climb(MeasuredStart(run, 0, {0: network}), names, options=options, throw=True).rungs
+    assert all("num_evaluations" in rung.statistics for rung in rungs.values())
+    np.testing.assert_allclose(rungs["network-flow"]["loss"], run["loss"], rtol=1e-4)
+    assert abs(float(rungs["features-linearised"]["loss"][-1] / run["loss"][-1]) - 1) > 1e-2
+
+
 def test_a_network_without_bias_has_none_on_any_rung():
     network = cases.linear_network(bias=False)
     run = flow_of(network)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
+from ntkcollapse.theory.integrate import integrate_by_steps
 
 # The heat equation on n inner points of (0, 1): y' = −L y with the eigenvalues of L known.
 N_POINTS = 100
@@ -204,9 +205,10 @@ def test_global_error_falls_with_the_tolerance(solver):
 def test_power_iteration_finds_the_radius_and_counts_its_work():
     bound = solve(heat, heat_start(), 0.1, solver=BOUND, args=ONE)
     own = solve(heat, heat_start(), 0.1, solver=ESTIMATED, args=ONE)
-    # Accuracy sets the steps, so both take about the same ones; the estimate costs at least one product a step.
+    # Accuracy sets the steps, so both take about the same ones; the estimate costs at least two products each time,
+    # once in ten steps.
     assert abs(int(own.accepted) - int(bound.accepted)) <= 0.1 * int(bound.accepted)
-    assert int(own.evaluations) > int(bound.evaluations) + int(own.accepted)
+    assert int(own.evaluations) > int(bound.evaluations) + 4 * (int(own.accepted) // 10)
 
 
 @pytest.mark.parametrize("solver", [BOUND, ESTIMATED], ids=["bound", "power iteration"])
@@ -287,6 +289,44 @@ def test_the_slope_is_taken_anew_after_a_jump():
     out = _solve(field, PRETENDED, jnp.asarray(0.0), ONE, jnp.asarray(0.5), controller, jnp.asarray(4.0))
     assert out.ys is not None
     np.testing.assert_allclose(float(out.ys[0]), 0.5, rtol=1e-9)
+
+
+class Cooling(eqx.Module):
+    """The heat equation as a flow (t, state); its decay is the one number that the closed form does not have."""
+
+    conductivity: jax.Array
+
+    def __call__(self, t, state):
+        return heat(t, state, self.conductivity)
+
+
+def test_steps_that_python_takes_are_those_of_the_compiled_loop():
+    times = jnp.linspace(0.0, 0.1, 7)
+    flow, start = Cooling(ONE), heat_start()
+    taken = integrate_by_steps(flow, start, times, rtol=1e-6, atol=1e-6, max_steps=1000)
+    assert bool(taken.successful)
+    field, controller = diffrax.ODETerm(lambda t, y, flow: flow(t, y)), diffrax.PIDController(rtol=1e-6, atol=1e-6)
+    # diffrax begins every run with a step of 0.01 where none is named; this one looks at the field first.
+    first = controller.init(field, times[0], times[-1], start, None, flow, ESTIMATED.func, 3)[0]
+    loop = diffrax.diffeqsolve(
+        field, ESTIMATED, 0.0, 0.1, first, start, flow, saveat=diffrax.SaveAt(ts=times), stepsize_controller=controller
+    )
+    for name in ("num_steps", "num_accepted_steps", "num_rejected_steps"):
+        assert int(taken.statistics[name]) == int(loop.stats[name]), name
+    # The same operations in another order.
+    assert loop.ys is not None
+    np.testing.assert_allclose(taken.states["u"], loop.ys["u"], atol=1e-11)
+    np.testing.assert_allclose(taken.states["u"], np.stack([heat_solution(float(t)) for t in times]), atol=1e-4)
+
+
+def test_steps_by_python_that_run_out_are_a_result():
+    times = jnp.linspace(0.0, 0.1, 7)
+    out = integrate_by_steps(Cooling(ONE), heat_start(), times, rtol=1e-6, atol=1e-6, max_steps=30)
+    assert not bool(out.successful)
+    reached = np.isfinite(np.asarray(out.states["u"])).all(1)
+    assert reached[0]
+    assert not reached[-1]
+    assert int(out.statistics["num_steps"]) == 30
 
 
 def test_too_few_stages():

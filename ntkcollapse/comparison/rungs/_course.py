@@ -15,7 +15,7 @@ from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-from ntkcollapse.theory.integrate import integrate
+from ntkcollapse.theory.integrate import integrate, integrate_by_steps
 
 
 class Course(NamedTuple):
@@ -68,26 +68,49 @@ def integrate_parameters(
 
     The flow's Jacobian is minus a Hessian: its spectrum is real, and the solver estimates its size as it goes, by
     products alone. Memory: T P + T n N numbers.
+
+    On a CPU, convolutions in float64 take ten times as long as in float32, and in a compiled loop ten times as long as
+    outside of one: a network that has them is evaluated in the precision of its weights, while parameters and residual
+    stay in that of the theory, and steps are taken one by one.
     """
     start = model.start
+    by_steps = jax.default_backend() == "cpu" and start.convolves
+    if by_steps:
+        model = type(model)(start.evaluated_as_trained)
     N, (C, n) = start.classes.num_samples, start.W.shape
     require_memory(
         rung, 8 * (len(times) * (start.num_params + n * N + C * N) + 8 * start.num_params), fits="sample-frozen"
     )
     flow = ParametricFlow(model, jnp.asarray(weight_decay))
-    times, states, statistics = solve(flow, Parameters.of(start), times, rtol, atol, max_steps, progress)
-    H, f = _observe(model, states)
+    times, states, statistics = solve(
+        flow, Parameters.of(start), times, rtol, atol, max_steps, progress, by_steps=by_steps
+    )
+    if by_steps:
+        seen = [_outputs(model, jax.tree.map(lambda x, i=i: x[i], states)) for i in range(len(times))]
+        H, f = jax.tree.map(lambda *at: jnp.stack(at), *seen)
+    else:
+        H, f = _observe(model, states)
     return Course(times, H, states.W, states.b, f, statistics)
 
 
-def solve(flow: Any, start: Any, times: Any, rtol: float, atol: float, max_steps: int, progress: bool):
-    """A gradient flow by stabilised explicit steps, for any state that is a pytree of arrays.
+def solve(
+    flow: Any,
+    start: Any,
+    times: Any,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    progress: bool,
+    by_steps: bool = False,
+):
+    """A gradient flow by stabilised explicit steps, in one compiled loop or one by one; for any pytree of arrays.
 
     Returns:
         (times that were reached, states at them, statistics of the solver and whether it was successful).
     """
     times = jnp.asarray(times)
-    out = _integrate(flow, start, times, rtol, atol, max_steps, progress)
+    integrated = integrate_by_steps if by_steps else _integrate
+    out = integrated(flow, start, times, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
     # Where it did not come to, all parts are infinite: the last is as good as any, and the smallest.
     last = np.asarray(jax.tree.leaves(out.states)[-1])
     reached = int(np.isfinite(last).all(axis=tuple(range(1, last.ndim))).sum())
@@ -104,3 +127,8 @@ def _integrate(flow, start, times, rtol, atol, max_steps, progress):
 @eqx.filter_jit
 def _observe(model, states: Parameters):
     return jax.lax.map(model, states)
+
+
+@eqx.filter_jit
+def _outputs(model, state: Parameters):
+    return model(state)
