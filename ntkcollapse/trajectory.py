@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,27 @@ class Trajectory(eqx.Module):
             groups = kernel.split(self.deviations, self.classes)
             at["H"] = self.classes.expand(at["M"]) + jnp.einsum("gij,gjk->ik", at["P"], groups)
         return LastLayer(H=at["H"], W=at["W"], b=at["b"])
+
+    def at_records(self, indices: Sequence[int]) -> "Trajectory":
+        """The same run with these of its records, in order of time; its kernel's path stays whole.
+
+        Raises:
+            ValueError: an index that is not a saved time.
+        """
+        at = np.asarray(sorted({self._checked(i) % self.times.shape[0] for i in indices}))
+        parts = (self.times, self.observables, self.states)
+        times, observables, states = jax.tree.map(lambda value: value[at], parts)
+        return Trajectory(
+            times,
+            observables,
+            self.classes,
+            states=states,
+            kernel=self.kernel,
+            deviations=self.deviations,
+            statistics=self.statistics,
+            settings=self.settings,
+            versions=self.versions,
+        )
 
     def _checked(self, index: int) -> int:
         T = self.times.shape[0]

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ntkcollapse.comparison import MeasuredStart, NetworkAt
-from ntkcollapse.comparison.start import check_clock
+from ntkcollapse.comparison.start import check_clock, is_squared, own_decay
 from ntkcollapse.data import Batches, Dataset, digits
 from ntkcollapse.networks import Network, Variables, mlp
 from ntkcollapse.training import Moment, TrainConfig, log_spaced, measured_descent, train
@@ -36,12 +36,14 @@ class MeasuredRun(NamedTuple):
         """The optimiser step of each record."""
         return [int(s) for s in np.asarray(self.trajectory.observables["step"])]
 
-    def start(self, step: int, *, homogeneity: float = 0.0) -> MeasuredStart:
-        """From the record at this step on."""
-        at = self.steps.index(step)
-        return MeasuredStart(
-            self.trajectory, at, self.networks, weight_decay=self.weight_decay, homogeneity=homogeneity
-        )
+    def start(self, step: int, *, homogeneity: float = 0.0, steps: Sequence[int] | None = None) -> MeasuredStart:
+        """From the record at this step on; at these steps alone, where they are named."""
+        run, networks = self.trajectory, self.networks
+        if steps is not None:
+            kept = [self.steps.index(s) for s in steps]
+            run, networks = run.at_records(kept), {kept.index(i): net for i, net in networks.items() if i in kept}
+        at = (self.steps if steps is None else list(steps)).index(step)
+        return MeasuredStart(run, at, networks, weight_decay=self.weight_decay, homogeneity=homogeneity)
 
 
 def digits_run(
@@ -53,13 +55,17 @@ def digits_run(
     measurements: int,
     seed: int,
     starts: Sequence[int],
+    also: Iterable[int] = (),
     keep_all: bool = False,
 ) -> MeasuredRun:
-    """A multilayer perceptron on digits by full-batch gradient descent, its networks kept at the starts (or always)."""
+    """A multilayer perceptron on digits by full-batch gradient descent, its networks kept at the starts (or always).
+
+    It is measured at the starts, at so many steps evenly spaced in the logarithm, and at those of `also`.
+    """
     check_starts(starts, steps)
     data = digits(per_class)
     network = mlp(widths, data.classes.num_classes)
-    at = sorted({*log_spaced(steps, measurements), *starts})
+    at = sorted({*log_spaced(steps, measurements), *starts, *also})
     networks = {}
     with tqdm(total=steps, desc="training and measuring", unit="step", disable=not sys.stderr.isatty()) as bar:
 
@@ -81,64 +87,85 @@ def digits_run(
     return MeasuredRun(run, networks, 0.0, said)
 
 
-def measured_again(
-    path: Path, starts: Sequence[int], *, records: int, keep_all: bool = False
-) -> tuple[MeasuredRun, list[int]]:
-    """The run of a directory made again from its settings, measured on its whole training set; and its starts.
+def default_start(steps: Sequence[int]) -> int:
+    """The record nearest to a hundredth of the run."""
+    return steps[int(np.argmin(np.abs(np.log1p(steps) - np.log1p(steps[-1] / 100))))]
 
-    A run is a function of its settings, so its networks need not have been kept. It is measured at `records` of its
-    recorded steps, evenly spaced in the logarithm, at the starts, and at the last one.
+
+def compared_steps(steps: Sequence[int], records: int) -> set[int]:
+    """First and last, and of the steps that a run recorded so many that are evenly spaced in the logarithm."""
+    wanted = np.unique(np.rint(np.geomspace(1, max(steps), records)).astype(int))
+    return {0, steps[-1], *(min(steps, key=lambda s: abs(np.log1p(s) - np.log1p(w))) for w in wanted)}
+
+
+def recorded_run(path: Path) -> tuple[Trajectory, list[int]]:
+    """The run of a trained network as it was recorded, fit to be compared, and the steps of its records.
 
     Raises:
         FileNotFoundError: no run there.
-        ValueError: a run without kernels or of another loss than the squared one, steps without a clock, a
-            start outside the run, or a network that does not come out as it was recorded.
+        ValueError: a run of the theory, one without kernels, of another loss than the squared one, or without a clock.
     """
     recorded = Trajectory.load(path)
     if recorded.settings.get("producer") != "network":
         raise ValueError(f"{path}: expected the run of a trained network, got one of the theory.")
-    own = [name for name in ("own_network", "own_data") if name in recorded.settings]
-    if own:
-        raise ValueError(
-            f"{path}: expected a run that its settings make again, got one whose network or data were given from "
-            "Python; climb there, from a MeasuredStart with its network."
-        )
     if recorded.kernel is None:
         raise ValueError(
             f"{path}: expected a run measured with kernels, got one without: train with --measure kappa, and at rates "
             "at which it does not diverge, where κ ends as no block kernel."
         )
     check_clock(recorded)
-    steps = [int(s) for s in np.asarray(recorded.observables["step"])]
-    if not starts:
-        starts = [steps[int(np.argmin(np.abs(np.log1p(steps) - np.log1p(steps[-1] / 100))))]]
+    if not is_squared(recorded):
+        loss = recorded.settings["loss"]
+        raise ValueError(f"{path}: expected a run of the squared loss, which the theory is of, got {loss}.")
+    return recorded, [int(s) for s in np.asarray(recorded.observables["step"])]
+
+
+def made_by_settings(recorded: Trajectory) -> bool:
+    """Whether the settings of a run make it again: they do not know networks and data that were given from Python."""
+    return not any(name in recorded.settings for name in ("own_network", "own_data"))
+
+
+def as_recorded(path: Path) -> MeasuredRun:
+    """The run of a directory as it is, without its networks: enough for the rungs of block kernels."""
+    recorded, _ = recorded_run(path)
+    return MeasuredRun(recorded, {}, own_decay(recorded), recorded.settings.get("network", path.name))
+
+
+def measured_again(path: Path, starts: Sequence[int], *, at: Iterable[int], keep_all: bool = False) -> MeasuredRun:
+    """The run of a directory made again from its settings, measured on its whole training set.
+
+    A run is a function of its settings, so its networks need not have been kept. It is measured at the steps `at`, at
+    the starts, and at the last one.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: as `recorded_run`; a network or data given from Python, a start outside the run, or a network that
+            does not come out as it was recorded.
+    """
+    recorded, steps = recorded_run(path)
+    if not made_by_settings(recorded):
+        raise ValueError(
+            f"{path}: expected a run that its settings make again, got one whose network or data were given from "
+            "Python; climb there, from a MeasuredStart with its network, or name rungs that need none: "
+            "--rungs block-frozen block-path."
+        )
     check_starts(starts, steps[-1])
     settings = tomllib.loads((path / "config.toml").read_text())
     if "epochs" not in settings:
-        again = _digits_again(settings, starts, keep_all)
+        again = _digits_again(settings, starts, set(at) & set(steps), keep_all)
     else:
         # A run that was interrupted is made again to the end of the epoch it came to, not to the one it was to reach.
         epochs = max(1, -(-steps[-1] // int(recorded.settings["steps_per_epoch"])))
-        again = _trained_again(path, epochs, steps, starts, records, keep_all)
+        config = dataclasses.replace(saved_config(path), epochs=epochs)
+        again = trained_run(config, sorted({steps[-1], *at, *starts}), starts, keep_all=keep_all)
     _check_same(recorded, again.trajectory)
-    return again, list(starts)
+    return again
 
 
-def _digits_again(settings: dict, starts: Sequence[int], keep_all: bool) -> MeasuredRun:
+def _digits_again(settings: dict, starts: Sequence[int], also: Iterable[int], keep_all: bool) -> MeasuredRun:
     names = ("per_class", "learning_rate", "steps", "measurements", "seed")
     values = {name: settings[name] for name in names}
-    return digits_run(widths=tuple(settings["widths"]), starts=starts, keep_all=keep_all, **values)
-
-
-def _trained_again(
-    path: Path, epochs: int, steps: list[int], starts: Sequence[int], records: int, keep_all: bool
-) -> MeasuredRun:
-    config = dataclasses.replace(saved_config(path), epochs=epochs)
-    if config.loss != "squared":
-        raise ValueError(f"{path}: expected a run of the squared loss, which the theory is of, got {config.loss}.")
-    wanted = np.unique(np.rint(np.geomspace(1, max(steps), records)).astype(int))
-    near = {min(steps, key=lambda s: abs(np.log1p(s) - np.log1p(w))) for w in wanted}
-    return trained_run(config, tuple({0, steps[-1], *near, *starts}), starts, keep_all=keep_all)
+    return digits_run(widths=tuple(settings["widths"]), starts=starts, also=also, keep_all=keep_all, **values)
 
 
 def trained_run(

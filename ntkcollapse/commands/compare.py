@@ -4,16 +4,38 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse._config import run_directory, setting, write_config
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
-from ntkcollapse.commands._measured import MeasuredRun, check_starts, digits_run, measured_again
+from ntkcollapse.commands._measured import (
+    MeasuredRun,
+    as_recorded,
+    check_starts,
+    compared_steps,
+    default_start,
+    digits_run,
+    made_by_settings,
+    measured_again,
+    recorded_run,
+)
 from ntkcollapse.commands._summaries import files_line
-from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, available_rungs, climb, save_ladders
+from ntkcollapse.comparison import (
+    FROZEN_CHAIN,
+    RUNGS,
+    Ladder,
+    MeasuredStart,
+    available_rungs,
+    climb,
+    joined,
+    load_ladders,
+    save_ladders,
+)
 
 _DEMO = ("block-frozen", "block-path", "sample-frozen")
 
@@ -47,35 +69,47 @@ class CompareConfig:
 def compare_command(config: CompareConfig) -> None:
     """A measured network beside predictions under assumptions from strong to weak, and which assumption costs what.
 
-    Without a run it trains a network on real digits first.
+    Without a run it trains a network on real digits first. A comparison that is there already goes on: starts and rungs
+    that it has are kept, the others are climbed.
     """
     for rung in config.rungs:
         check_choice("rungs", rung, ("all", *RUNGS))
     check_positive("records", config.records)
     check_positive("homogeneity", config.homogeneity, zero=True)
-    if config.run is None:
-        out, measured, starts, rungs = _on_digits(config)
-    else:
-        out, measured, starts, rungs = _on_run(config, Path(config.run))
-    # A rung that was asked for by its name and lacks what it needs is an error, one of "all" is left out.
-    named = bool(config.rungs) and "all" not in config.rungs
-    ladders = {}
-    for step in starts:
-        ladders[step] = _climb(measured, step, rungs, config.homogeneity, named)
-        # A start can take an hour: what is done is kept before the next.
-        save_ladders(out, ladders)
+    plan = _on_digits(config) if config.run is None else _on_run(config, Path(config.run))
+    for step, names in plan.missing.items():
+        if names:
+            _climb(plan, step, names, config.homogeneity)
     figures = []
-    for step, ladder in ladders.items():
-        title = f"{measured.title}; theory from step {step}"
-        figures += plots.save(plots.ladder_figure(ladder, title=title), out / "figures" / f"ladder_{step}")
+    for step in plan.missing:
+        ladder = plan.ladders[step]
+        title = f"{plan.title}; theory from step {step}"
+        figures += plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
         if FROZEN_CHAIN in chains(ladder):
             figure = plots.attribution_figure(attributions(ladder), title=title)
-            plots.save(figure, out / "figures" / f"attribution_{step}")
+            plots.save(figure, plan.out / "figures" / f"attribution_{step}")
         print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
-    print(files_line(out, figures))
+    if not any(plan.missing.values()):
+        print("all of it was there already; --overwrite climbs again")
+    print(files_line(plan.out, figures))
 
 
-def _on_digits(config: CompareConfig):
+class _Plan(NamedTuple):
+    """What is there and what is to be climbed.
+
+    out: run directory; ladders: start → what is known, filled as rungs are climbed; missing: start → rungs to climb;
+    measured: the run, None where nothing is missing; named: whether rungs were asked for by their names.
+    """
+
+    out: Path
+    ladders: dict[int, Ladder]
+    missing: dict[int, tuple[str, ...]]
+    measured: MeasuredRun | None
+    title: str
+    named: bool
+
+
+def _on_digits(config: CompareConfig) -> _Plan:
     starts = config.starts or (80,)
     check_starts(starts, config.steps)
     rungs = _chosen(config.rungs) or _DEMO
@@ -92,22 +126,78 @@ def _on_digits(config: CompareConfig):
     )
     write_config(config, out)
     measured.trajectory.save(out, overwrite=config.overwrite)
-    return out, measured, starts, rungs
+    return _Plan(out, {}, dict.fromkeys(starts, rungs), measured, measured.title, _are_named(config))
 
 
-def _on_run(config: CompareConfig, run: Path):
+def _on_run(config: CompareConfig, run: Path) -> _Plan:
+    recorded, steps = recorded_run(run)
+    starts = config.starts or (default_start(steps),)
+    check_starts(starts, steps[-1])
     rungs = _chosen(config.rungs or ("all",))
     if not config.rungs:
         rungs = tuple(name for name in rungs if name != "sample-path")
-    if config.out is None and (run / "comparison.nc").exists() and not config.overwrite:
-        raise FileExistsError(f"{run}: holds a comparison already; choose another --out, or pass --overwrite.")
-    out = run if config.out is None else run_directory(config.out, overwrite=config.overwrite)
-    measured, starts = measured_again(run, config.starts, records=config.records, keep_all="sample-path" in rungs)
+    whole = made_by_settings(recorded)
+    if not whole and not _are_named(config):
+        rungs = tuple(name for name in rungs if not RUNGS[name].needs_network)
+    out, ladders = _held(config, run)
+    missing = {step: _lacking(ladders.get(step), rungs, config) for step in starts}
+    if not any(missing.values()):
+        return _Plan(out, ladders, missing, None, run.name, _are_named(config))
+    climbed = {step for step, names in missing.items() if names}
+    if not whole and not any(RUNGS[name].needs_network for names in missing.values() for name in names):
+        measured = as_recorded(run)
+    else:
+        at = compared_steps(steps, config.records) | {s for step in climbed for s in _steps(ladders.get(step))}
+        keep_all = any("sample-path" in names for names in missing.values())
+        measured = measured_again(run, sorted(climbed), at=at, keep_all=keep_all)
     if out != run:
         # A directory of its own holds all that a report needs.
+        out.mkdir(parents=True, exist_ok=True)
         measured.trajectory.save(out, overwrite=True)
         shutil.copyfile(run / "config.toml", out / "config.toml")
-    return out, measured, starts, rungs
+    return _Plan(out, ladders, missing, measured, measured.title, _are_named(config))
+
+
+def _held(config: CompareConfig, run: Path) -> tuple[Path, dict[int, Ladder]]:
+    """Where the comparison goes, and what it has. With `overwrite`, what it had is removed."""
+    out = run if config.out is None else Path(config.out)
+    settings = [folder / "config.toml" for folder in (run, out)]
+    there = (out / "comparison.nc").exists()
+    if there and not config.overwrite:
+        if out == run or (settings[1].exists() and settings[0].read_bytes() == settings[1].read_bytes()):
+            return out, load_ladders(out)
+        raise FileExistsError(
+            f"{out}: holds the comparison of another run; choose another --out, or pass --overwrite to replace it."
+        )
+    if out != run:
+        return run_directory(out, overwrite=config.overwrite), {}
+    figures = [file for kind in ("ladder", "attribution") for file in out.glob(f"figures/{kind}_*.*")]
+    for file in (out / "comparison.nc", *figures):
+        file.unlink(missing_ok=True)
+    return out, {}
+
+
+def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig) -> tuple[str, ...]:
+    """The rungs that a ladder does not have; one that failed is tried again if it is named.
+
+    Raises:
+        ValueError: what it has was climbed under another homogeneity.
+    """
+    if held is None:
+        return rungs
+    for name in rungs:
+        if name in held.rungs and held.rungs[name].settings["homogeneity"] != config.homogeneity:
+            raise ValueError(
+                f"homogeneity: expected {held.rungs[name].settings['homogeneity']:g}, of the rungs that are there, got "
+                f"{config.homogeneity:g}; choose another --out, or pass --overwrite to climb them again."
+            )
+    failed = held.failures if _are_named(config) else {}
+    return tuple(name for name in rungs if name in failed or (name not in held.rungs and name not in held.failures))
+
+
+def _are_named(config: CompareConfig) -> bool:
+    """A rung that was asked for by its name and lacks what it needs is an error, one of "all" is left out."""
+    return bool(config.rungs) and "all" not in config.rungs
 
 
 def _chosen(rungs: tuple[str, ...]) -> tuple[str, ...]:
@@ -115,16 +205,36 @@ def _chosen(rungs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in RUNGS if name in rungs or "all" in rungs)
 
 
-def _climb(measured: MeasuredRun, step: int, rungs: tuple[str, ...], homogeneity: float, named: bool) -> Ladder:
-    start = measured.start(step, homogeneity=homogeneity)
-    if not named:
-        rungs = tuple(name for name in rungs if name in available_rungs(start))
-    with tqdm(total=len(rungs), desc=f"ladder from step {step}", disable=not sys.stderr.isatty()) as bar:
+def _steps(ladder: Ladder | None) -> list[int]:
+    """The optimiser steps at which a ladder compares."""
+    return [] if ladder is None else [int(s) for s in np.asarray(ladder.network["step"])]
 
-        def on_rung(name: str) -> None:
-            bar.set_postfix_str(name)
-            bar.update(0 if bar.n == 0 and name == rungs[0] else 1)
 
-        ladder = climb(start, rungs, on_rung=on_rung)
-        bar.update(bar.total - bar.n)
-    return ladder
+def _climb(plan: _Plan, step: int, rungs: tuple[str, ...], homogeneity: float) -> None:
+    """Climbs these rungs from a start. One can take an hour: each is saved before the next."""
+    assert plan.measured is not None
+    held = plan.ladders.get(step)
+    start = plan.measured.start(step, homogeneity=homogeneity, steps=_steps(held) or None)
+    if held is not None:
+        _check_held(plan.out, held, start)
+    possible = available_rungs(start)
+    for name in tqdm(rungs, desc=f"ladder from step {step}", disable=not sys.stderr.isatty()):
+        try:
+            more = climb(start, [name])
+        except ValueError as error:
+            if plan.named or name in possible:
+                raise
+            more = Ladder(start.network_run, {}, {name: str(error)})
+        plan.ladders[step] = joined(plan.ladders.get(step), more)
+        save_ladders(plan.out, plan.ladders)
+
+
+def _check_held(out: Path, held: Ladder, start: MeasuredStart) -> None:
+    """Rungs of one ladder start from one state."""
+    before, now = (float(run["loss"][0]) for run in (held.network, start.network_run))
+    # Single precision and the order of sums; the state of another run is percents off.
+    if not abs(now / before - 1) < 1e-3:
+        raise ValueError(
+            f"{out}: its comparison starts from a loss of {before:.6g}, the run made again from one of {now:.6g}; "
+            "choose another --out, or pass --overwrite to climb all rungs again."
+        )

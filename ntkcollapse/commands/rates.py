@@ -122,7 +122,7 @@ def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.n
             f"a probe of {run.classes.num_samples}, whose R_single is another; train with --probe-per-class 0."
         )
     step = int(np.asarray(run["step"])[single.record]) if "step" in run.observables else 0
-    measured, _ = measured_again(path, [step], records=2)
+    measured = measured_again(path, [step], at=[0])
     i = measured.steps.index(step)
     times = np.asarray(run.times)[single.record :]
     return times, within_class_spectrum(measured.networks[i], times - times[0])

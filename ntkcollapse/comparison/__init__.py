@@ -3,7 +3,7 @@
 from ntkcollapse.comparison.attribution import FROZEN_CHAIN, PATH_CHAIN, Attribution, Share, attribute
 from ntkcollapse.comparison.files import load_ladders, save_ladders
 from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
-from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb
+from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.parametric import (
     FeaturesLinearised,
@@ -47,6 +47,7 @@ __all__ = [
     "gaps",
     "implied_rates",
     "invariant_course",
+    "joined",
     "load_ladders",
     "measured_rates",
     "save_ladders",

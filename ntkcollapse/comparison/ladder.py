@@ -75,7 +75,19 @@ def climb(
         found[name] = observed(course, start, name, keep_states=keep_states)
         if len(course.times) < len(start.times):
             failures[name] = f"stopped at t = {float(course.times[-1]):.6g}"
-    return Ladder(network=_from_start(start), rungs=found, failures=failures)
+    return Ladder(network=start.network_run, rungs=found, failures=failures)
+
+
+def joined(ladder: Ladder | None, more: Ladder) -> Ladder:
+    """A ladder with the rungs of another one from the same start, in their order; the new ones count.
+
+    The network is that of the first. A failure stands until its rung is there to the end.
+    """
+    if ladder is None:
+        return more
+    rungs = ladder.rungs | more.rungs
+    failures = {name: why for name, why in ladder.failures.items() if name not in more.rungs} | more.failures
+    return Ladder(ladder.network, {name: rungs[name] for name in RUNGS if name in rungs}, failures)
 
 
 def available_rungs(start: MeasuredStart) -> tuple[str, ...]:
@@ -121,17 +133,6 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
             "homogeneity": start.homogeneity,
             "of": run.settings,
         },
-    )
-
-
-def _from_start(start: MeasuredStart) -> Trajectory:
-    run, i = start.run, start.index
-    return Trajectory(
-        run.times[i:],
-        {name: value[i:] for name, value in run.observables.items()},
-        run.classes,
-        settings=run.settings | {"start": i},
-        versions=run.versions,
     )
 
 

@@ -103,6 +103,13 @@ class MeasuredStart:
         """The run's own times from the start on."""
         return self.run.times[self.index :]
 
+    @property
+    def network_run(self) -> Trajectory:
+        """The run from the start on, without its states: what the rungs are compared with."""
+        run = self.run.at_records(range(self.index, self.run.times.shape[0]))
+        settings = run.settings | {"start": self.index}
+        return Trajectory(run.times, run.observables, run.classes, settings=settings, versions=run.versions)
+
     @cached_property
     def state(self) -> LastLayer:
         """(H, W, b) as measured at the start, in the precision of the theory."""

@@ -1,6 +1,7 @@
 """compare, on its own digits and on a run that is there; its errors."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 
 from ntkcollapse import Trajectory
 from ntkcollapse.cli import main
-from ntkcollapse.commands._measured import measured_again
-from ntkcollapse.comparison import load_ladders
+from ntkcollapse.commands._measured import compared_steps, measured_again, recorded_run
+from ntkcollapse.comparison import Ladder, load_ladders, save_ladders
+from ntkcollapse.networks import mlp
 from ntkcollapse.training import Interrupted, TrainConfig, train
 
-SMALL = "--per-class 2 --widths 8 6 --steps 40 --measurements 4 --from 5".split()
+SMALL = "--per-class 2 --widths 8 10 --steps 40 --measurements 4 --from 5".split()
 
 pytestmark = pytest.mark.slow
 
@@ -35,19 +37,75 @@ def test_compare_leaves_a_run_a_comparison_and_figures(compared):
     assert 0 < float(rung["loss"][-1]) < float(rung["loss"][0])
 
 
-def test_compare_again_from_the_run_with_its_network_made_again(compared, capsys):
-    before = Trajectory.load(compared)
-    assert main(["compare", str(compared), "--from", "5", "--rungs", "sample-frozen"]) == 2
-    assert "pass --overwrite" in capsys.readouterr().err
-    old = load_ladders(compared)[5]
-    arguments = ["compare", str(compared), "--from", "5", "--rungs", "sample-frozen", "--overwrite"]
-    assert main(arguments) == 0
+def test_a_comparison_goes_on_where_it_stopped(compared, tmp_path, capsys):
+    """Rungs and starts are added to those that are there; what is there is neither climbed again nor lost."""
+    folder = tmp_path / "run"
+    shutil.copytree(compared, folder)
+    before, old = Trajectory.load(folder), load_ladders(folder)[5]
+    arguments = ["compare", str(folder), "--from", "5", "--rungs"]
+    assert main([*arguments, "sample-frozen"]) == 0
     out = capsys.readouterr().out
-    assert "theory from step 5" in out
     assert "within 10% until step" in out
-    new = load_ladders(compared)[5]
-    np.testing.assert_allclose(new.rungs["sample-frozen"]["loss"], old.rungs["sample-frozen"]["loss"], rtol=1e-6)
-    np.testing.assert_array_equal(Trajectory.load(compared)["loss"], before["loss"])
+    assert "all of it was there already; --overwrite climbs again" in out
+    assert main([*arguments, "block-frozen", "sample-frozen"]) == 0
+    assert "there already" not in capsys.readouterr().out
+    assert main(["compare", str(folder), "--from", "5", "16", "--rungs", "block-frozen"]) == 0
+    ladders = load_ladders(folder)
+    assert {step: list(ladder.rungs) for step, ladder in ladders.items()} == {
+        5: ["block-frozen", "sample-frozen"],
+        16: ["block-frozen"],
+    }
+    assert (folder / "figures" / "ladder_16.png").exists()
+    new = ladders[5]
+    np.testing.assert_array_equal(new.rungs["sample-frozen"]["loss"], old.rungs["sample-frozen"]["loss"])
+    np.testing.assert_array_equal(new.network["step"], old.network["step"])
+    # Both rungs start from what was measured.
+    assert float(new.rungs["block-frozen"]["loss"][0]) == pytest.approx(float(new.network["loss"][0]), rel=1e-6)
+    np.testing.assert_array_equal(Trajectory.load(folder)["loss"], before["loss"])
+
+    # What was climbed under other assumptions does not stand in one ladder.
+    assert main([*arguments, "sample-frozen", "--homogeneity", "1"]) == 2
+    assert "homogeneity: expected 0, of the rungs that are there, got 1" in capsys.readouterr().err
+    # Another state than the one that the ladder starts from.
+    shifted = Trajectory(new.network.times, new.network.observables | {"loss": 2 * new.network["loss"]}, before.classes)
+    save_ladders(folder, {5: Ladder(shifted, new.rungs, {})})
+    assert main([*arguments, "block-path"]) == 2
+    assert "its comparison starts from a loss of" in capsys.readouterr().err
+
+    # Climbed again, the other starts and their figures go.
+    assert main([*arguments, "sample-frozen", "--overwrite"]) == 0
+    ladders = load_ladders(folder)
+    assert list(ladders) == [5]
+    np.testing.assert_allclose(ladders[5].rungs["sample-frozen"]["loss"], old.rungs["sample-frozen"]["loss"], rtol=1e-6)
+    assert not (folder / "figures" / "ladder_16.png").exists()
+
+
+def test_a_comparison_in_another_folder(compared, tmp_path, capsys):
+    arguments = ["compare", str(compared), "--from", "5", "--rungs", "block-frozen", "--out"]
+    assert main([*arguments, str(tmp_path / "a")]) == 0
+    assert {"config.toml", "trajectory.nc", "comparison.nc"} <= {f.name for f in (tmp_path / "a").iterdir()}
+    assert main([*arguments, str(tmp_path / "a")]) == 0
+    assert "all of it was there already" in capsys.readouterr().out
+    (tmp_path / "a" / "config.toml").write_text("seed = 1\n")
+    assert main([*arguments, str(tmp_path / "a")]) == 2
+    assert "holds the comparison of another run" in capsys.readouterr().err
+
+
+def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, capsys):
+    """Its settings do not make it again, so that only the rungs of the block kernel can be climbed."""
+    config = TrainConfig(
+        dataset="digits", per_class=4, epochs=6, batch_size=0, probe_per_class=0, measure=("kappa", "last-layer"),
+        decay_every=0, momentum=0.0, nesterov=False,
+    )  # fmt: skip
+    train(config, tmp_path / "run", network=mlp((12,), 10))
+    arguments = ["compare", str(tmp_path / "run"), "--from", "1"]
+    assert main([*arguments, "--rungs", "sample-frozen"]) == 2
+    assert "name rungs that need none: --rungs block-frozen block-path" in capsys.readouterr().err
+    assert main(arguments) == 0
+    ladder = load_ladders(tmp_path / "run")[1]
+    assert list(ladder.rungs) == ["block-frozen", "block-path"]
+    recorded = Trajectory.load(tmp_path / "run")
+    np.testing.assert_array_equal(ladder.network["loss"], recorded["loss"][1:])
 
 
 @pytest.mark.parametrize(
@@ -78,14 +136,15 @@ def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", on_step=stop)
     # Two steps an epoch: recorded at 0, 4 and 7 of 200, made again until the end of the fourth epoch.
-    again, starts = measured_again(tmp_path / "run", [4], records=3)
-    assert starts == [4]
+    _, steps = recorded_run(tmp_path / "run")
+    assert steps == [0, 4, 7]
+    again = measured_again(tmp_path / "run", [4], at=compared_steps(steps, 3))
     assert again.steps == [0, 4, 7, 8]
 
 
 def test_runs_that_cannot_be_compared(tmp_path, capsys):
     config = TrainConfig(
-        network="mlp", network_options=("widths=(6,)",), dataset="digits", per_class=2, epochs=2, batch_size=0,
+        network="mlp", network_options=("widths=(12,)",), dataset="digits", per_class=2, epochs=2, batch_size=0,
         probe_per_class=0, measure=("last-layer",), measure_every=1, decay_every=0,
     )  # fmt: skip
     train(config, tmp_path / "bare")
