@@ -25,7 +25,7 @@ COURSE_ONLY = ("nc4_mismatch", "invariant_relative", "kappa_diagonal", "kappa_wi
 def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
     """Everything below, for one start."""
     parts = [course_table(ladder, times=times), horizon_table(ladder)]
-    parts += [share_table(attributions(ladder, chain)) for chain in chains(ladder)]
+    parts += [share_table(attributions(ladder, chain), ladder) for chain in chains(ladder)]
     for name, why in ladder.failures.items():
         parts.append(f"rung {RUNGS[name].number} ({name}) is missing or ends early: {why}")
     return "\n\n".join(parts)
@@ -78,10 +78,14 @@ def horizon_table(ladder: Ladder) -> str:
     return table([f"within 10% until {unit}", *(SHOWN[name] for name in names)], rows)
 
 
-def share_table(found: dict[str, Attribution]) -> str:
-    """What each assumption owns of the gap at the last time: factors whose product is network / first rung."""
+def share_table(found: dict[str, Attribution], ladder: Ladder) -> str:
+    """What each assumption owns of the gap: factors whose product is network / first rung.
+
+    At the end, or, where a rung has decayed below what its solver resolves, at the last record before.
+    """
     first = next(iter(found.values()))
-    rows = [
+    rows = [] if all(a.complete for a in found.values()) else [_prices_at(found, ladder)]
+    rows += [
         [share.assumption, *(_factor(a.shares[i].change[-1]) for a in found.values())]
         for i, share in enumerate(first.shares)
     ]
@@ -91,7 +95,14 @@ def share_table(found: dict[str, Attribution]) -> str:
             *(_factor(a.gap[-1]) for a in found.values()),
         ]
     )
-    return table([f"price of each assumption, {first.when}", *(SHOWN[name] for name in found)], rows)
+    return table(["price of each assumption, at the end", *(SHOWN[name] for name in found)], rows)
+
+
+def _prices_at(found: dict[str, Attribution], ladder: Ladder) -> list[str]:
+    """The record that prices are of, where a later one is below what a solver resolves."""
+    steps = ladder.network.observables.get("step")
+    at = [number(a.times[-1]) if steps is None else str(int(steps[len(a.times) - 1])) for a in found.values()]
+    return ["  or at the last resolved " + ("time" if steps is None else "step"), *at]
 
 
 def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[str, Attribution]:

@@ -131,9 +131,9 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
             plots.attribution_figure(found),
             "What each assumption owns of the gap between the first rung and the network at the last common time.",
         )
-        yield _html.preformatted(share_table(found))
+        yield _html.preformatted(share_table(found, ladder))
     if PATH_CHAIN in chains(ladder):
-        yield _html.preformatted(share_table(attributions(ladder, PATH_CHAIN)))
+        yield _html.preformatted(share_table(attributions(ladder, PATH_CHAIN), ladder))
     yield _html.preformatted(horizon_table(ladder))
     yield _html.preformatted(course_table(ladder))
     for name, why in ladder.failures.items():

@@ -55,6 +55,11 @@ ASSUMPTIONS = {
 }
 
 
+# Of ‖R‖ at the start: below this share a part of the residual is the solver's, not the rung's. Rungs are integrated at
+# relative tolerances of 1e-6 and 1e-8; what has decayed is damped by the solver, not by e^{−λt}.
+RESOLVED = 1e-7
+
+
 class Share(NamedTuple):
     """What one assumption owns of the gap.
 
@@ -71,8 +76,9 @@ class Share(NamedTuple):
 class Attribution(NamedTuple):
     """The gap in one observable, network − first rung, split among assumptions: gap = Σ changes, at every time.
 
+    times: up to the last one at which all rungs of the chain are resolved, `RESOLVED` of the residual at the start.
     horizons: rung → last time until which it stays within the tolerance of the network; NaN if not even the next one.
-    complete: whether the times reach the end of the run; a rung of the chain ended earlier otherwise.
+    complete: whether the times reach the end of the run.
     """
 
     observable: str
@@ -86,7 +92,7 @@ class Attribution(NamedTuple):
     @property
     def when(self) -> str:
         """Of which time the last values are, in words."""
-        return "at the end" if self.complete else f"at t = {self.times[-1]:.4g}, where a rung ended"
+        return "at the end" if self.complete else f"at t = {self.times[-1]:.4g}, then one is not resolved"
 
 
 def attribute(
@@ -101,7 +107,8 @@ def attribute(
 
     On the logarithmic scale a change is the logarithm of a factor, and factors multiply to network / first rung; that
     is the natural scale of what decays. Along other chains the same assumption may own another share: effects are not
-    independent, and the chain is part of the statement. Rungs that the ladder lacks are stepped over.
+    independent, and the chain is part of the statement. Rungs that the ladder lacks, and those that ended before the
+    run, are stepped over.
 
     Args:
         ladder: rungs and network.
@@ -118,14 +125,22 @@ def attribute(
         raise ValueError(f"chain: expected names of rungs with 'network' as the last one, got {tuple(chain)}.")
     for name in chain[:-1]:
         check_choice("chain", name, RUNGS)
-    runs = {name: ladder.rungs[name] for name in chain[:-1] if name in ladder.rungs} | {"network": ladder.network}
+    T = len(ladder.network.times)
+    there = [name for name in chain[:-1] if name in ladder.rungs and len(ladder.rungs[name].times) == T]
+    runs = {name: ladder.rungs[name] for name in there} | {"network": ladder.network}
     if len(runs) < 2:
-        raise ValueError(f"chain: expected at least one of {tuple(chain[:-1])} in the ladder, got none.")
-    T = min(len(run.times) for run in runs.values())
+        raise ValueError(
+            f"chain: expected at least one of {tuple(chain[:-1])} in the ladder that reaches the end, got none."
+        )
     values = {}
     for name, run in runs.items():
         check_choice(f"observable (of {name})", observable, run.observables)
-        y = np.asarray(run.observables[observable], dtype=float)[:T]
+        values[name] = np.asarray(run.observables[observable], dtype=float)
+    # What comes after the first time that is not resolved is not either.
+    resolved = np.all([y > _floor(ladder, observable) for name, y in values.items() if name != "network"], axis=0)
+    T = max(1, int(np.argmin(np.append(resolved, False))))
+    for name, y in values.items():
+        y = y[:T]
         if scale == "log":
             y = np.log(np.where(y > 0, y, np.nan))
         values[name] = y
@@ -147,3 +162,11 @@ def attribute(
         horizons=horizons,
         complete=len(ladder.network.times) == T,
     )
+
+
+def _floor(ladder: Ladder, observable: str) -> float:
+    """What an observable that decays has to be above to be more than the solver's error."""
+    loss = float(ladder.network.observables["loss"][0]) if "loss" in ladder.network.observables else 0.0
+    if observable == "loss":
+        return RESOLVED**2 * loss
+    return RESOLVED * np.sqrt(2 * loss) if observable.startswith("residual_") else -np.inf

@@ -103,7 +103,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
         slope = terms.vf(t0, y0, args)
         radius = None
         if self.spectral_radius is None:
-            direction = _scattered_direction(y0)
+            direction = scattered_direction(y0)
             radius = Radius(jnp.zeros_like(_norm(direction)), direction, jnp.asarray(SERVES, jnp.int32))
         return ChebyshevState(slope, jnp.asarray(1, jnp.int32), radius)
 
@@ -262,6 +262,20 @@ def _radius(terms, t, y, args, known, *, on_host):
     return jax.lax.cond(known.age >= SERVES, anew, still, None)
 
 
+def spectral_radius(flow, t, y, direction: PyTree, *, on_host: bool) -> tuple[Float[Array, ""], PyTree]:
+    """Spectral radius of the Jacobian of a field flow(t, y), raised by a fifth, and the vector it was found on.
+
+    By power iteration from `direction`; from Python with `on_host`, for fields with convolutions.
+    """
+    estimate = _power_iteration if on_host else _compiled_power_iteration
+    ρ, direction, _ = estimate(diffrax.ODETerm(_call), t, y, flow, direction, on_host=on_host)
+    return ρ, direction
+
+
+def _call(t, y, flow):
+    return flow(t, y)
+
+
 def _power_iteration(terms, t, y, args, direction, *, on_host, tolerance=0.02, most=50, safety=1.2):
     """Estimated spectral radius of ∂vf/∂y, the vector it was found on, and the work in evaluations."""
     arrays, rest = eqx.partition((terms, t, y, args, direction), eqx.is_array)
@@ -288,6 +302,9 @@ def _power_iteration(terms, t, y, args, direction, *, on_host, tolerance=0.02, m
     return safety * size, v, 2 * k
 
 
+_compiled_power_iteration = eqx.filter_jit(_power_iteration)
+
+
 def _product(terms, t, y, args, v):
     """‖J v‖ and J v over it, J the field's Jacobian. It costs about two evaluations."""
     Jv = jax.jvp(lambda y: terms.vf(t, y, args), (y,), (v,))[1]
@@ -298,7 +315,7 @@ def _product(terms, t, y, args, v):
 _compiled_product = eqx.filter_jit(_product)
 
 
-def _scattered_direction(y: PyTree) -> PyTree:
+def scattered_direction(y: PyTree) -> PyTree:
     """A unit vector without symmetry, so that no invariant subspace of the flow hides the largest eigenvalue."""
     leaves, treedef = jax.tree.flatten(y)
     v = [jnp.cos(jnp.square(jnp.arange(x.size, dtype=x.dtype) + i)).reshape(x.shape) for i, x in enumerate(leaves)]

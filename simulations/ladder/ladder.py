@@ -2,12 +2,13 @@
 
     python simulations/ladder/ladder.py --setting digits
     python simulations/ladder/ladder.py --setting mnist
-    python simulations/ladder/ladder.py --setting fashion-mnist --batch-norm
-    python simulations/ladder/ladder.py --setting resnet20-mnist --skip network-flow features-coupled
+    python simulations/ladder/ladder.py --setting fashion-mnist --batch-norm --double
+    python simulations/ladder/ladder.py --setting mnist --seeds 0 1 2 --starts 80 589 --skip network-flow
 
-Trains full batch on the squared loss, measures on the whole training set, climbs the ladder from one state, and writes
-tables (`results/NAME.md`), the comparison and figures. RESULTS.md is written from these by hand. Data sets are found
-where `ntkcollapse.data.search_path` says, NTKCOLLAPSE_DATA among them.
+Trains full batch on the squared loss, measures on the whole training set, climbs the ladder from one state (or from
+several of several runs, whose prices are then shown with their spread), and writes tables (`results/NAME.md`), the
+comparisons and figures. Every rung is kept as it is done, and not climbed again. RESULTS.md is written from these by
+hand. Data sets are found where `ntkcollapse.data.search_path` says, NTKCOLLAPSE_DATA among them.
 """
 
 import argparse
@@ -16,12 +17,23 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
+from ntkcollapse._table import table
+from ntkcollapse.commands._ladder_tables import SHOWN, attributions, ladder_tables
 from ntkcollapse.commands._measured import MeasuredRun, digits_run, trained_run
 from ntkcollapse.commands.rates import rates_table
-from ntkcollapse.comparison import RUNGS, available_rungs, climb, measured_rates, save_ladders
+from ntkcollapse.comparison import (
+    RUNGS,
+    Ladder,
+    available_rungs,
+    climb,
+    joined,
+    load_ladders,
+    measured_rates,
+    save_ladders,
+)
 from ntkcollapse.training import TrainConfig, log_spaced
 
 HERE = Path(__file__).parent
@@ -51,8 +63,10 @@ SETTINGS = {
 }
 
 
-def measured(setting: Setting, batch_norm: bool, keep_all: bool) -> MeasuredRun:
-    """The run with its networks."""
+def measured(
+    setting: Setting, starts: list[int], options: tuple[str, ...] = (), *, seed: int = 0, keep_all: bool = False
+) -> MeasuredRun:
+    """The run with its networks at the starts, or at all records; options of the network beside the setting's."""
     if setting.dataset == "digits":
         return digits_run(
             per_class=setting.per_class,
@@ -60,13 +74,14 @@ def measured(setting: Setting, batch_norm: bool, keep_all: bool) -> MeasuredRun:
             learning_rate=setting.learning_rate,
             steps=setting.steps,
             measurements=setting.records,
-            seed=0,
-            starts=(setting.start,),
+            seed=seed,
+            starts=starts,
             keep_all=keep_all,
         )
     config = TrainConfig(
         network=setting.network,
-        network_options=(*setting.options, *(("batch_norm=True",) if batch_norm else ())),
+        network_options=(*setting.options, *options),
+        seed=seed,
         dataset=setting.dataset,
         per_class=setting.per_class,
         learning_rate=setting.learning_rate,
@@ -78,51 +93,87 @@ def measured(setting: Setting, batch_norm: bool, keep_all: bool) -> MeasuredRun:
         epochs=setting.steps,
         ntk_engine="layerwise",
     )
-    at = {0, setting.start, *log_spaced(setting.steps, setting.records)}
-    return trained_run(config, sorted(at), (setting.start,), keep_all=keep_all)
+    at = {0, *starts, *log_spaced(setting.steps, setting.records)}
+    return trained_run(config, sorted(at), starts, keep_all=keep_all)
+
+
+def climbed(run: MeasuredRun, out: Path, made_by: str, start: int, skip: list[str]) -> tuple[Ladder, dict[str, float]]:
+    """The ladder from this start, without the rungs that are in `out` already, and the seconds that the others took."""
+    note = out / "made_by.txt"
+    if note.exists() and note.read_text() != made_by:
+        raise FileExistsError(f"{out}: holds ladders of {note.read_text()}, expected {made_by}; remove it.")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(made_by)
+    ladders = load_ladders(out) if (out / "comparison.nc").exists() else {}
+    at, seconds = run.start(start), {}
+    held = ladders[start].rungs if start in ladders else {}
+    for name in available_rungs(at):
+        if name in skip or name in held:
+            continue
+        print(f"climbing from step {start}: {name}", flush=True)
+        began = time.perf_counter()
+        ladders[start] = joined(ladders.get(start), climb(at, [name]))
+        seconds[name] = time.perf_counter() - began
+        save_ladders(out, ladders)
+    return ladders[start], seconds
+
+
+def spread_table(ladders: list[Ladder]) -> str:
+    """The price of each assumption over several starts and seeds: median, smallest and largest factor."""
+    found = [attributions(ladder) for ladder in ladders]
+    names = [name for name in found[0] if all(name in one for one in found)]
+    rows = []
+    for i, share in enumerate(found[0][names[0]].shares):
+        factors = {name: np.exp([float(one[name].shares[i].change[-1]) for one in found]) for name in names}
+        cells = (f"x{np.median(f):.3g} ({f.min():.3g} to {f.max():.3g})" for f in factors.values())
+        rows.append([share.assumption, *cells])
+    return table([f"median and range of {len(ladders)} ladders", *(SHOWN[name] for name in names)], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=tuple(SETTINGS), default="digits")
     parser.add_argument("--batch-norm", action="store_true", help="of the multilayer perceptron")
+    parser.add_argument("--double", action="store_true", help="train in float64; float32 rounds small updates away")
     parser.add_argument("--path", action="store_true", help="the sample kernel's path too: a kernel at every record")
     parser.add_argument("--steps", type=int, help="fewer or more optimiser steps than the setting has")
     parser.add_argument("--records", type=int, help="fewer or more measurements of the network's kernels on the way")
     parser.add_argument("--per-class", type=int, help="fewer or more images a class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initial weights, a run each")
+    parser.add_argument("--starts", type=int, nargs="+", help="steps to start from instead of the setting's own")
     parser.add_argument("--skip", nargs="*", default=(), choices=tuple(RUNGS), help="rungs to leave out")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     setting = SETTINGS[flags.setting]
     changed = {name: value for name in ("steps", "records", "per_class") if (value := getattr(flags, name))}
     setting = dataclasses.replace(setting, **changed)
+    options = [
+        option for option, on in (("batch_norm=True", flags.batch_norm), ("param_dtype=float64", flags.double)) if on
+    ]
+    starts = flags.starts or [setting.start]
     name = flags.setting + ("_batch_norm" if flags.batch_norm else "")
-
-    began = time.perf_counter()
-    run = measured(setting, flags.batch_norm, flags.path)
-    print(f"{name}: trained and measured in {time.perf_counter() - began:.0f} s", flush=True)
-    seconds, last = {}, time.perf_counter()
-
-    def on_rung(rung: str) -> None:
-        nonlocal last
-        if seconds:
-            seconds[list(seconds)[-1]] = time.perf_counter() - last
-        seconds[rung], last = 0.0, time.perf_counter()
-        print("climbing:", rung, flush=True)
-
-    start = run.start(setting.start)
-    ladder = climb(start, [rung for rung in available_rungs(start) if rung not in flags.skip], on_rung=on_rung)
-    seconds[list(seconds)[-1]] = time.perf_counter() - last
-    out = HERE / "results" / name
-    out.mkdir(parents=True, exist_ok=True)
-    save_ladders(out, {setting.start: ladder})
-    title = f"{run.title}{', batch norm' if flags.batch_norm else ''}; theory from step {setting.start}"
+    results, ladders, costs, first = HERE / "results", [], [], None
+    for seed in flags.seeds:
+        began = time.perf_counter()
+        run = measured(setting, starts, tuple(options), seed=seed, keep_all=flags.path)
+        first = first or run
+        print(f"{name}, seed {seed}: trained and measured in {time.perf_counter() - began:.0f} s", flush=True)
+        made_by = f"{setting}, {', '.join(options)}, starts {starts}, seed {seed}"
+        for start in starts:
+            ladder, seconds = climbed(run, results / f"{name}_{seed}", made_by, start, flags.skip)
+            ladders.append(ladder)
+            costs.append(", ".join(f"{rung} {s:.0f} s" for rung, s in seconds.items()))
+    assert first is not None
+    ladder = ladders[0]
+    title = f"{first.title}{', batch norm' if flags.batch_norm else ''}; theory from step {starts[0]}"
     plots.save(plots.ladder_figure(ladder, title=title), HERE / "figures" / f"ladder_{name}")
     plots.save(plots.attribution_figure(attributions(ladder), title=title), HERE / "figures" / f"attribution_{name}")
-    rates = rates_table(run.trajectory, measured_rates(run.trajectory))
-    cost = ", ".join(f"{rung} {s:.0f} s" for rung, s in seconds.items())
-    text = f"## {title}\n\n{setting}\n\n```\n{ladder_tables(ladder, times=6)}\n\n{rates}\n```\n\nCost: {cost}.\n"
-    (HERE / "results" / f"{name}.md").write_text(text)
+    rates = rates_table(first.trajectory, measured_rates(first.trajectory))
+    spread = f"\n\n{spread_table(ladders)}" if len(ladders) > 1 else ""
+    text = (
+        f"## {title}\n\n{setting}\n\n```\n{ladder_tables(ladder, times=6)}{spread}\n\n{rates}\n```\n\nCost: {costs}.\n"
+    )
+    (results / f"{name}.md").write_text(text)
     print(text)
 
 

@@ -36,16 +36,33 @@ def test_shares_are_the_known_factors_and_sum_to_the_gap():
     np.testing.assert_allclose(linear.gap, 3 * (np.exp(-(TIMES - 0.1)) - np.exp(-4 * (TIMES - 0.1))))
 
 
-def test_a_rung_that_ended_early_says_of_which_time_the_prices_are():
-    rungs = ladder(block_frozen=4.0, sample_frozen=1.5)
-    assert "at the end" in ladder_tables(rungs)
+def test_a_rung_that_ended_early_is_stepped_over():
+    rungs = ladder(block_frozen=4.0, sample_frozen=1.5, network_flow=1.1)
     rungs.rungs["sample-frozen"] = decaying(1.5, points=2, rung="sample-frozen")
     found = attribute(rungs, "loss")
+    assert [share.from_ for share in found.shares] == ["block-frozen", "network-flow"]
+    assert found.complete
+    # The gap at the end is that of the whole run.
+    assert float(found.gap[-1]) == pytest.approx(3 * 0.7)
+    rungs.rungs["network-flow"] = decaying(1.1, points=3)
+    assert [share.from_ for share in attribute(rungs, "loss").shares] == ["block-frozen"]
+
+
+def test_what_a_solver_does_not_resolve_has_no_price():
+    """Rates of 40 an unit leave e^{-28} = 7e-13 at the end, of which nothing is the rung's."""
+    rungs = ladder(block_frozen=40.0, sample_frozen=1.5)
+    # ‖R‖ at the start is √2, so that parts are resolved to 1.4e-7: 2 e^{-12} = 1.2e-5 at 0.4, 1e-12 at 0.8.
+    found = attribute(rungs, "residual_single")
     assert not found.complete
-    np.testing.assert_allclose(found.times, TIMES[:2])
+    np.testing.assert_allclose(found.times, TIMES[:3])
+    np.testing.assert_allclose(sum(s.change for s in found.shares), found.gap, atol=1e-14)
+    np.testing.assert_allclose(found.gap[-1], 39 * 0.3)
+    # A metric that does not decay is what it is.
+    assert attribute(rungs, "nc1_seleznova2023").complete
     said = ladder_tables(rungs)
-    assert "at t = 0.2, where a rung ended" in said
-    assert "at the end" not in said
+    line = next(line for line in said.splitlines() if "or at the last resolved step" in line)
+    assert line.split()[-5:] == ["8", "4", "4", "4", "8"]
+    assert "last resolved" not in ladder_tables(ladder(block_frozen=4.0, sample_frozen=1.5))
 
 
 def test_tables_split_the_gap_along_chains_that_the_ladder_has():

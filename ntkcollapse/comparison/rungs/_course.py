@@ -47,7 +47,9 @@ class Course(NamedTuple):
         n, N = start.state.H.shape
         require_memory(rung, 8 * 3 * len(times) * n * N, fits=None)
         # What is observed of it is the ladder's affair, with the run's own kernel and alike for all rungs.
-        run = simulate(start.state, kernel, start.classes, times, observed=False, **(start.flow_options | options))
+        # Tight, since what decays is followed far down.
+        options = {"rtol": 1e-8, "atol": 1e-14} | start.flow_options | options
+        run = simulate(start.state, kernel, start.classes, times, observed=False, **options)
         states = [run.last_layer(i) for i in range(len(run.times))]
         H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
         return cls(run.times, H, W, b, None, run.statistics, run.kernel)
@@ -64,28 +66,41 @@ def integrate_parameters(
     max_steps: int,
     progress: bool = False,
 ) -> Course:
-    """The gradient flow of a model in its parameters, by stabilised explicit steps.
+    """The gradient flow of a model that is linear in θ, by stabilised explicit steps.
 
     The flow's Jacobian is minus a Hessian: its spectrum is real, and the solver estimates its size as it goes, by
     products alone. Memory: T P + T n N numbers.
+    """
+    model, one_by_one = evaluated(model, rung=rung, num_times=len(times))
+    flow = ParametricFlow(model, jnp.asarray(weight_decay))
+    times, states, statistics = solve(
+        flow, Parameters.of(model.start), times, rtol, atol, max_steps, progress, one_by_one=one_by_one
+    )
+    return course_of(model, times, states, statistics, one_by_one=one_by_one)
+
+
+def evaluated(model: ParametricModel, *, rung: str, num_times: int) -> tuple[ParametricModel, bool]:
+    """The model as it is integrated, and whether its steps are taken one by one rather than in a compiled loop.
 
     On a CPU, convolutions in float64 take ten times as long as in float32, and in a compiled loop ten times as long as
     outside of one: a network that has them is evaluated in the precision of its weights, while parameters and residual
     stay in that of the theory, and steps are taken one by one.
+
+    Raises:
+        MemoryError: its path and states do not fit.
     """
     start = model.start
-    by_steps = jax.default_backend() == "cpu" and start.convolves
-    if by_steps:
-        model = type(model)(start.evaluated_as_trained)
     N, (C, n) = start.classes.num_samples, start.W.shape
     require_memory(
-        rung, 8 * (len(times) * (start.num_params + n * N + C * N) + 8 * start.num_params), fits="sample-frozen"
+        rung, 8 * (num_times * (start.num_params + n * N + C * N) + 8 * start.num_params), fits="block-frozen"
     )
-    flow = ParametricFlow(model, jnp.asarray(weight_decay))
-    times, states, statistics = solve(
-        flow, Parameters.of(start), times, rtol, atol, max_steps, progress, by_steps=by_steps
-    )
-    if by_steps:
+    one_by_one = jax.default_backend() == "cpu" and start.convolves
+    return (type(model)(start.evaluated_as_trained) if one_by_one else model), one_by_one
+
+
+def course_of(model: ParametricModel, times, states: Parameters, statistics: dict, *, one_by_one: bool) -> Course:
+    """What a model says at these states of its parameters, stacked in time."""
+    if one_by_one:
         seen = [_outputs(model, jax.tree.map(lambda x, i=i: x[i], states)) for i in range(len(times))]
         H, f = jax.tree.map(lambda *at: jnp.stack(at), *seen)
     else:
@@ -101,7 +116,7 @@ def solve(
     atol: float,
     max_steps: int,
     progress: bool,
-    by_steps: bool = False,
+    one_by_one: bool = False,
 ):
     """A gradient flow by stabilised explicit steps, in one compiled loop or one by one; for any pytree of arrays.
 
@@ -109,7 +124,7 @@ def solve(
         (times that were reached, states at them, statistics of the solver and whether it was successful).
     """
     times = jnp.asarray(times)
-    integrated = integrate_by_steps if by_steps else _integrate
+    integrated = integrate_by_steps if one_by_one else _integrate
     out = integrated(flow, start, times, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
     # Where it did not come to, all parts are infinite: the last is as good as any, and the smallest.
     last = np.asarray(jax.tree.leaves(out.states)[-1])

@@ -26,8 +26,8 @@ def network_linearised(
     times: Any,
     *,
     method: Method = "auto",
-    rtol: float = 1e-5,
-    atol: float = 1e-8,
+    rtol: float = 1e-6,
+    atol: float = 1e-12,
     max_steps: int = 100_000,
     progress: bool = False,
 ) -> Course:
