@@ -22,7 +22,7 @@ from ntkcollapse.commands._measured import digits_run
 from ntkcollapse.comparison import RUNGS, available_rungs, climb, gaps
 from ntkcollapse.data import digits
 from ntkcollapse.networks import mlp
-from ntkcollapse.training import Stepper
+from ntkcollapse.training import Stepper, log_spaced
 
 
 def epoch(per_class: int, widths: tuple[int, ...], learning_rate: float, repeats: int = 50) -> float:
@@ -51,7 +51,8 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     size = {"per_class": 3, "widths": (16, 12)} if flags.quick else {"per_class": 30, "widths": (256, 256, 64)}
     steps, start = (160, 20) if flags.quick else (2560, 80)
-    run = digits_run(**size, learning_rate=0.3, steps=steps, measurements=8, seed=0, starts=(start,), keep_all=True)
+    at = log_spaced(steps, 8)
+    run = digits_run(**size, learning_rate=0.3, steps=steps, at=at, seed=0, starts=(start,), keep_all=True)
     one = epoch(size["per_class"], size["widths"], 0.3)
     rows = []
     for name in available_rungs(run.start(start)):

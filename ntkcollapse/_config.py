@@ -100,6 +100,18 @@ def run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
     the new one's; its settings and trajectory stay until they are replaced.
 
     Raises:
+        FileExistsError: as `check_run_directory`.
+    """
+    path = check_run_directory(out, overwrite=overwrite)
+    path.mkdir(parents=True, exist_ok=True)
+    remove_derived(path)
+    return path
+
+
+def check_run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
+    """Refuses what `run_directory` would, and changes nothing.
+
+    Raises:
         FileExistsError: something is there already; or, with `overwrite`, something that is no run.
     """
     path = Path(out)
@@ -111,8 +123,6 @@ def run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
         )
     if used and not holds_run(path):
         raise FileExistsError(f"{path}: expected a run to overwrite, found other files; choose another --out.")
-    path.mkdir(parents=True, exist_ok=True)
-    remove_derived(path)
     return path
 
 

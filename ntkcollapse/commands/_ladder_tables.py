@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ntkcollapse._table import number, percent, table
-from ntkcollapse.comparison import FROZEN_CHAIN, PATH_CHAIN, RUNGS, Attribution, Ladder, attribute, gaps
+from ntkcollapse.comparison import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, RUNGS, Attribution, Ladder, attribute, gaps
 
 # Observable → column head.
 SHOWN = {
@@ -32,12 +32,18 @@ def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
 
 
 def chains(ladder: Ladder) -> list[tuple[str, ...]]:
-    """The chains of which a ladder has at least two rungs; the one along measured paths only if it has those."""
-    found = []
+    """The chains that say something of a ladder.
+
+    The one of frozen kernels where it has two of their rungs; the one of measured paths where it has both, or nothing
+    else is known; the one from lazy training where it has that and lazy features.
+    """
+    found, names = [], ladder.rungs.keys()
     if sum(name in ladder.rungs for name in FROZEN_CHAIN) > 1:
         found.append(FROZEN_CHAIN)
-    if {"block-path", "sample-path"} <= ladder.rungs.keys():
+    if {"block-path", "sample-path"} <= names or (not found and {"block-frozen", "block-path"} <= names):
         found.append(PATH_CHAIN)
+    if {"network-linearised", "features-linearised"} <= names:
+        found.append(LAZY_CHAIN)
     return found
 
 

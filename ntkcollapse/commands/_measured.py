@@ -5,7 +5,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from ntkcollapse.comparison import MeasuredStart, NetworkAt
 from ntkcollapse.comparison.start import check_clock, is_squared, own_decay
 from ntkcollapse.data import Batches, Dataset, digits
 from ntkcollapse.networks import Network, Variables, mlp
-from ntkcollapse.training import Moment, TrainConfig, log_spaced, measured_descent, train
+from ntkcollapse.training import Moment, TrainConfig, measured_descent, train
 from ntkcollapse.training.run_files import saved_config
 from ntkcollapse.trajectory import Trajectory
 
@@ -52,20 +52,19 @@ def digits_run(
     widths: tuple[int, ...],
     learning_rate: float,
     steps: int,
-    measurements: int,
+    at: Iterable[int],
     seed: int,
     starts: Sequence[int],
-    also: Iterable[int] = (),
     keep_all: bool = False,
 ) -> MeasuredRun:
     """A multilayer perceptron on digits by full-batch gradient descent, its networks kept at the starts (or always).
 
-    It is measured at the starts, at so many steps evenly spaced in the logarithm, and at those of `also`.
+    It is measured at the steps `at`, at the starts, and at the last one.
     """
     check_starts(starts, steps)
     data = digits(per_class)
     network = mlp(widths, data.classes.num_classes)
-    at = sorted({*log_spaced(steps, measurements), *starts, *also})
+    at = sorted({*at, *starts, steps})
     networks = {}
     with tqdm(total=steps, desc="training and measuring", unit="step", disable=not sys.stderr.isatty()) as bar:
 
@@ -120,9 +119,10 @@ def recorded_run(path: Path) -> tuple[Trajectory, list[int]]:
     return recorded, [int(s) for s in np.asarray(recorded.observables["step"])]
 
 
-def made_by_settings(recorded: Trajectory) -> bool:
+def made_by_settings(path: Path, recorded: Trajectory) -> bool:
     """Whether the settings of a run make it again: they do not know networks and data that were given from Python."""
-    return not any(name in recorded.settings for name in ("own_network", "own_data"))
+    own = any(name in recorded.settings for name in ("own_network", "own_data"))
+    return (path / "config.toml").exists() and not own
 
 
 def as_recorded(path: Path) -> MeasuredRun:
@@ -143,16 +143,16 @@ def measured_again(path: Path, starts: Sequence[int], *, at: Iterable[int], keep
             does not come out as it was recorded.
     """
     recorded, steps = recorded_run(path)
-    if not made_by_settings(recorded):
+    if not made_by_settings(path, recorded):
         raise ValueError(
             f"{path}: expected a run that its settings make again, got one whose network or data were given from "
-            "Python; climb there, from a MeasuredStart with its network, or name rungs that need none: "
-            "--rungs block-frozen block-path."
+            "Python, or without its config.toml; climb from a MeasuredStart with its network, or name rungs that need "
+            "none: --rungs block-frozen block-path."
         )
     check_starts(starts, steps[-1])
-    settings = tomllib.loads((path / "config.toml").read_text())
+    settings = _settings(path)
     if "epochs" not in settings:
-        again = _digits_again(settings, starts, set(at) & set(steps), keep_all)
+        again = _digits_again(path, settings, starts, at, keep_all)
     else:
         # A run that was interrupted is made again to the end of the epoch it came to, not to the one it was to reach.
         epochs = max(1, -(-steps[-1] // int(recorded.settings["steps_per_epoch"])))
@@ -162,10 +162,38 @@ def measured_again(path: Path, starts: Sequence[int], *, at: Iterable[int], keep
     return again
 
 
-def _digits_again(settings: dict, starts: Sequence[int], also: Iterable[int], keep_all: bool) -> MeasuredRun:
-    names = ("per_class", "learning_rate", "steps", "measurements", "seed")
+def has_batch_norm(path: Path) -> bool:
+    """Whether the network that the settings of a run name normalises by batches; nothing is trained."""
+    settings = _settings(path)
+    if "epochs" not in settings:
+        return False
+    config = saved_config(path)
+    data = config.build_splits().train
+    network = config.build_network(data.classes.num_classes)
+    inputs = jax.ShapeDtypeStruct(data.inputs[:2].shape, data.inputs.dtype)
+    return bool(jax.eval_shape(network.init, jax.random.key(0), inputs).batch_stats)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    file = path / "config.toml"
+    try:
+        return tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: expected the settings of a run, could not read them: {error}.") from error
+
+
+def _digits_again(
+    path: Path, settings: dict[str, Any], starts: Sequence[int], at: Iterable[int], keep_all: bool
+) -> MeasuredRun:
+    names = ("per_class", "widths", "learning_rate", "steps", "seed")
+    missing = [name for name in names if name not in settings]
+    if missing:
+        raise ValueError(
+            f"{path / 'config.toml'}: expected the settings of `compare`, without which it cannot be made "
+            f"again; got none for {', '.join(missing)}."
+        )
     values = {name: settings[name] for name in names}
-    return digits_run(widths=tuple(settings["widths"]), starts=starts, also=also, keep_all=keep_all, **values)
+    return digits_run(**{**values, "widths": tuple(values["widths"])}, at=at, starts=starts, keep_all=keep_all)
 
 
 def trained_run(

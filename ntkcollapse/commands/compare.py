@@ -1,8 +1,8 @@
 """`ntkcollapse compare`: a network in training and the theory beside it, from a measured state."""
 
+import dataclasses
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
-from ntkcollapse._config import run_directory, setting, write_config
+from ntkcollapse._config import check_run_directory, run_directory, setting, write_config
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
 from ntkcollapse.commands._measured import (
     MeasuredRun,
@@ -20,6 +20,7 @@ from ntkcollapse.commands._measured import (
     compared_steps,
     default_start,
     digits_run,
+    has_batch_norm,
     made_by_settings,
     measured_again,
     recorded_run,
@@ -30,17 +31,17 @@ from ntkcollapse.comparison import (
     RUNGS,
     Ladder,
     MeasuredStart,
-    available_rungs,
     climb,
     joined,
     load_ladders,
     save_ladders,
 )
+from ntkcollapse.training import log_spaced
 
 _DEMO = ("block-frozen", "block-path", "sample-frozen")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class CompareConfig:
     """Settings of `ntkcollapse compare`; those of the network are for comparing without a run, on digits."""
 
@@ -76,6 +77,8 @@ def compare_command(config: CompareConfig) -> None:
         check_choice("rungs", rung, ("all", *RUNGS))
     check_positive("records", config.records)
     check_positive("homogeneity", config.homogeneity, zero=True)
+    _check_used(config)
+    config = dataclasses.replace(config, starts=tuple(sorted(set(config.starts))))
     plan = _on_digits(config) if config.run is None else _on_run(config, Path(config.run))
     for step, names in plan.missing.items():
         if names:
@@ -84,7 +87,7 @@ def compare_command(config: CompareConfig) -> None:
     for step in plan.missing:
         ladder = plan.ladders[step]
         title = f"{plan.title}; theory from step {step}"
-        figures += plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
+        figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
         if FROZEN_CHAIN in chains(ladder):
             figure = plots.attribution_figure(attributions(ladder), title=title)
             plots.save(figure, plan.out / "figures" / f"attribution_{step}")
@@ -98,7 +101,7 @@ class _Plan(NamedTuple):
     """What is there and what is to be climbed.
 
     out: run directory; ladders: start → what is known, filled as rungs are climbed; missing: start → rungs to climb;
-    measured: the run, None where nothing is missing; named: whether rungs were asked for by their names.
+    measured: the run, None where nothing is missing.
     """
 
     out: Path
@@ -106,27 +109,39 @@ class _Plan(NamedTuple):
     missing: dict[int, tuple[str, ...]]
     measured: MeasuredRun | None
     title: str
-    named: bool
+
+
+def _check_used(config: CompareConfig) -> None:
+    """Raises ValueError for settings that would be passed over in silence."""
+    of_digits = ("per_class", "widths", "learning_rate", "steps", "measurements", "seed")
+    names = ("records",) if config.run is None else of_digits
+    defaults = CompareConfig()
+    for name in names:
+        if getattr(config, name) != getattr(defaults, name):
+            why = "a run has its own" if config.run else "without a run --measurements says how often"
+            raise ValueError(f"{name}: expected none here, got {getattr(config, name)}: {why}.")
 
 
 def _on_digits(config: CompareConfig) -> _Plan:
     starts = config.starts or (80,)
     check_starts(starts, config.steps)
-    rungs = _chosen(config.rungs) or _DEMO
-    out = run_directory(config.out or "runs/compare", overwrite=config.overwrite)
+    rungs = _without_batch_norm(_chosen(config.rungs) or _DEMO, config, has=False)
+    check_run_directory(config.out or "runs/compare", overwrite=config.overwrite)
     measured = digits_run(
         per_class=config.per_class,
         widths=config.widths,
         learning_rate=config.learning_rate,
         steps=config.steps,
-        measurements=config.measurements,
+        at=log_spaced(config.steps, config.measurements),
         seed=config.seed,
         starts=starts,
         keep_all="sample-path" in rungs,
     )
+    # Not before it is known that there is something to put in the place of an earlier run.
+    out = run_directory(config.out or "runs/compare", overwrite=config.overwrite)
     write_config(config, out)
     measured.trajectory.save(out, overwrite=config.overwrite)
-    return _Plan(out, {}, dict.fromkeys(starts, rungs), measured, measured.title, _are_named(config))
+    return _Plan(out, {}, dict.fromkeys(starts, rungs), measured, measured.title)
 
 
 def _on_run(config: CompareConfig, run: Path) -> _Plan:
@@ -136,45 +151,75 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
     rungs = _chosen(config.rungs or ("all",))
     if not config.rungs:
         rungs = tuple(name for name in rungs if name != "sample-path")
-    whole = made_by_settings(recorded)
+    whole = made_by_settings(run, recorded)
     if not whole and not _are_named(config):
         rungs = tuple(name for name in rungs if not RUNGS[name].needs_network)
-    out, ladders = _held(config, run)
+    if whole and "features-coupled" in rungs:
+        rungs = _without_batch_norm(rungs, config, has=has_batch_norm(run))
+    elsewhere = config.out is not None and Path(config.out).resolve() != run.resolve()
+    out = Path(config.out) if elsewhere and config.out is not None else run
+    ladders = _held(config, run, out)
     missing = {step: _lacking(ladders.get(step), rungs, config) for step in starts}
     if not any(missing.values()):
-        return _Plan(out, ladders, missing, None, run.name, _are_named(config))
-    climbed = {step for step, names in missing.items() if names}
+        return _Plan(out, ladders, missing, None, run.name)
+    climbed = sorted(step for step, names in missing.items() if names)
     if not whole and not any(RUNGS[name].needs_network for names in missing.values() for name in names):
         measured = as_recorded(run)
     else:
         at = compared_steps(steps, config.records) | {s for step in climbed for s in _steps(ladders.get(step))}
         keep_all = any("sample-path" in names for names in missing.values())
-        measured = measured_again(run, sorted(climbed), at=at, keep_all=keep_all)
-    if out != run:
+        measured = measured_again(run, climbed, at=at, keep_all=keep_all)
+    for step in climbed:
+        # Refused before anything is removed or climbed.
+        _start(measured, step, ladders.get(step), out, config.homogeneity)
+    if not ladders:
+        _clear(out, elsewhere, config.overwrite)
+    if elsewhere:
         # A directory of its own holds all that a report needs.
-        out.mkdir(parents=True, exist_ok=True)
         measured.trajectory.save(out, overwrite=True)
-        shutil.copyfile(run / "config.toml", out / "config.toml")
-    return _Plan(out, ladders, missing, measured, measured.title, _are_named(config))
+        if (run / "config.toml").exists():
+            shutil.copyfile(run / "config.toml", out / "config.toml")
+    return _Plan(out, ladders, missing, measured, measured.title)
 
 
-def _held(config: CompareConfig, run: Path) -> tuple[Path, dict[int, Ladder]]:
-    """Where the comparison goes, and what it has. With `overwrite`, what it had is removed."""
-    out = run if config.out is None else Path(config.out)
-    settings = [folder / "config.toml" for folder in (run, out)]
-    there = (out / "comparison.nc").exists()
-    if there and not config.overwrite:
-        if out == run or (settings[1].exists() and settings[0].read_bytes() == settings[1].read_bytes()):
-            return out, load_ladders(out)
-        raise FileExistsError(
-            f"{out}: holds the comparison of another run; choose another --out, or pass --overwrite to replace it."
+def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig, *, has: bool) -> tuple[str, ...]:
+    """Without the rung of batch statistics where there are none; an error where it was named."""
+    if "features-coupled" not in rungs or has:
+        return rungs
+    if _are_named(config):
+        raise ValueError(
+            "rungs: expected 'features-coupled' of a network with batch normalisation only, got one without, of which "
+            "it is rung 4; name 'features-linearised'."
         )
-    if out != run:
-        return run_directory(out, overwrite=config.overwrite), {}
+    return tuple(name for name in rungs if name != "features-coupled")
+
+
+def _held(config: CompareConfig, run: Path, out: Path) -> dict[int, Ladder]:
+    """What a comparison has already, nothing where it is to be made anew; changes nothing.
+
+    Raises:
+        FileExistsError: what is there is not of this run.
+    """
+    if config.overwrite or not (out / "comparison.nc").exists():
+        if out != run:
+            check_run_directory(out, overwrite=config.overwrite)
+        return {}
+    settings = [folder / "config.toml" for folder in (run, out)]
+    if out == run or (all(f.exists() for f in settings) and settings[0].read_bytes() == settings[1].read_bytes()):
+        return load_ladders(out)
+    raise FileExistsError(
+        f"{out}: holds the comparison of another run; choose another --out, or pass --overwrite to replace it."
+    )
+
+
+def _clear(out: Path, elsewhere: bool, overwrite: bool) -> None:
+    """Removes an earlier comparison and what was drawn and written from it."""
+    if elsewhere:
+        run_directory(out, overwrite=overwrite)
+        return
     figures = [file for kind in ("ladder", "attribution") for file in out.glob(f"figures/{kind}_*.*")]
-    for file in (out / "comparison.nc", *figures):
+    for file in (out / "comparison.nc", out / "report.html", *figures):
         file.unlink(missing_ok=True)
-    return out, {}
 
 
 def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig) -> tuple[str, ...]:
@@ -210,31 +255,28 @@ def _steps(ladder: Ladder | None) -> list[int]:
     return [] if ladder is None else [int(s) for s in np.asarray(ladder.network["step"])]
 
 
+def _start(measured: MeasuredRun, step: int, held: Ladder | None, out: Path, homogeneity: float) -> MeasuredStart:
+    """Where rungs are climbed from.
+
+    Raises:
+        ValueError: as `MeasuredStart`; or it is not the state that the ladder held starts from.
+    """
+    start = measured.start(step, homogeneity=homogeneity, steps=_steps(held) or None)
+    if held is not None:
+        before, now = (float(run["loss"][0]) for run in (held.network, start.network_run))
+        # Single precision and the order of sums; the state of another run is percents off.
+        if not abs(now / before - 1) < 1e-3:
+            raise ValueError(
+                f"{out}: its comparison starts from a loss of {before:.6g}, the run made again from one of {now:.6g}; "
+                "choose another --out, or pass --overwrite to climb all rungs again."
+            )
+    return start
+
+
 def _climb(plan: _Plan, step: int, rungs: tuple[str, ...], homogeneity: float) -> None:
     """Climbs these rungs from a start. One can take an hour: each is saved before the next."""
     assert plan.measured is not None
-    held = plan.ladders.get(step)
-    start = plan.measured.start(step, homogeneity=homogeneity, steps=_steps(held) or None)
-    if held is not None:
-        _check_held(plan.out, held, start)
-    possible = available_rungs(start)
+    start = _start(plan.measured, step, plan.ladders.get(step), plan.out, homogeneity)
     for name in tqdm(rungs, desc=f"ladder from step {step}", disable=not sys.stderr.isatty()):
-        try:
-            more = climb(start, [name])
-        except ValueError as error:
-            if plan.named or name in possible:
-                raise
-            more = Ladder(start.network_run, {}, {name: str(error)})
-        plan.ladders[step] = joined(plan.ladders.get(step), more)
+        plan.ladders[step] = joined(plan.ladders.get(step), climb(start, [name]))
         save_ladders(plan.out, plan.ladders)
-
-
-def _check_held(out: Path, held: Ladder, start: MeasuredStart) -> None:
-    """Rungs of one ladder start from one state."""
-    before, now = (float(run["loss"][0]) for run in (held.network, start.network_run))
-    # Single precision and the order of sums; the state of another run is percents off.
-    if not abs(now / before - 1) < 1e-3:
-        raise ValueError(
-            f"{out}: its comparison starts from a loss of {before:.6g}, the run made again from one of {now:.6g}; "
-            "choose another --out, or pass --overwrite to climb all rungs again."
-        )

@@ -15,7 +15,7 @@ from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
 from ntkcollapse.commands.rates import rates_table
-from ntkcollapse.comparison import FROZEN_CHAIN, PATH_CHAIN, Ladder, load_ladders, measured_rates
+from ntkcollapse.comparison import FROZEN_CHAIN, Ladder, load_ladders, measured_rates
 from ntkcollapse.trajectory import Trajectory
 
 SHOWN = (
@@ -132,8 +132,9 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
             "What each assumption owns of the gap between the first rung and the network at the last common time.",
         )
         yield _html.preformatted(share_table(found, ladder))
-    if PATH_CHAIN in chains(ladder):
-        yield _html.preformatted(share_table(attributions(ladder, PATH_CHAIN), ladder))
+    for chain in chains(ladder):
+        if chain != FROZEN_CHAIN:
+            yield _html.preformatted(share_table(attributions(ladder, chain), ladder))
     yield _html.preformatted(horizon_table(ladder))
     yield _html.preformatted(course_table(ladder))
     for name, why in ladder.failures.items():

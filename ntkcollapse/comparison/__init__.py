@@ -1,6 +1,6 @@
 """Theory beside networks: predictions from a measured state, and where, when and why the two part."""
 
-from ntkcollapse.comparison.attribution import FROZEN_CHAIN, PATH_CHAIN, Attribution, Share, attribute
+from ntkcollapse.comparison.attribution import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, Attribution, Share, attribute
 from ntkcollapse.comparison.files import load_ladders, save_ladders
 from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
 from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
@@ -21,6 +21,7 @@ from ntkcollapse.comparison.start import MeasuredStart
 __all__ = [
     "COMPARED",
     "FROZEN_CHAIN",
+    "LAZY_CHAIN",
     "PATH_CHAIN",
     "RUNGS",
     "Attribution",

@@ -1,6 +1,7 @@
 """What fits into memory, said before anything is computed."""
 
 import os
+from collections.abc import Mapping
 
 
 def available_memory() -> int:
@@ -20,11 +21,21 @@ def fits_memory(needed: int) -> bool:
     return needed <= 0.75 * available_memory()
 
 
-def require_memory(rung: str, needed: int, *, fits: str | None) -> None:
-    """Raises MemoryError where a rung asks for more than three quarters of what there is, and names one with less."""
-    if not fits_memory(needed):
-        less = "fewer samples or records" if fits is None else f"fewer samples, or the rung {fits!r}, which needs less"
-        raise MemoryError(
-            f"rung {rung!r}: needs about {needed / 2**30:.1f} GiB, {available_memory() / 2**30:.1f} GiB are available; "
-            f"use {less}."
-        )
+def columns(times: int, features: int, samples: int) -> int:
+    """Bytes of the states of a rung that keeps every column at every time: what all of them need at the least."""
+    return 8 * 3 * times * features * samples
+
+
+def require_memory(rung: str, needed: int, less: Mapping[str, int] | None = None) -> None:
+    """Raises MemoryError where a rung asks for more than three quarters of what there is.
+
+    less: rung → bytes; the first one that fits is named.
+    """
+    if fits_memory(needed):
+        return
+    fitting = next((name for name, size in (less or {}).items() if fits_memory(size)), None)
+    other = "" if fitting is None else f", or the rung {fitting!r}, which fits"
+    raise MemoryError(
+        f"rung {rung!r}: needs about {needed / 2**30:.1f} GiB, {available_memory() / 2**30:.1f} GiB are available; "
+        f"use fewer samples or records{other}."
+    )

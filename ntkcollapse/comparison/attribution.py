@@ -25,6 +25,7 @@ FROZEN_CHAIN = (
     "network-flow",
     "network",
 )
+LAZY_CHAIN = ("network-linearised", "features-linearised", "features-coupled", "network-flow", "network")
 PATH_CHAIN = ("block-frozen", "block-path", "sample-path", "network-flow", "network")
 
 # What is given up between two rungs. Pairs that no chain names are called by their rungs.

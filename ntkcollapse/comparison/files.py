@@ -34,17 +34,24 @@ def load_ladders(path: str | os.PathLike) -> dict[int, Ladder]:
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: the file is damaged, or another one.
     """
     file = Path(path) / "comparison.nc"
     if not file.exists():
         raise FileNotFoundError(f"{file}: no comparison here; `ntkcollapse compare` writes one.")
-    with h5netcdf.File(file, "r") as groups:
-        names = sorted(groups.groups, key=lambda name: int(name.removeprefix("start_")))
     ladders = {}
-    for name in names:
-        with xr.open_dataset(file, group=name, engine="h5netcdf") as data:
-            data.load()
-        ladders[int(name.removeprefix("start_"))] = _ladder(data)
+    try:
+        with h5netcdf.File(file, "r") as groups:
+            names = sorted(groups.groups, key=lambda name: int(name.removeprefix("start_")))
+        for name in names:
+            with xr.open_dataset(file, group=name, engine="h5netcdf") as data:
+                data.load()
+            ladders[int(name.removeprefix("start_"))] = _ladder(data)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{file}: expected a comparison that save_ladders wrote, could not read it: {error}; remove it, or compare "
+            "once more with --overwrite."
+        ) from error
     return ladders
 
 
@@ -64,6 +71,7 @@ def _dataset(step: int, ladder: Ladder) -> xr.Dataset:
         "settings": ladder.network.settings_json,
         "rungs": json.dumps({name: run.settings for name, run in ladder.rungs.items()}),
         "failures": json.dumps(ladder.failures),
+        "records": json.dumps({name: len(run.times) for name, run in runs.items()}),
         "class_sizes": json.dumps(ladder.network.classes.sizes),
         "ntkcollapse": importlib.metadata.version("ntkcollapse"),
         "conventions": "t is gradient-flow time of the loss 0.5*||R||_F^2 summed over samples",
@@ -78,8 +86,7 @@ def _ladder(data: xr.Dataset) -> Ladder:
     for name in map(str, data["rung"].values):
         rows = {str(k): v.sel(rung=name).values for k, v in data.data_vars.items()}
         rows = {k: v for k, v in rows.items() if not np.isnan(v).all()}
-        # A rung that stopped early has no numbers after that in any observable.
-        reached = int((~np.isnan(rows["loss"])).sum())
+        reached = json.loads(data.attrs["records"])[name]
         runs[name] = Trajectory(
             data["time"].values[:reached],
             {k: v[:reached] for k, v in rows.items()},

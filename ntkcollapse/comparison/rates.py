@@ -120,7 +120,7 @@ def within_class_spectrum(
     """
     classes = network.classes
     N = classes.num_samples
-    require_memory("within-class spectrum", 8 * N * N * 6, fits="block-frozen")
+    require_memory("within-class spectrum", 8 * N * N * 6)
     groups = min(groups, N - classes.num_classes)
     grouped = GroupedKernel.from_matrix(network.output_kernel(outputs="mean"), classes, groups=groups)
     return within_class_decay(jnp.asarray(times), network.last_layer.residual(classes), grouped, classes)

@@ -14,7 +14,7 @@ from ntkcollapse import ntk
 from ntkcollapse._checks import check_positive
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.comparison._memory import require_memory
+from ntkcollapse.comparison._memory import columns, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -187,13 +187,18 @@ class MeasuredStart:
                 "the frozen sample kernel needs the one at the start only."
             )
         N = self.classes.num_samples
-        require_memory("sample-path", 8 * N * N * 2 * len(records), fits="sample-frozen")
+        require_memory("sample-path", 8 * N * N * 2 * len(records), {"sample-frozen": 8 * N * N * 6} | self._least)
         kernels = [self.sample_kernel, *(self._sample_kernel_of(self.networks[i]) for i in records[1:])]
         return KernelPath.of(self.times, kernels)
 
+    @property
+    def _least(self) -> dict[str, int]:
+        """The rung that needs least, and how many bytes."""
+        return {"class-pairs": columns(len(self.times), *self.state.H.shape)}
+
     def _sample_kernel_of(self, network: NetworkAt) -> DenseKernel:
         N = self.classes.num_samples
-        require_memory("sample-frozen", 8 * N * N * 6, fits="class-pairs")
+        require_memory("sample-frozen", 8 * N * N * 6, self._least)
         return DenseKernel(network.feature_kernel(outputs="mean"))
 
 

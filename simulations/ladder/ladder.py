@@ -73,7 +73,7 @@ def measured(
             widths=(256, 256, 64),
             learning_rate=setting.learning_rate,
             steps=setting.steps,
-            measurements=setting.records,
+            at=log_spaced(setting.steps, setting.records),
             seed=seed,
             starts=starts,
             keep_all=keep_all,
@@ -97,7 +97,9 @@ def measured(
     return trained_run(config, sorted(at), starts, keep_all=keep_all)
 
 
-def climbed(run: MeasuredRun, out: Path, made_by: str, start: int, skip: list[str]) -> tuple[Ladder, dict[str, float]]:
+def climbed(
+    run: MeasuredRun, out: Path, made_by: str, start: int, skip: list[str], flow_step: float
+) -> tuple[Ladder, dict[str, float]]:
     """The ladder from this start, without the rungs that are in `out` already, and the seconds that the others took."""
     note = out / "made_by.txt"
     if note.exists() and note.read_text() != made_by:
@@ -112,7 +114,8 @@ def climbed(run: MeasuredRun, out: Path, made_by: str, start: int, skip: list[st
             continue
         print(f"climbing from step {start}: {name}", flush=True)
         began = time.perf_counter()
-        ladders[start] = joined(ladders.get(start), climb(at, [name]))
+        options = {name: {"step": flow_step}} if name == "network-flow" else None
+        ladders[start] = joined(ladders.get(start), climb(at, [name], options=options))
         seconds[name] = time.perf_counter() - began
         save_ladders(out, ladders)
     return ladders[start], seconds
@@ -141,6 +144,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, help="fewer or more images a class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initial weights, a run each")
     parser.add_argument("--starts", type=int, nargs="+", help="steps to start from instead of the setting's own")
+    parser.add_argument("--flow-step", type=float, default=1.0, help="of rung 6, over the largest eigenvalue")
     parser.add_argument("--skip", nargs="*", default=(), choices=tuple(RUNGS), help="rungs to leave out")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -160,7 +164,7 @@ def main() -> None:
         print(f"{name}, seed {seed}: trained and measured in {time.perf_counter() - began:.0f} s", flush=True)
         made_by = f"{setting}, {', '.join(options)}, starts {starts}, seed {seed}"
         for start in starts:
-            ladder, seconds = climbed(run, results / f"{name}_{seed}", made_by, start, flags.skip)
+            ladder, seconds = climbed(run, results / f"{name}_{seed}", made_by, start, flags.skip, flags.flow_step)
             ladders.append(ladder)
             costs.append(", ".join(f"{rung} {s:.0f} s" for rung, s in seconds.items()))
     assert first is not None

@@ -115,12 +115,73 @@ def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, caps
         (["--rungs", "rung-9"], "rungs: expected one of"),
         (["--records", "0"], "records: expected"),
         (["--homogeneity", "-1"], "homogeneity: expected"),
+        (["--records", "7"], "records: expected none here, got 7: without a run --measurements says how often"),
+        (
+            ["--rungs", "block-frozen", "features-coupled"],
+            "'features-coupled' of a network with batch normalisation only",
+        ),
     ],
 )
 def test_bad_input(arguments, said, tmp_path, capsys):
     start = [a for a in SMALL if a not in ("--from", "5")] if "--from" in arguments else SMALL
     assert main(["compare", *start, *arguments, "--out", str(tmp_path / "x")]) == 2
     assert said in capsys.readouterr().err
+    # Before anything was trained.
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--from", "40"], "start: expected a step from 0 to below steps = 40, got 40"),
+        (["--learning-rate", "7"], "learning_rate: expected none here, got 7.0: a run has its own"),
+        (["--rungs", "features-coupled"], "'features-coupled' of a network with batch normalisation only"),
+    ],
+)
+def test_what_is_refused_costs_nothing_that_is_there(arguments, said, compared, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(compared, other)
+    (other / "report.html").write_text("a report")
+    before = sorted(file.name for file in other.rglob("*"))
+    for target in ([str(compared), "--out", str(other)], [str(other)], [str(tmp_path / "no"), "--out", str(other)]):
+        assert main(["compare", *target, *arguments, "--overwrite"]) == 2
+        error = capsys.readouterr().err
+        assert said in error or "no trajectory here" in error or "expected none here" in error
+        assert sorted(file.name for file in other.rglob("*")) == before
+
+
+def test_the_runs_own_directory_by_another_name(compared, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(compared, folder)
+    (tmp_path / "link").symlink_to(folder)
+    arguments = ["compare", str(folder), "--from", "5", "--rungs", "block-frozen", "--overwrite", "--out"]
+    before = (folder / "trajectory.nc").read_bytes()
+    assert main([*arguments, str(tmp_path / "link")]) == 0
+    assert (folder / "trajectory.nc").read_bytes() == before
+    assert list(load_ladders(folder)[5].rungs) == ["block-frozen"]
+
+
+def test_damaged_directories_say_what_is_damaged(compared, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(compared, folder)
+    (folder / "config.toml").write_text("seed = 0\n")
+    arguments = ["compare", str(folder), "--from", "5", "--rungs", "class-pairs"]
+    assert main(arguments) == 2
+    assert "config.toml: expected the settings of `compare`" in capsys.readouterr().err
+    (folder / "config.toml").write_text("seed = \n")
+    assert main(arguments) == 2
+    assert "config.toml: expected the settings of a run, could not read them" in capsys.readouterr().err
+    (folder / "config.toml").unlink()
+    assert main(arguments) == 2
+    assert "without its config.toml" in capsys.readouterr().err
+    # What needs no network is still there to be compared.
+    assert main([*arguments[:-1], "block-path", "--overwrite"]) == 0
+    assert list(load_ladders(folder)[5].rungs) == ["block-path"]
+    file = folder / "comparison.nc"
+    file.write_bytes(file.read_bytes()[:3000])
+    for command in (["report", str(folder)], arguments):
+        assert main(command) == 2
+        assert "comparison.nc: expected a comparison that save_ladders wrote" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from ntkcollapse import Classes, Trajectory
 from ntkcollapse.commands._ladder_tables import chains, ladder_tables
-from ntkcollapse.comparison import FROZEN_CHAIN, PATH_CHAIN, Ladder, attribute, load_ladders, save_ladders
+from ntkcollapse.comparison import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, Ladder, attribute, load_ladders, save_ladders
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 TIMES = np.array([0.1, 0.2, 0.4, 0.8])
@@ -68,6 +68,14 @@ def test_what_a_solver_does_not_resolve_has_no_price():
 def test_tables_split_the_gap_along_chains_that_the_ladder_has():
     assert chains(ladder(network_linearised=2.0, block_path=3.0)) == []
     assert chains(ladder(block_frozen=2.0, sample_frozen=3.0)) == [FROZEN_CHAIN]
+    assert chains(ladder(block_frozen=2.0, block_path=3.0)) == [PATH_CHAIN]
+    lazy = ladder(network_linearised=0.5, features_linearised=0.8, network_flow=1.1)
+    assert chains(lazy) == [FROZEN_CHAIN, LAZY_CHAIN]
+    assert [share.assumption for share in attribute(lazy, "loss", LAZY_CHAIN).shares] == [
+        "lazy last layer",
+        "lazy features",
+        "flow instead of the optimiser's steps",
+    ]
     both = ladder(block_frozen=4.0, block_path=3.0, sample_path=2.0)
     assert chains(both) == [PATH_CHAIN]
     shares = attribute(both, "loss", PATH_CHAIN).shares

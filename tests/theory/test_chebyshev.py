@@ -323,9 +323,9 @@ def test_steps_by_python_that_run_out_are_a_result():
     times = jnp.linspace(0.0, 0.1, 7)
     out = integrate_by_steps(Cooling(ONE), heat_start(), times, rtol=1e-6, atol=1e-6, max_steps=30)
     assert not bool(out.successful)
-    reached = np.isfinite(np.asarray(out.states["u"])).all(1)
-    assert reached[0]
-    assert not reached[-1]
+    last = np.asarray(out.states["u"])[[0, -1]]
+    assert np.isfinite(last[0]).all()
+    assert not np.isfinite(last[1]).any()
     assert int(out.statistics["num_steps"]) == 30
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse.comparison._memory import require_memory
+from ntkcollapse.comparison._memory import columns, require_memory
 from ntkcollapse.comparison.parametric import Parameters, ParametricFlow, ParametricModel
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.kernel_path import KernelPath
@@ -45,7 +45,7 @@ class Course(NamedTuple):
             MemoryError: they do not fit.
         """
         n, N = start.state.H.shape
-        require_memory(rung, 8 * 3 * len(times) * n * N, fits=None)
+        require_memory(rung, columns(len(times), n, N))
         # What is observed of it is the ladder's affair, with the run's own kernel and alike for all rungs.
         # Tight, since what decays is followed far down.
         options = {"rtol": 1e-8, "atol": 1e-14} | start.flow_options | options
@@ -91,9 +91,8 @@ def evaluated(model: ParametricModel, *, rung: str, num_times: int) -> tuple[Par
     """
     start = model.start
     N, (C, n) = start.classes.num_samples, start.W.shape
-    require_memory(
-        rung, 8 * (num_times * (start.num_params + n * N + C * N) + 8 * start.num_params), fits="block-frozen"
-    )
+    needed = 8 * (num_times * (start.num_params + n * N + C * N) + 8 * start.num_params)
+    require_memory(rung, needed, {"sample-frozen": 8 * 6 * N * N, "block-frozen": columns(num_times, n, N)})
     one_by_one = jax.default_backend() == "cpu" and start.convolves
     return (type(model)(start.evaluated_as_trained) if one_by_one else model), one_by_one
 

@@ -57,7 +57,7 @@ def features_linearised(
         possible = not (start.weight_decay or coupled) and fits_memory(needed)
         method = "kernel" if possible and _operations(start.network) > _WORTH_A_KERNEL * size**2 else "products"
     if method == "kernel":
-        require_memory("features-linearised", needed, fits="sample-frozen")
+        require_memory("features-linearised", needed, {"sample-frozen": 8 * 6 * start.classes.num_samples**2})
         return _by_kernel(start.network, times, rtol, atol, max_steps, progress)
     model = FeaturesLinearised(start.network.in_training if coupled else start.network)
     return integrate_parameters(

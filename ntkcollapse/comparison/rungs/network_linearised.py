@@ -48,7 +48,7 @@ def network_linearised(
         small = size <= _LARGEST_EIGENPROBLEM and fits_memory(needed)
         method = "eigen" if small and not start.weight_decay else "integrate"
     if method == "eigen":
-        require_memory("network-linearised", needed, fits="sample-frozen")
+        require_memory("network-linearised", needed, {"sample-frozen": 8 * 6 * network.classes.num_samples**2})
         return _by_eigenvectors(network, jnp.asarray(times))
     return integrate_parameters(
         NetworkLinearised(network),
