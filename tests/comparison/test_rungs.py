@@ -139,6 +139,7 @@ def test_steps_of_the_networks_flow_are_of_second_order():
     errors = []
     for step in (0.4, 0.2, 0.1):
         course = network_flow(start, TIMES, step=step)
+        assert course.logits is not None
         loss = 0.5 * jnp.sum((course.logits[-1] - CLASSES.Y) ** 2)
         errors.append(abs(float(loss - run["loss"][-1])))
 
