@@ -23,7 +23,7 @@ demo: .venv/installed
 	$(BIN)/ntkcollapse compare --out runs/demo --overwrite
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=2
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

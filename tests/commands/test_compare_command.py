@@ -16,8 +16,6 @@ from ntkcollapse.training import Interrupted, TrainConfig, train
 
 SMALL = "--per-class 2 --widths 8 10 --steps 40 --measurements 4 --from 5".split()
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
