@@ -17,13 +17,15 @@ def number(value: Any) -> str:
 
 
 def with_error(value: Any, error: Any) -> str:
-    """A number to the digit that its error reaches, and the error to one: 13.095 ± 0.006."""
+    """A number to the digit that its error reaches, of six at most, and the error to one: 13.095 ± 0.006."""
     x, e = float(value), float(error)
     if not (np.isfinite(x) and np.isfinite(e) and e > 0):
         return f"{number(x)} ± {number(e)}"
     digits = -int(f"{e:.0e}".split("e")[1])
     if not 1e-3 <= max(abs(x), e) < 1e5:
         return f"{x:.3e} ± {e:.0e}"
+    if digits > 5 - int(f"{x:.5e}".split("e")[1]):
+        return f"{x:.6g} ± {e:.0e}"
     return f"{x:.{max(digits, 0)}f} ± {float(f'{e:.0e}'):.{max(digits, 0)}f}"
 
 

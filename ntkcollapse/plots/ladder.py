@@ -86,10 +86,19 @@ _UNNAMED = {"facecolor": "#999999"}
 
 
 def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
-    """One observable of the network and of every rung against flow time, both logarithmic."""
+    """One observable of the network and of every rung against flow time, both logarithmic.
+
+    Where none of them is above 0 after the start the panel stays empty, and its title says so.
+    """
     for name, run in ladder.rungs.items():
         _draw(ax, run, observable, {"linewidth": 1.4, **RUNG_STYLES[name]})
     _draw(ax, ladder.network, observable, NETWORK_STYLE)
+    ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+    ax.set_ylabel(LABELS.get(observable, observable))
+    if not any(np.size(line.get_xdata()) for line in ax.lines):
+        ax.set_title("no number above 0")
+        ax.set(xticks=[], yticks=[])
+        return ax
     ax.set_xscale("log")
     ax.set_yscale("log")
     # Predictions that are done run to rounding level: what is far below the network is of no interest.
@@ -99,14 +108,21 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
         ax.set_ylim(bottom=floor)
     label_short_decades(ax.xaxis)
     label_short_decades(ax.yaxis)
-    ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
-    ax.set_ylabel(LABELS.get(observable, observable))
     return ax
 
 
 def ladder_figure(ladder: Ladder, observables: Sequence[str] = PANELS, *, title: str | None = None) -> Figure:
-    """A panel for each observable, one legend for all."""
+    """A panel for each of these observables that the network has, one legend for all.
+
+    Raises:
+        ValueError: the network has none of them.
+    """
     names = [name for name in observables if name in ladder.network.observables]
+    if not names:
+        raise ValueError(
+            f"observables: expected one at least of the network's, {', '.join(sorted(ladder.network.observables))}; "
+            f"got {list(observables)}."
+        )
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     with style():

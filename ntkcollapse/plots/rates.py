@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ntkcollapse._table import with_error
 from ntkcollapse.comparison import MeasuredRate
-from ntkcollapse.plots.style import BLACK, BLUE, COLOURS, LABELS, NETWORK, ORANGE, PURPLE, style
+from ntkcollapse.plots.style import BLACK, BLUE, COLOURS, LABELS, NETWORK, ORANGE, PURPLE, label_short_decades, style
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
 
@@ -23,6 +23,8 @@ _PREDICTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"color": PURPLE, "linestyle": ":", "linewidth": 1.4},
     ),
 )
+# As the rung of that spectrum in a ladder.
+_SPECTRUM: dict[str, Any] = {"color": ORANGE, "linestyle": "-.", "linewidth": 1.4}
 
 
 def rates_figure(
@@ -33,6 +35,8 @@ def rates_figure(
     title: str | None = None,
 ) -> Figure:
     """One panel a part, its norm logarithmic against time: straight where it decays exponentially.
+
+    A part that is nowhere above 0 leaves its panel empty, and its title says so.
 
     Args:
         run: behind the rates.
@@ -51,7 +55,13 @@ def rates_figure(
         for ax, (part, rate) in zip(axes, rates.items(), strict=True):
             name = f"residual_{part}"
             y = np.asarray(run.observables[name], dtype=float)
-            seen = y > 0
+            seen = np.isfinite(y) & (y > 0)
+            ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+            ax.set_ylabel(LABELS[name])
+            if not seen.any():
+                ax.set_title("0 throughout" if (y == 0).all() else "no number above 0")
+                ax.set(xticks=[], yticks=[])
+                continue
             ax.plot(t[seen], y[seen], color=COLOURS[name], **kind)
             low, high = ax.get_ylim()
             if rate.fit is not None:
@@ -70,15 +80,11 @@ def rates_figure(
                         said.append(f"{short} {value:.4g}")
                 ax.set_title(", ".join(said))
             if spectrum is not None and part == "single":
-                drawn["measured within-class spectrum"] = look = {"color": BLACK, "linestyle": "-.", "linewidth": 1.4}
-                ax.plot(spectrum[0], np.asarray(spectrum[1].norm), **look)
+                drawn["predicted from the within-class spectrum"] = _SPECTRUM
+                ax.plot(spectrum[0], np.asarray(spectrum[1].norm), **_SPECTRUM)
             ax.set_yscale("log")
-            if seen.any():
-                ax.set_ylim(max(low, y[seen].min() / 3), high * 1.2)
-            else:
-                ax.set_title("0 throughout")
-            ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
-            ax.set_ylabel(LABELS[name])
+            ax.set_ylim(max(low, y[seen].min() / 3), high * 1.2)
+            label_short_decades(ax.yaxis)
         handles = [Line2D([], [], label=label, **look) for label, look in drawn.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3)
         if title:

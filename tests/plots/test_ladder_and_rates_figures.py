@@ -3,6 +3,8 @@
 # Stubs of other packages are narrower than what they return.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 
+import itertools
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +17,9 @@ from ntkcollapse.commands._ladder_tables import ladder_tables
 from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, attribute, measured_rates
 from ntkcollapse.comparison.attribution import ASSUMPTIONS
 from ntkcollapse.plots.ladder import ASSUMPTION_STYLES
+from ntkcollapse.theory.rates import within_class_decay
 from tests.comparison.test_files_and_attribution import ladder
-from tests.comparison.test_rates_of_runs import lazy_run
+from tests.comparison.test_rates_of_runs import CLASSES, GAMMA, lazy_run
 
 
 @pytest.fixture(autouse=True)
@@ -101,23 +104,63 @@ def test_the_legend_of_rates_names_what_is_drawn():
         (131.6, 12.0, "132 ± 10"),
         (2.5e-5, 3e-7, "2.500e-05 ± 3e-07"),
         (1.5, 0.0, "1.5 ± 0"),
+        (0.36 - 6e-17, 5e-17, "0.36 ± 5e-17"),
+        (12345.678, 0.0003, "12345.7 ± 3e-04"),
     ],
 )
 def test_numbers_end_where_their_errors_do(value, error, said):
     assert with_error(value, error) == said
 
 
-def test_a_part_that_is_zero_throughout_is_drawn_as_nothing():
-    """R - R_class of classes with one sample each."""
+@pytest.mark.parametrize(("value", "said"), [(0.0, "0 throughout"), (np.nan, "no number above 0")])
+def test_a_part_that_is_nowhere_above_zero_is_drawn_as_nothing(value, said, tmp_path):
+    """R - R_class of classes with one sample each. Warnings are errors, and logarithmic axes warn when drawn."""
     whole = lazy_run(noise=0.01)
-    run = Trajectory(whole.times, whole.observables | {"residual_single": np.zeros(80)}, whole.classes)
+    run = Trajectory(whole.times, whole.observables | {"residual_single": np.full(80, value)}, whole.classes)
     figure = plots.rates_figure(run, measured_rates(run))
-    assert figure.axes[0].get_title() == "0 throughout"
+    assert figure.axes[0].get_title() == said
     assert figure.axes[1].get_title().startswith("fitted")
+    assert all(file.stat().st_size for file in plots.save(figure, tmp_path / "rates"))
     same = Ladder(run, {"block-frozen": run, "sample-frozen": run}, {})
-    panels = plots.ladder_figure(same, ("residual_single", "residual_class")).axes
-    assert [len(line.get_xdata()) for line in panels[0].lines] == [0, 0, 0]
-    assert "nan" not in ladder_tables(same)
+    figure = plots.ladder_figure(same, ("residual_single", "residual_class"))
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0, 0, 0]
+    assert [ax.get_title() for ax in figure.axes] == ["no number above 0", ""]
+    assert all(file.stat().st_size for file in plots.save(figure, tmp_path / "ladder"))
+    if value == 0:
+        assert "nan" not in ladder_tables(same)
+
+
+def test_a_ladder_without_the_observables_asked_for_says_which_it_has():
+    with pytest.raises(ValueError, match=r"observables: expected one at least .*residual_class.* got \['nc1'\]"):
+        plots.ladder_figure(ladder(block_frozen=4.0), ("nc1",))
+
+
+def test_titles_of_exact_rates_stay_in_their_panels_and_short_axes_have_plain_numbers():
+    run = lazy_run()
+    found = measured_rates(run)
+    exact = {part: rate._replace(implied=rate.eigenvalue) for part, rate in found.items()}
+    for part, rate in exact.items():
+        assert rate.fit is not None
+        exact[part] = rate._replace(fit=rate.fit._replace(rate=rate.eigenvalue - 6e-17, standard_error=5e-17, drift=0))
+    figure = plots.rates_figure(run, exact)
+    figure.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert boxes[-1].x1 < figure.bbox.x1
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels
+    assert not any("times" in label for label in labels)
+
+
+def test_the_spectrum_is_drawn_as_a_prediction():
+    run = lazy_run(noise=0.01)
+    t = np.asarray(run.times)
+    decay = within_class_decay(t, np.random.default_rng(0).normal(size=(3, 12)), GAMMA, CLASSES)
+    figure = plots.rates_figure(run, measured_rates(run), (t, decay))
+    line = figure.axes[0].lines[-1]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), decay.norm)
+    assert line.get_color() == plots.RUNG_STYLES["within-spectrum"]["color"]
+    assert "predicted from the within-class spectrum" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_style_restores_its_own_settings_and_no_others():
