@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from ntkcollapse._checks import check_positive
-from ntkcollapse.theory.rate_fit import RateFit, fit_rate
+from ntkcollapse.comparison.start import own_decay
+from ntkcollapse.theory.flow import WeightDecay
+from ntkcollapse.theory.rate_fit import NoExponential, RateFit, fit_rate
 from ntkcollapse.trajectory import Trajectory
+
+COURSE = ("invariant_norm", "invariant_relative", "invariant_alignment", "necessary_condition")
+POINT = (*COURSE, "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023", "accuracy")
 
 
 class InvariantCourse(NamedTuple):
@@ -18,8 +24,9 @@ class InvariantCourse(NamedTuple):
     norm, relative: ‖WᵀW − H K⁻¹Hᵀ‖, and the same over ‖WᵀW‖ + ‖H K⁻¹Hᵀ‖;
     alignment: of the two matrices, 1 where E ∝ WᵀW;
     condition: distance from the form that collapse needs, over the same sizes;
-    predicted_rate: 2λ, the rate of ‖E‖ where H and W decay alike at λ under a constant kernel; 0 without decay;
-    fit: of an exponential to ‖E‖, None where it does not decay.
+    predicted_rate: 2λ, the rate of ‖E‖ where H and W decay alike at λ under a constant kernel; 0 without decay; NaN
+        where no such law is known;
+    fit: of an exponential to ‖E‖, None where none is found or ‖E‖ is not finite throughout.
     """
 
     times: Float[np.ndarray, " T"]
@@ -51,7 +58,7 @@ class CollapsePoint(NamedTuple):
     block_strength: float
 
 
-def invariant_course(run: Trajectory, *, decay: float = 0.0) -> InvariantCourse:
+def invariant_course(run: Trajectory, *, decay: float | None = None) -> InvariantCourse:
     r"""The invariant along a run, beside its exponential decay E(t) = E(0) e^{−2λt} where H and W decay alike.
 
     In the theory that is exact for a constant kernel. In a network the kernel moves, features have no decay of their
@@ -59,28 +66,34 @@ def invariant_course(run: Trajectory, *, decay: float = 0.0) -> InvariantCourse:
 
     Args:
         run: with the invariant among its observables.
-        decay: λ, per flow time (`Clock.decay_rate`).
+        decay: λ, per flow time (`Clock.decay_rate`). None: what the run's settings name, which for a network is the
+            penalty on its weights, and is no one number where H and W decay at rates of their own, the model has
+            constraints, noise or relative rates, or the run is not in flow time.
     Raises:
         ValueError: a run that was measured without a kernel, or a negative decay.
     References:
         Seleznova et al. (2023), Section 5.2 and equation (26); the decay is derived here.
     """
-    check_positive("decay", decay, zero=True)
-    _check(run)
-    norm = np.asarray(run.observables["invariant_norm"], dtype=float)
+    _check(run, COURSE)
+    if decay is None:
+        decay = _named_decay(run)
+    else:
+        check_positive("decay", decay, zero=True)
+    seen = run.observables
+    norm, relative = (np.asarray(seen[name]) for name in ("invariant_norm", "invariant_relative"))
     times = np.asarray(run.times)
     fit = None
-    if decay:
-        try:
-            fit = fit_rate(times, norm)
-        except ValueError:
-            fit = None
+    if np.isfinite(norm).all():
+        # ‖E‖ is a difference, and known no better than rounding of the two matrices, of which it is this share.
+        size = np.max(norm[relative > 0] / relative[relative > 0], initial=0.0)
+        with suppress(NoExponential):
+            fit = fit_rate(times, norm, floor=100 * float(np.finfo(norm.dtype).eps) * float(size))
     return InvariantCourse(
         times=times,
-        norm=norm,
-        relative=np.asarray(run.observables["invariant_relative"]),
-        alignment=np.asarray(run.observables["invariant_alignment"]),
-        condition=np.asarray(run.observables["necessary_condition"]),
+        norm=norm.astype(float),
+        relative=relative,
+        alignment=np.asarray(seen["invariant_alignment"]),
+        condition=np.asarray(seen["necessary_condition"]),
         predicted_rate=2 * decay,
         fit=fit,
     )
@@ -92,13 +105,13 @@ def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoin
     Invariants are relative to ‖WᵀW‖ + ‖H K⁻¹Hᵀ‖, so that runs of different size can stand on one axis.
 
     Raises:
-        ValueError: a run that was measured without a kernel.
+        ValueError: a run without one of the observables that a point has, such as one measured without a kernel.
     References:
         Seleznova et al. (2023), Section 5.3 and Figure 2.
     """
     points = []
     for name, run in runs:
-        _check(run)
+        _check(run, POINT, f" {name}")
         seen = run.observables
         κ = [
             float(seen[f"kappa_{k}"][-1]) if f"kappa_{k}" in seen else math.nan
@@ -121,8 +134,25 @@ def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoin
     return points
 
 
-def _check(run: Trajectory) -> None:
-    if "invariant_norm" not in run.observables:
+def _named_decay(run: Trajectory) -> float:
+    """λ that the settings name for H and W alike; NaN where they name none for which the invariant has a law."""
+    settings = run.settings
+    if settings.get("clock", "flow") != "flow" or not settings.get("plain", True):
+        return math.nan
+    if settings.get("producer") == "network":
+        return own_decay(run)
+    rates = WeightDecay.of(settings.get("weight_decay", 0.0))
+    return float(rates.H) if float(rates.H) == float(rates.W) else math.nan
+
+
+def _check(run: Trajectory, names: Iterable[str], which: str = "") -> None:
+    missing = [name for name in names if name not in run.observables]
+    if "invariant_norm" in missing:
         raise ValueError(
-            "run: expected one measured with kernels, got one without the invariant; measure κ on the way."
+            f"run{which}: expected one measured with kernels, got one without the invariant; measure κ on the way."
+        )
+    if missing:
+        raise ValueError(
+            f"run{which}: expected {', '.join(names)} among its observables, got none for {missing}; measure collapse "
+            "and κ on the way, or call `simulate` with columns=True, from a start with columns."
         )
