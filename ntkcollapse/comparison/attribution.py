@@ -90,11 +90,6 @@ class Attribution(NamedTuple):
     horizons: dict[str, float]
     complete: bool = True
 
-    @property
-    def when(self) -> str:
-        """Of which time the last values are, in words."""
-        return "at the end" if self.complete else f"at t = {self.times[-1]:.4g}, then one is not resolved"
-
 
 def attribute(
     ladder: Ladder,

@@ -163,13 +163,17 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
             total = float(attribution.gap[-1]) / (np.log(10) if attribution.scale == "log" else 1)
             ax.plot(total, row, marker="D", color=BLACK, markersize=5, zorder=3)
         ax.axvline(0, color=BLACK, linewidth=0.8)
-        ax.set_yticks(range(len(attributions)), [SHORT.get(name, name) for name in attributions])
+        # Where a rung decays below what its solver resolves, the prices are of a time before the end.
+        rows = [
+            SHORT.get(name, name) + ("" if a.complete else f"\nat $t$ = {a.times[-1]:.3g}")
+            for name, a in attributions.items()
+        ]
+        ax.set_yticks(range(len(attributions)), rows)
         ax.invert_yaxis()
         log = all(a.scale == "log" for a in attributions.values())
         first = next(iter(attributions.values())).shares[0].from_
         said = r"$\log_{10}$ (network / prediction)" if log else "network − prediction"
-        when = next(iter(attributions.values())).when
-        ax.set_xlabel(f"{said} {when}, from rung {RUNGS[first].number}; diamond: all together")
+        ax.set_xlabel(f"{said} at the end, from rung {RUNGS[first].number}; diamond: all together")
         handles = [plt.Rectangle((0, 0), 1, 1, label=name, **looks[name]) for name in assumptions]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
         if title:
