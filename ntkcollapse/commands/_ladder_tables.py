@@ -32,13 +32,14 @@ def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
 
 
 def chains(ladder: Ladder) -> list[tuple[str, ...]]:
-    """The chains that say something of a ladder.
+    """The chains that say something of a ladder, by the rungs that reach the end.
 
     The one of frozen kernels where it has two of their rungs; the one of measured paths where it has both, or nothing
     else is known; the one from lazy training where it has that and lazy features.
     """
-    found, names = [], ladder.rungs.keys()
-    if sum(name in ladder.rungs for name in FROZEN_CHAIN) > 1:
+    T = len(ladder.network.times)
+    found, names = [], {name for name, run in ladder.rungs.items() if len(run.times) == T}
+    if sum(name in names for name in FROZEN_CHAIN) > 1:
         found.append(FROZEN_CHAIN)
     if {"block-path", "sample-path"} <= names or (not found and {"block-frozen", "block-path"} <= names):
         found.append(PATH_CHAIN)

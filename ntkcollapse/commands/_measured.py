@@ -86,9 +86,14 @@ def digits_run(
     return MeasuredRun(run, networks, 0.0, said)
 
 
+def _some(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
+
+
 def default_start(steps: Sequence[int]) -> int:
-    """The record nearest to a hundredth of the run."""
-    return steps[int(np.argmin(np.abs(np.log1p(steps) - np.log1p(steps[-1] / 100))))]
+    """The record nearest to a hundredth of the run, and before its end."""
+    before = steps[:-1] or steps
+    return before[int(np.argmin(np.abs(np.log1p(before) - np.log1p(steps[-1] / 100))))]
 
 
 def compared_steps(steps: Sequence[int], records: int) -> set[int]:
@@ -125,9 +130,18 @@ def made_by_settings(path: Path, recorded: Trajectory) -> bool:
     return (path / "config.toml").exists() and not own
 
 
-def as_recorded(path: Path) -> MeasuredRun:
-    """The run of a directory as it is, without its networks: enough for the rungs of block kernels."""
-    recorded, _ = recorded_run(path)
+def as_recorded(path: Path, starts: Iterable[int]) -> MeasuredRun:
+    """The run of a directory as it is, without its networks: enough for the rungs of block kernels.
+
+    Raises:
+        ValueError: as `recorded_run`; a start that is none of its records.
+    """
+    recorded, steps = recorded_run(path)
+    lost = sorted(set(starts) - set(steps))
+    if lost:
+        raise ValueError(
+            f"start: expected a recorded step of a run that cannot be made again, among {_some(steps)}; got {lost}."
+        )
     return MeasuredRun(recorded, {}, own_decay(recorded), recorded.settings.get("network", path.name))
 
 
@@ -248,18 +262,27 @@ def check_starts(starts: Iterable[int], last: int) -> None:
 
 
 def _check_same(recorded: Trajectory, again: Trajectory) -> None:
-    """W does not depend on what a run is measured on; where it differs, so does the network."""
-    if "W" not in recorded.states:
-        return
-    old = {int(s): i for i, s in enumerate(np.asarray(recorded.observables["step"]))}
-    for i, step in enumerate(np.asarray(again.observables["step"])):
-        if int(step) not in old:
-            continue
-        W, V = (np.asarray(run.states["W"][k]) for run, k in ((recorded, old[int(step)]), (again, i)))
-        apart = np.linalg.norm(W - V) / np.linalg.norm(W)
+    for step, apart in apart_at(recorded, again).items():
         # The same bits on the same machine; elsewhere rounding grows along training.
         if not apart < 1e-2:
             raise ValueError(
-                f"run: made again from its settings, W differs by {apart:.2g} of its norm at step {int(step)}; the "
+                f"run: made again from its settings, W differs by {apart:.2g} of its norm at step {step}; the "
                 "data or the versions are not those it was made with."
             )
+
+
+def apart_at(run: Trajectory, other: Trajectory) -> dict[int, float]:
+    """How far W of one run is from W of another, over its norm, at the steps that both recorded.
+
+    It does not depend on what a run is measured on; where it differs, so does the network.
+    """
+    if "W" not in run.states or "W" not in other.states:
+        return {}
+    found, index = {}, {int(s): i for i, s in enumerate(np.asarray(other.observables["step"]))}
+    for i, step in enumerate(np.asarray(run.observables["step"])):
+        if int(step) in index:
+            W, V = np.asarray(run.states["W"][i]), np.asarray(other.states["W"][index[int(step)]])
+            if W.shape != V.shape:
+                return {int(step): float("inf")}
+            found[int(step)] = float(np.linalg.norm(W - V) / np.linalg.norm(W))
+    return found

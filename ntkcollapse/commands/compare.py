@@ -15,6 +15,7 @@ from ntkcollapse._config import check_run_directory, run_directory, setting, wri
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
 from ntkcollapse.commands._measured import (
     MeasuredRun,
+    apart_at,
     as_recorded,
     check_starts,
     compared_steps,
@@ -37,6 +38,7 @@ from ntkcollapse.comparison import (
     save_ladders,
 )
 from ntkcollapse.training import log_spaced
+from ntkcollapse.trajectory import Trajectory
 
 _DEMO = ("block-frozen", "block-path", "sample-frozen")
 
@@ -70,8 +72,8 @@ class CompareConfig:
 def compare_command(config: CompareConfig) -> None:
     """A measured network beside predictions under assumptions from strong to weak, and which assumption costs what.
 
-    Without a run it trains a network on real digits first. A comparison that is there already goes on: starts and rungs
-    that it has are kept, the others are climbed.
+    Without a run it trains a network on real digits first. The comparison of a run goes on where it is: starts and
+    rungs that it has are kept, the others are climbed.
     """
     for rung in config.rungs:
         check_choice("rungs", rung, ("all", *RUNGS))
@@ -81,18 +83,18 @@ def compare_command(config: CompareConfig) -> None:
     config = dataclasses.replace(config, starts=tuple(sorted(set(config.starts))))
     plan = _on_digits(config) if config.run is None else _on_run(config, Path(config.run))
     for step, names in plan.missing.items():
-        if names:
-            _climb(plan, step, names, config.homogeneity)
+        _climb(plan, step, names)
     figures = []
     for step in plan.missing:
         ladder = plan.ladders[step]
-        title = f"{plan.title}; theory from step {step}"
-        figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
-        if FROZEN_CHAIN in chains(ladder):
-            figure = plots.attribution_figure(attributions(ladder), title=title)
-            plots.save(figure, plan.out / "figures" / f"attribution_{step}")
+        if plan.starts:
+            title = f"{plan.title}; theory from step {step}"
+            figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
+            if FROZEN_CHAIN in chains(ladder):
+                figure = plots.attribution_figure(attributions(ladder), title=title)
+                plots.save(figure, plan.out / "figures" / f"attribution_{step}")
         print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
-    if not any(plan.missing.values()):
+    if not plan.starts:
         print("all of it was there already; --overwrite climbs again")
     print(files_line(plan.out, figures))
 
@@ -101,13 +103,13 @@ class _Plan(NamedTuple):
     """What is there and what is to be climbed.
 
     out: run directory; ladders: start → what is known, filled as rungs are climbed; missing: start → rungs to climb;
-    measured: the run, None where nothing is missing.
+    starts: where they are climbed from, none where nothing is missing; title: of figures.
     """
 
     out: Path
     ladders: dict[int, Ladder]
     missing: dict[int, tuple[str, ...]]
-    measured: MeasuredRun | None
+    starts: dict[int, MeasuredStart]
     title: str
 
 
@@ -141,12 +143,16 @@ def _on_digits(config: CompareConfig) -> _Plan:
     out = run_directory(config.out or "runs/compare", overwrite=config.overwrite)
     write_config(config, out)
     measured.trajectory.save(out, overwrite=config.overwrite)
-    return _Plan(out, {}, dict.fromkeys(starts, rungs), measured, measured.title)
+    begin = {step: measured.start(step, homogeneity=config.homogeneity) for step in starts}
+    return _Plan(out, {}, dict.fromkeys(starts, rungs), begin, measured.title)
 
 
 def _on_run(config: CompareConfig, run: Path) -> _Plan:
     recorded, steps = recorded_run(run)
-    starts = config.starts or (default_start(steps),)
+    elsewhere = config.out is not None and Path(config.out).resolve() != run.resolve()
+    out = Path(config.out) if elsewhere and config.out is not None else run
+    ladders = _held(config, recorded, out, elsewhere)
+    starts = config.starts or tuple(ladders) or (default_start(steps),)
     check_starts(starts, steps[-1])
     rungs = _chosen(config.rungs or ("all",))
     if not config.rungs:
@@ -156,30 +162,26 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
         rungs = tuple(name for name in rungs if not RUNGS[name].needs_network)
     if whole and "features-coupled" in rungs:
         rungs = _without_batch_norm(rungs, config, has=has_batch_norm(run))
-    elsewhere = config.out is not None and Path(config.out).resolve() != run.resolve()
-    out = Path(config.out) if elsewhere and config.out is not None else run
-    ladders = _held(config, run, out)
     missing = {step: _lacking(ladders.get(step), rungs, config) for step in starts}
-    if not any(missing.values()):
-        return _Plan(out, ladders, missing, None, run.name)
     climbed = sorted(step for step, names in missing.items() if names)
+    if not climbed:
+        return _Plan(out, ladders, missing, {}, "")
+    at = {s for step in climbed for s in _steps(ladders.get(step))}
     if not whole and not any(RUNGS[name].needs_network for names in missing.values() for name in names):
-        measured = as_recorded(run)
+        measured = as_recorded(run, {*climbed, *at})
     else:
-        at = compared_steps(steps, config.records) | {s for step in climbed for s in _steps(ladders.get(step))}
         keep_all = any("sample-path" in names for names in missing.values())
-        measured = measured_again(run, climbed, at=at, keep_all=keep_all)
-    for step in climbed:
-        # Refused before anything is removed or climbed.
-        _start(measured, step, ladders.get(step), out, config.homogeneity)
-    if not ladders:
-        _clear(out, elsewhere, config.overwrite)
+        measured = measured_again(run, climbed, at=at | compared_steps(steps, config.records), keep_all=keep_all)
+    # Refused before anything is removed or climbed.
+    begin = {step: _start(measured, step, ladders.get(step), out, config.homogeneity) for step in climbed}
     if elsewhere:
+        if not ladders:
+            run_directory(out, overwrite=True)
         # A directory of its own holds all that a report needs.
         measured.trajectory.save(out, overwrite=True)
         if (run / "config.toml").exists():
             shutil.copyfile(run / "config.toml", out / "config.toml")
-    return _Plan(out, ladders, missing, measured, measured.title)
+    return _Plan(out, ladders, missing, begin, measured.title)
 
 
 def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig, *, has: bool) -> tuple[str, ...]:
@@ -194,32 +196,25 @@ def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig, *, has: b
     return tuple(name for name in rungs if name != "features-coupled")
 
 
-def _held(config: CompareConfig, run: Path, out: Path) -> dict[int, Ladder]:
+def _held(config: CompareConfig, recorded: Trajectory, out: Path, elsewhere: bool) -> dict[int, Ladder]:
     """What a comparison has already, nothing where it is to be made anew; changes nothing.
 
     Raises:
         FileExistsError: what is there is not of this run.
     """
-    if config.overwrite or not (out / "comparison.nc").exists():
-        if out != run:
-            check_run_directory(out, overwrite=config.overwrite)
+    if config.overwrite:
+        if elsewhere:
+            check_run_directory(out, overwrite=True)
         return {}
-    settings = [folder / "config.toml" for folder in (run, out)]
-    if out == run or (all(f.exists() for f in settings) and settings[0].read_bytes() == settings[1].read_bytes()):
-        return load_ladders(out)
-    raise FileExistsError(
-        f"{out}: holds the comparison of another run; choose another --out, or pass --overwrite to replace it."
-    )
-
-
-def _clear(out: Path, elsewhere: bool, overwrite: bool) -> None:
-    """Removes an earlier comparison and what was drawn and written from it."""
-    if elsewhere:
-        run_directory(out, overwrite=overwrite)
-        return
-    figures = [file for kind in ("ladder", "attribution") for file in out.glob(f"figures/{kind}_*.*")]
-    for file in (out / "comparison.nc", out / "report.html", *figures):
-        file.unlink(missing_ok=True)
+    if elsewhere and (out / "trajectory.nc").exists():
+        apart = apart_at(recorded, Trajectory.load(out))
+        if not apart or max(apart.values()) > 1e-2:
+            raise FileExistsError(
+                f"{out}: holds another run than this one; choose another --out, or pass --overwrite to replace it."
+            )
+    elif elsewhere:
+        check_run_directory(out, overwrite=False)
+    return load_ladders(out) if (out / "comparison.nc").exists() else {}
 
 
 def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig) -> tuple[str, ...]:
@@ -230,10 +225,10 @@ def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig)
     """
     if held is None:
         return rungs
-    for name in rungs:
-        if name in held.rungs and held.rungs[name].settings["homogeneity"] != config.homogeneity:
+    for rung in held.rungs.values():
+        if rung.settings["homogeneity"] != config.homogeneity:
             raise ValueError(
-                f"homogeneity: expected {held.rungs[name].settings['homogeneity']:g}, of the rungs that are there, got "
+                f"homogeneity: expected {rung.settings['homogeneity']:g}, of the rungs that are there, got "
                 f"{config.homogeneity:g}; choose another --out, or pass --overwrite to climb them again."
             )
     failed = held.failures if _are_named(config) else {}
@@ -273,10 +268,15 @@ def _start(measured: MeasuredRun, step: int, held: Ladder | None, out: Path, hom
     return start
 
 
-def _climb(plan: _Plan, step: int, rungs: tuple[str, ...], homogeneity: float) -> None:
+def _climb(plan: _Plan, step: int, rungs: tuple[str, ...]) -> None:
     """Climbs these rungs from a start. One can take an hour: each is saved before the next."""
-    assert plan.measured is not None
-    start = _start(plan.measured, step, plan.ladders.get(step), plan.out, homogeneity)
     for name in tqdm(rungs, desc=f"ladder from step {step}", disable=not sys.stderr.isatty()):
-        plan.ladders[step] = joined(plan.ladders.get(step), climb(start, [name]))
+        more = climb(plan.starts[step], [name])
+        first = not plan.ladders
+        plan.ladders[step] = joined(plan.ladders.get(step), more)
         save_ladders(plan.out, plan.ladders)
+        # What was written and drawn of what is now another comparison.
+        (plan.out / "report.html").unlink(missing_ok=True)
+        if first:
+            for file in (file for kind in ("ladder", "attribution") for file in plan.out.glob(f"figures/{kind}_*.*")):
+                file.unlink()

@@ -129,7 +129,7 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
         found = attributions(ladder)
         yield _html.figure(
             plots.attribution_figure(found),
-            "What each assumption owns of the gap between the first rung and the network at the last common time.",
+            "What each assumption owns of the gap between first rung and network, at the end or at the time named.",
         )
         yield _html.preformatted(share_table(found, ladder))
     for chain in chains(ladder):

@@ -26,6 +26,11 @@ def columns(times: int, features: int, samples: int) -> int:
     return 8 * 3 * times * features * samples
 
 
+def pairs(samples: int) -> int:
+    """Bytes of a kernel between all samples, and of what factoring it takes."""
+    return 8 * 6 * samples**2
+
+
 def require_memory(rung: str, needed: int, less: Mapping[str, int] | None = None) -> None:
     """Raises MemoryError where a rung asks for more than three quarters of what there is.
 

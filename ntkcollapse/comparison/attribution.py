@@ -56,8 +56,8 @@ ASSUMPTIONS = {
 }
 
 
-# Of ‖R‖ at the start: below this share a part of the residual is the solver's, not the rung's. Rungs are integrated at
-# relative tolerances of 1e-6 and 1e-8; what has decayed is damped by the solver, not by e^{−λt}.
+# Of ‖R‖ at the start: below this share a part of the residual is the solver's, not the rung's. Rungs 1 to 5 are
+# integrated at relative tolerances of 1e-8 and 1e-6; what has decayed is damped by the solver, not by e^{−λt}.
 RESOLVED = 1e-7
 
 

@@ -48,7 +48,7 @@ def climb(
     Args:
         start: of the prediction.
         rungs: names of `RUNGS`; by default all that the start has what they need for.
-        options: rung → options of its own (tolerances, number of groups, method).
+        options: rung → options of its own (tolerances, step, number of groups, method).
         throw: whether a rung that fails or does not fit into memory raises; it is named in `failures` otherwise.
         keep_states: whether trajectories keep H, W and b (T n N numbers a rung).
         on_rung: called with the name before each rung.

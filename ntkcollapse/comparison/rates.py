@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ntkcollapse._checks import check_choice
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.comparison._memory import require_memory
+from ntkcollapse.comparison._memory import pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import check_clock, is_squared, on_a_probe, own_decay
 from ntkcollapse.sample_kernel import GroupedKernel
@@ -120,7 +120,7 @@ def within_class_spectrum(
     """
     classes = network.classes
     N = classes.num_samples
-    require_memory("within-class spectrum", 8 * N * N * 6)
+    require_memory("within-class spectrum", pairs(N))
     groups = min(groups, N - classes.num_classes)
     grouped = GroupedKernel.from_matrix(network.output_kernel(outputs="mean"), classes, groups=groups)
     return within_class_decay(jnp.asarray(times), network.last_layer.residual(classes), grouped, classes)

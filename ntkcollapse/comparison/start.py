@@ -14,7 +14,7 @@ from ntkcollapse import ntk
 from ntkcollapse._checks import check_positive
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.comparison._memory import columns, require_memory
+from ntkcollapse.comparison._memory import columns, pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -85,8 +85,8 @@ class MeasuredStart:
         if on_a_probe(run):
             raise ValueError(
                 f"run: expected measurements on all of the {run.settings['training_samples']} samples that it is "
-                f"trained on, got a probe of {run.classes.num_samples}; train with --probe-per-class 0, or use "
-                "`ntkcollapse compare`."
+                f"trained on, got a probe of {run.classes.num_samples}; train with --probe-per-class 0, or let "
+                "`ntkcollapse compare` make the run again from its settings."
             )
         self.run, self.index, self.networks = run, at, dict(networks or {})
         self.weight_decay, self.homogeneity = float(weight_decay), float(homogeneity)
@@ -106,9 +106,10 @@ class MeasuredStart:
     @property
     def network_run(self) -> Trajectory:
         """The run from the start on, without its states: what the rungs are compared with."""
-        run = self.run.at_records(range(self.index, self.run.times.shape[0]))
-        settings = run.settings | {"start": self.index}
-        return Trajectory(run.times, run.observables, run.classes, settings=settings, versions=run.versions)
+        run, i = self.run, self.index
+        observables = {name: value[i:] for name, value in run.observables.items()}
+        settings = run.settings | {"start": i}
+        return Trajectory(run.times[i:], observables, run.classes, settings=settings, versions=run.versions)
 
     @cached_property
     def state(self) -> LastLayer:
@@ -187,7 +188,7 @@ class MeasuredStart:
                 "the frozen sample kernel needs the one at the start only."
             )
         N = self.classes.num_samples
-        require_memory("sample-path", 8 * N * N * 2 * len(records), {"sample-frozen": 8 * N * N * 6} | self._least)
+        require_memory("sample-path", 8 * N * N * 2 * len(records), {"sample-frozen": pairs(N)} | self._least)
         kernels = [self.sample_kernel, *(self._sample_kernel_of(self.networks[i]) for i in records[1:])]
         return KernelPath.of(self.times, kernels)
 
@@ -198,7 +199,7 @@ class MeasuredStart:
 
     def _sample_kernel_of(self, network: NetworkAt) -> DenseKernel:
         N = self.classes.num_samples
-        require_memory("sample-frozen", 8 * N * N * 6, self._least)
+        require_memory("sample-frozen", pairs(N), self._least)
         return DenseKernel(network.feature_kernel(outputs="mean"))
 
 

@@ -173,7 +173,8 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
         log = all(a.scale == "log" for a in attributions.values())
         first = next(iter(attributions.values())).shares[0].from_
         said = r"$\log_{10}$ (network / prediction)" if log else "network − prediction"
-        ax.set_xlabel(f"{said} at the end, from rung {RUNGS[first].number}; diamond: all together")
+        when = "at the end" if all(a.complete for a in attributions.values()) else "at the end or the time named"
+        ax.set_xlabel(f"{said} {when}, from rung {RUNGS[first].number}; diamond: all together")
         handles = [plt.Rectangle((0, 0), 1, 1, label=name, **looks[name]) for name in assumptions]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
         if title:

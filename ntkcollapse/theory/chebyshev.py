@@ -18,6 +18,8 @@ from ntkcollapse._checks import check_positive
 
 # Steps for which an estimate of the spectral radius serves. It costs as much as a step of two or three stages.
 SERVES = 10
+# What it is raised by.
+SAFETY = 1.2
 
 
 class Radius(NamedTuple):
@@ -47,7 +49,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
     `spectral_radius(t, y, args)` returns an upper bound of ρ; a bound twice too high costs √2 in stages, one too low is
     unstable (the error estimate then rejects steps). Without one, ρ is estimated by power iteration on the Jacobian
     (forward-mode products) at every tenth step, warm-started from the last time and raised by a fifth; its work is
-    counted. Where ρ grows by more than that within ten steps, steps are rejected until the next estimate.
+    counted. Where ρ grows by more than that within ten steps, rejections shorten them until the next estimate.
 
     Works under `jit`, `vmap` (all members then go through as many stages as the one that needs most) and reverse-mode
     `grad` (checkpointed inside each step); no derivative is taken through ρ.
@@ -276,7 +278,7 @@ def _call(t, y, flow):
     return flow(t, y)
 
 
-def _power_iteration(terms, t, y, args, direction, *, on_host, tolerance=0.02, most=50, safety=1.2):
+def _power_iteration(terms, t, y, args, direction, *, on_host, tolerance=0.02, most=50):
     """Estimated spectral radius of ∂vf/∂y, the vector it was found on, and the work in evaluations."""
     arrays, rest = eqx.partition((terms, t, y, args, direction), eqx.is_array)
     terms, t, y, args, direction = eqx.combine(jax.lax.stop_gradient(arrays), rest)
@@ -299,7 +301,7 @@ def _power_iteration(terms, t, y, args, direction, *, on_host, tolerance=0.02, m
     k, size, _, v = carry
     # Where J vanishes on the vector there is nothing to go on with: start over from the old one.
     v = jax.tree.map(lambda new, old: jnp.where(_cast(size, new) > 0, new, old), v, direction)
-    return safety * size, v, 2 * k
+    return SAFETY * size, v, 2 * k
 
 
 _compiled_power_iteration = eqx.filter_jit(_power_iteration)

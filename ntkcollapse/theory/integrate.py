@@ -35,7 +35,8 @@ class Integration(eqx.Module):
     """States at the times asked for, and how the solver fared.
 
     states: as the start, with a leading time axis; not finite after the time reached.
-    statistics: num_steps, num_accepted_steps, num_rejected_steps; largest_correction where steps are retracted.
+    statistics: num_steps, num_accepted_steps, num_rejected_steps; largest_correction where steps are retracted,
+        num_evaluations where Python takes them.
     result: diffrax's verdict.
     """
 
@@ -147,6 +148,7 @@ def integrate_by_steps(
     controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_part)
     error_order = solver.error_order(terms)
     end, saved, count, rejected = times[-1], [start], 0, 0
+    result = diffrax.RESULTS.max_steps_reached
     t0, y, state = times[0], start, solver.init(terms, times[0], times[-1], start, flow)
     t1, memory = _first_step(controller, terms, t0, end, y, flow, error_order)
     with tqdm(total=float(end - t0), disable=not progress, bar_format="{l_bar}{bar}| t = {n:.4g}/{total:.4g}") as bar:
@@ -158,6 +160,7 @@ def integrate_by_steps(
             )
             count, rejected = count + 1, rejected + (not kept)
             if not diffrax.is_okay(verdict):
+                result = verdict
                 break
             if kept:
                 interpolated = solver.interpolation_cls(t0=t0, t1=t1, **dense)
@@ -166,11 +169,10 @@ def integrate_by_steps(
                 bar.update(float(t1 - t0))
                 y, state = reached, next_state
             t0, t1 = next_t0, next_t1
-    done = len(saved) == len(times)
     beyond = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), start)
-    saved += [beyond] * (len(times) - len(saved))
+    whole = saved + [beyond] * (len(times) - len(saved))
     return Integration(
-        states=jax.tree.map(lambda *at: jnp.stack(at), *saved),
+        states=jax.tree.map(lambda *at: jnp.stack(at), *whole),
         statistics={
             "num_steps": jnp.asarray(count),
             "num_accepted_steps": jnp.asarray(count - rejected),
@@ -178,7 +180,7 @@ def integrate_by_steps(
             # Of accepted steps, products with the Jacobian counted twice.
             "num_evaluations": state.evaluations,
         },
-        result=diffrax.RESULTS.successful if done else diffrax.RESULTS.max_steps_reached,
+        result=diffrax.RESULTS.successful if len(saved) == len(times) else result,
     )
 
 

@@ -1,5 +1,6 @@
 """compare, on its own digits and on a run that is there; its errors."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,8 +10,10 @@ import pytest
 
 from ntkcollapse import Trajectory
 from ntkcollapse.cli import main
+from ntkcollapse.commands import compare
 from ntkcollapse.commands._measured import compared_steps, measured_again, recorded_run
-from ntkcollapse.comparison import Ladder, load_ladders, save_ladders
+from ntkcollapse.commands.compare import CompareConfig, _lacking
+from ntkcollapse.comparison import Ladder, joined, load_ladders, save_ladders
 from ntkcollapse.networks import mlp
 from ntkcollapse.training import Interrupted, TrainConfig, train
 
@@ -61,8 +64,8 @@ def test_a_comparison_goes_on_where_it_stopped(compared, tmp_path, capsys):
     assert float(new.rungs["block-frozen"]["loss"][0]) == pytest.approx(float(new.network["loss"][0]), rel=1e-6)
     np.testing.assert_array_equal(Trajectory.load(folder)["loss"], before["loss"])
 
-    # What was climbed under other assumptions does not stand in one ladder.
-    assert main([*arguments, "sample-frozen", "--homogeneity", "1"]) == 2
+    # What was climbed under other assumptions does not stand in one ladder, whichever rung is asked for.
+    assert main([*arguments, "class-pairs", "--homogeneity", "1"]) == 2
     assert "homogeneity: expected 0, of the rungs that are there, got 1" in capsys.readouterr().err
     # Another state than the one that the ladder starts from.
     shifted = Trajectory(new.network.times, new.network.observables | {"loss": 2 * new.network["loss"]}, before.classes)
@@ -84,9 +87,39 @@ def test_a_comparison_in_another_folder(compared, tmp_path, capsys):
     assert {"config.toml", "trajectory.nc", "comparison.nc"} <= {f.name for f in (tmp_path / "a").iterdir()}
     assert main([*arguments, str(tmp_path / "a")]) == 0
     assert "all of it was there already" in capsys.readouterr().out
-    (tmp_path / "a" / "config.toml").write_text("seed = 1\n")
+    # Stopped before its first rung was saved, it goes on too.
+    (tmp_path / "a" / "comparison.nc").unlink()
+    assert main([*arguments, str(tmp_path / "a")]) == 0
+    other = Trajectory.load(tmp_path / "a")
+    states = other.states | {"W": other.states["W"] + 1}
+    Trajectory(
+        other.times, other.observables, other.classes, states=states, kernel=other.kernel, settings=other.settings
+    ).save(tmp_path / "a", overwrite=True)
+    before = (tmp_path / "a" / "comparison.nc").read_bytes()
     assert main([*arguments, str(tmp_path / "a")]) == 2
-    assert "holds the comparison of another run" in capsys.readouterr().err
+    assert "a: holds another run than this one" in capsys.readouterr().err
+    assert (tmp_path / "a" / "comparison.nc").read_bytes() == before
+
+
+def test_a_rung_that_failed_is_tried_again_where_it_is_named(compared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(compared, folder)
+    held = load_ladders(folder)[5]
+    save_ladders(folder, {5: Ladder(held.network, {}, {"block-frozen": "why", "block-path": "why"})})
+    assert main(["compare", str(folder), "--from", "5", "--rungs", "block-frozen"]) == 0
+    ladder = load_ladders(folder)[5]
+    assert list(ladder.rungs) == ["block-frozen"]
+    assert ladder.failures == {"block-path": "why"}
+    config = CompareConfig(run=str(folder), rungs=("all",))
+    assert "block-path" not in _lacking(ladder, ("block-frozen", "block-path", "sample-frozen"), config)
+    assert _lacking(ladder, ("block-path",), CompareConfig(run=str(folder), rungs=("block-path",))) == ("block-path",)
+    # A part of a rung gives way to the whole of it.
+    short = Ladder(
+        ladder.network, {"block-frozen": ladder.rungs["block-frozen"].at_records([0])}, {"block-frozen": "early"}
+    )
+    whole = joined(short, Ladder(ladder.network, ladder.rungs, {}))
+    assert len(whole.rungs["block-frozen"].times) == len(ladder.network.times)
+    assert whole.failures == {}
 
 
 def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, capsys):
@@ -99,6 +132,14 @@ def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, caps
     arguments = ["compare", str(tmp_path / "run"), "--from", "1"]
     assert main([*arguments, "--rungs", "sample-frozen"]) == 2
     assert "name rungs that need none: --rungs block-frozen block-path" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "run"), "--from", "7", "--rungs", "block-frozen"]) == 2
+    assert "start: expected a step" in capsys.readouterr().err
+    config = dataclasses.replace(config, measure_every=0, measure_steps=(2,))
+    train(config, tmp_path / "sparse", network=mlp((12,), 10))
+    assert main(["compare", str(tmp_path / "sparse"), "--from", "1"]) == 2
+    assert (
+        "expected a recorded step of a run that cannot be made again, among 0, 2, 6; got [1]" in capsys.readouterr().err
+    )
     assert main(arguments) == 0
     ladder = load_ladders(tmp_path / "run")[1]
     assert list(ladder.rungs) == ["block-frozen", "block-path"]
@@ -120,12 +161,16 @@ def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, caps
         ),
     ],
 )
-def test_bad_input(arguments, said, tmp_path, capsys):
+def test_bad_input(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "digits_run", _no_training)
     start = [a for a in SMALL if a not in ("--from", "5")] if "--from" in arguments else SMALL
     assert main(["compare", *start, *arguments, "--out", str(tmp_path / "x")]) == 2
     assert said in capsys.readouterr().err
-    # Before anything was trained.
     assert not (tmp_path / "x").exists()
+
+
+def _no_training(*args, **options):
+    raise AssertionError("nothing is to be trained")
 
 
 @pytest.mark.parametrize(
@@ -136,16 +181,21 @@ def test_bad_input(arguments, said, tmp_path, capsys):
         (["--rungs", "features-coupled"], "'features-coupled' of a network with batch normalisation only"),
     ],
 )
-def test_what_is_refused_costs_nothing_that_is_there(arguments, said, compared, tmp_path, capsys):
+def test_what_is_refused_costs_nothing_that_is_there(arguments, said, compared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "measured_again", _no_training)
     other = tmp_path / "other"
     shutil.copytree(compared, other)
     (other / "report.html").write_text("a report")
-    before = sorted(file.name for file in other.rglob("*"))
-    for target in ([str(compared), "--out", str(other)], [str(other)], [str(tmp_path / "no"), "--out", str(other)]):
+    before = {file: file.read_bytes() for file in other.rglob("*") if file.is_file()}
+    nowhere = said if "learning_rate" in said else "no trajectory here"
+    for target, message in (
+        ([str(compared), "--out", str(other)], said),
+        ([str(other)], said),
+        ([str(tmp_path / "no"), "--out", str(other)], nowhere),
+    ):
         assert main(["compare", *target, *arguments, "--overwrite"]) == 2
-        error = capsys.readouterr().err
-        assert said in error or "no trajectory here" in error or "expected none here" in error
-        assert sorted(file.name for file in other.rglob("*")) == before
+        assert message in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in other.rglob("*") if file.is_file()} == before
 
 
 def test_the_runs_own_directory_by_another_name(compared, tmp_path, capsys):

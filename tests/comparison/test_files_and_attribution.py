@@ -46,6 +46,12 @@ def test_a_rung_that_ended_early_is_stepped_over():
     assert float(found.gap[-1]) == pytest.approx(3 * 0.7)
     rungs.rungs["network-flow"] = decaying(1.1, points=3)
     assert [share.from_ for share in attribute(rungs, "loss").shares] == ["block-frozen"]
+    # Where none reaches the end there are no prices, and the rest is there.
+    rungs.rungs["block-frozen"] = decaying(4.0, points=2)
+    assert chains(rungs) == []
+    assert "within 10% until step" in ladder_tables(rungs)
+    with pytest.raises(ValueError, match="in the ladder that reaches the end, got none"):
+        attribute(rungs, "loss")
 
 
 def test_what_a_solver_does_not_resolve_has_no_price():

@@ -153,15 +153,16 @@ def test_steps_of_the_networks_flow_are_of_second_order():
     flat, back = jax.flatten_util.ravel_pytree((network.params, network.W, network.b))
     largest = float(jnp.abs(jnp.linalg.eigvalsh(jax.hessian(lambda v: loss_of(back(v)))(flat))).max())
     short = network_flow(start, np.array([0.0, 1e-4]))
-    # Raised by a fifth, and settled to two percent.
-    assert float(short.statistics["eigenvalue_largest"]) == pytest.approx(1.2 * largest, rel=0.03)
+    # Settled to two percent.
+    assert float(short.statistics["eigenvalue_largest"]) == pytest.approx(largest, rel=0.03)
 
 
 def test_a_flow_that_runs_out_of_steps_ends_where_it_was():
     network = cases.tanh_network()
     start = MeasuredStart(flow_of(network), 0, {0: network})
     course = network_flow(start, TIMES, max_steps=12)
-    assert 1 <= len(course.times) < len(TIMES)
+    assert len(course.times) < len(TIMES)
+    assert int(course.statistics["num_steps"]) <= 12
     assert not bool(course.statistics["successful"])
     for step, said in ((0.0, "step: expected"), (2.0, "step: expected less than 2")):
         with pytest.raises(ValueError, match=said):
@@ -187,8 +188,13 @@ def test_a_network_with_convolutions_is_followed_step_by_step(precision):
     run = flow_of(network)
     names = ["features-linearised", "network-flow"]
     options = {"features-linearised": {"method": "products"}, "network-flow": {"step": 0.05}}
-    rungs = climb(MeasuredStart(run, 0, {0: network}), names, options=options, throw=True).rungs
+    start = MeasuredStart(run, 0, {0: network})
+    rungs = climb(start, names, options=options, throw=True).rungs
+    assert "num_evaluations" in rungs["features-linearised"].statistics
     np.testing.assert_allclose(rungs["network-flow"]["loss"], run["loss"], rtol=1e-4)
+    # The same rung by its kernel as an array, which does not see the network.
+    by_kernel = climb(start, names[:1], options={names[0]: {"method": "kernel"}}, throw=True).rungs[names[0]]
+    np.testing.assert_allclose(rungs[names[0]]["loss"], by_kernel["loss"], rtol=1e-4)
     assert abs(float(rungs["features-linearised"]["loss"][-1] / run["loss"][-1]) - 1) > 1e-2
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse.comparison._memory import columns, require_memory
+from ntkcollapse.comparison._memory import columns, pairs, require_memory
 from ntkcollapse.comparison.parametric import Parameters, ParametricFlow, ParametricModel
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.kernel_path import KernelPath
@@ -92,7 +92,7 @@ def evaluated(model: ParametricModel, *, rung: str, num_times: int) -> tuple[Par
     start = model.start
     N, (C, n) = start.classes.num_samples, start.W.shape
     needed = 8 * (num_times * (start.num_params + n * N + C * N) + 8 * start.num_params)
-    require_memory(rung, needed, {"sample-frozen": 8 * 6 * N * N, "block-frozen": columns(num_times, n, N)})
+    require_memory(rung, needed, {"sample-frozen": pairs(N), "block-frozen": columns(num_times, n, N)})
     one_by_one = jax.default_backend() == "cpu" and start.convolves
     return (type(model)(start.evaluated_as_trained) if one_by_one else model), one_by_one
 

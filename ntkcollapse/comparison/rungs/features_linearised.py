@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
-from ntkcollapse.comparison._memory import fits_memory, require_memory
+from ntkcollapse.comparison._memory import fits_memory, pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.parametric import FeaturesLinearised
 from ntkcollapse.comparison.rungs._course import Course, integrate_parameters, solve
@@ -57,7 +57,7 @@ def features_linearised(
         possible = not (start.weight_decay or coupled) and fits_memory(needed)
         method = "kernel" if possible and _operations(start.network) > _WORTH_A_KERNEL * size**2 else "products"
     if method == "kernel":
-        require_memory("features-linearised", needed, {"sample-frozen": 8 * 6 * start.classes.num_samples**2})
+        require_memory("features-linearised", needed, {"sample-frozen": pairs(start.classes.num_samples)})
         return _by_kernel(start.network, times, rtol, atol, max_steps, progress)
     model = FeaturesLinearised(start.network.in_training if coupled else start.network)
     return integrate_parameters(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse import ntk
 from ntkcollapse._checks import check_choice
-from ntkcollapse.comparison._memory import fits_memory, require_memory
+from ntkcollapse.comparison._memory import fits_memory, pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.parametric import NetworkLinearised, Parameters
 from ntkcollapse.comparison.rungs._course import Course, integrate_parameters
@@ -48,7 +48,7 @@ def network_linearised(
         small = size <= _LARGEST_EIGENPROBLEM and fits_memory(needed)
         method = "eigen" if small and not start.weight_decay else "integrate"
     if method == "eigen":
-        require_memory("network-linearised", needed, {"sample-frozen": 8 * 6 * network.classes.num_samples**2})
+        require_memory("network-linearised", needed, {"sample-frozen": pairs(network.classes.num_samples)})
         return _by_eigenvectors(network, jnp.asarray(times))
     return integrate_parameters(
         NetworkLinearised(network),
