@@ -122,14 +122,21 @@ def climbed(
 
 
 def spread_table(ladders: list[Ladder]) -> str:
-    """The price of each assumption over several starts and seeds: median, smallest and largest factor."""
+    """The price of each assumption over several starts and seeds: median, smallest and largest factor.
+
+    Each at the last time at which all rungs of its ladder are resolved; assumptions that all ladders have.
+    """
     found = [attributions(ladder) for ladder in ladders]
     names = [name for name in found[0] if all(name in one for one in found)]
+    priced = [{s.assumption: i for i, s in enumerate(one[names[0]].shares)} for one in found]
     rows = []
-    for i, share in enumerate(found[0][names[0]].shares):
-        factors = {name: np.exp([float(one[name].shares[i].change[-1]) for one in found]) for name in names}
-        cells = (f"x{np.median(f):.3g} ({f.min():.3g} to {f.max():.3g})" for f in factors.values())
-        rows.append([share.assumption, *cells])
+    for assumption in (a for a in priced[0] if all(a in other for other in priced)):
+        cells = []
+        for name in names:
+            changes = (one[name].shares[at[assumption]].change[-1] for one, at in zip(found, priced, strict=True))
+            f = np.exp([float(change) for change in changes])
+            cells.append(f"x{np.median(f):.3g} ({f.min():.3g} to {f.max():.3g})")
+        rows.append([assumption, *cells])
     return table([f"median and range of {len(ladders)} ladders", *(SHOWN[name] for name in names)], rows)
 
 
@@ -162,7 +169,7 @@ def main() -> None:
         run = measured(setting, starts, tuple(options), seed=seed, keep_all=flags.path)
         first = first or run
         print(f"{name}, seed {seed}: trained and measured in {time.perf_counter() - began:.0f} s", flush=True)
-        made_by = f"{setting}, {', '.join(options)}, starts {starts}, seed {seed}"
+        made_by = f"{setting}, {', '.join(options)}, starts {starts}, seed {seed}, flow step {flags.flow_step:g}"
         for start in starts:
             ladder, seconds = climbed(run, results / f"{name}_{seed}", made_by, start, flags.skip, flags.flow_step)
             ladders.append(ladder)
