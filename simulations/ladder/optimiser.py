@@ -109,7 +109,8 @@ def main() -> None:
         for ax, (part, label) in zip(axes, PARTS.items(), strict=True):
             for i, (said, (run, flow)) in enumerate(pairs.items()):
                 off = np.abs(np.asarray(run[part]) / np.asarray(flow[part]) - 1)[1:]
-                ax.plot(run.times[1:], off, ".-", color=f"C{i % 10}", label=said)
+                line = ".-" if i < 7 else ".--"
+                ax.plot(run.times[1:], off, line, color=f"C{i % 7}", label=said)
             ax.set(xscale="log", yscale="log", xlabel=r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)", title=label)
         axes[0].set_ylabel("|run / gradient flow − 1|")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
