@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ntkcollapse.comparison import MeasuredStart, NetworkAt
 from ntkcollapse.comparison.start import check_clock, is_squared, own_decay
-from ntkcollapse.data import Batches, Dataset, digits
+from ntkcollapse.data import Dataset, digits
 from ntkcollapse.networks import Network, Variables, mlp
 from ntkcollapse.training import Moment, TrainConfig, measured_descent, train
 from ntkcollapse.training.run_files import saved_config
@@ -236,12 +236,10 @@ def trained_run(
             networks[moment.step] = (moment.network, moment.variables, moment.probe)
         return {}
 
-    splits = config.build_splits()
     run = train(
         config,
         measurements={"network": keep},
-        splits=splits,
-        statistics_batches=Batches(splits.train.classes, None, seed=0),
+        statistics_batch_size=0,
         progress=sys.stderr.isatty(),
     )
     index = {int(s): i for i, s in enumerate(np.asarray(run.observables["step"]))}

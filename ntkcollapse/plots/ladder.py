@@ -145,7 +145,13 @@ def ladder_figure(ladder: Ladder, observables: Sequence[str] = PANELS, *, title:
 
 def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | None = None) -> Figure:
     """For each observable, the gap at the last time split among assumptions: bars to the right of 0 raise the
-    prediction on its way to the network, bars to the left lower it, and the diamond is their sum."""
+    prediction on its way to the network, bars to the left lower it, and the diamond is their sum.
+
+    Raises:
+        ValueError: no observable.
+    """
+    if not attributions:
+        raise ValueError("attributions: expected one observable or more, got none; `comparison.attribute` makes them.")
     with style():
         figure, ax = plt.subplots(figsize=(8.0, 0.55 * len(attributions) + 1.6), constrained_layout=True)
         assumptions = list(dict.fromkeys(s.assumption for a in attributions.values() for s in a.shares))

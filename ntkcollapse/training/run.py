@@ -45,7 +45,7 @@ def train(
     measurements: Mapping[str, Measurement] | None = None,
     splits: Splits | None = None,
     network: Network | None = None,
-    statistics_batches: Batches | None = None,
+    statistics_batch_size: int | None = None,
     progress: bool = False,
     on_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
@@ -65,8 +65,8 @@ def train(
         measurements: your own, by name: functions of a `Moment` that return numbers or arrays of a fixed shape by name.
             Arrays of text (what the entries of another are called) go into the settings of the trajectory, "names".
         splits, network: in place of those that the settings name.
-        statistics_batches: with `recompute_statistics`, the batches of the training set over which batch statistics
-            are averaged; the run's own without.
+        statistics_batch_size: with `recompute_statistics`, the size of the batches of the training set over which batch
+            statistics are averaged, 0 for the whole set in one; the run's own batches without.
         progress: a bar with loss, accuracy, NC1, alignment and the time left.
         on_step: called with the number of steps taken after each (for tests and schedulers).
     Returns:
@@ -90,7 +90,7 @@ def train(
             stack.enter_context(locked(path))
             check_directory(config, path, resume=resume, overwrite=overwrite)
         # Settings that do not go together are refused here, before anything that is there is touched.
-        run = _Run(config, path, measurements, splits, network, statistics_batches)
+        run = _Run(config, path, measurements, splits, network, statistics_batch_size)
         if resume:
             run.check_length()
         if path is not None:
@@ -142,7 +142,7 @@ class _Run:
         measurements: Mapping[str, Measurement] | None,
         splits: Splits | None,
         network: Network | None,
-        statistics_batches: Batches | None = None,
+        statistics_batch_size: int | None = None,
     ):
         self.config, self.path = config, path
         # What the settings do not name is named by itself.
@@ -153,7 +153,9 @@ class _Run:
         train = self.splits.train
         self.network = config.build_network(train.classes.num_classes) if network is None else network
         self.batches: Batches = config.build_batches(train.classes)
-        self.statistics_batches = self.batches if statistics_batches is None else statistics_batches
+        self.statistics_batches = self.batches
+        if statistics_batch_size is not None:
+            self.statistics_batches = Batches(train.classes, statistics_batch_size or None, seed=config.seed)
         self.schedule: Staircase = config.build_schedule(self.batches.per_epoch)
         self.last = config.epochs * self.batches.per_epoch
         self.plan = config.measured_steps(self.batches.per_epoch)

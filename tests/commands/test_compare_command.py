@@ -11,7 +11,7 @@ import pytest
 from ntkcollapse import Trajectory
 from ntkcollapse.cli import main
 from ntkcollapse.commands import compare
-from ntkcollapse.commands._measured import compared_steps, measured_again, recorded_run
+from ntkcollapse.commands._measured import compared_steps, made_by_settings, measured_again, recorded_run
 from ntkcollapse.commands.compare import CompareConfig, _lacking
 from ntkcollapse.comparison import Ladder, joined, load_ladders, save_ladders
 from ntkcollapse.networks import mlp
@@ -249,6 +249,8 @@ def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):
     assert steps == [0, 4, 7]
     again = measured_again(tmp_path / "run", [4], at=compared_steps(steps, 3))
     assert again.steps == [0, 4, 7, 8]
+    # What `compare RUN --out` keeps of it is made again by its settings in turn: it is no run of data of one's own.
+    assert made_by_settings(tmp_path / "run", again.trajectory)
 
 
 def test_runs_that_cannot_be_compared(tmp_path, capsys):

@@ -57,6 +57,11 @@ def test_bars_end_at_the_gap():
     np.testing.assert_allclose(sum(widths), 2.1 / np.log(10))
 
 
+def test_nothing_to_split_has_no_figure():
+    with pytest.raises(ValueError, match="attributions: expected one observable or more, got none"):
+        plots.attribution_figure({})
+
+
 def test_an_assumption_looks_alike_among_any_rungs():
     assert set(ASSUMPTION_STYLES) == set(ASSUMPTIONS.values())
     looks = [(s["facecolor"], s.get("hatch")) for s in ASSUMPTION_STYLES.values()]
