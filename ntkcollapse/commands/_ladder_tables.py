@@ -26,6 +26,7 @@ def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
     """Everything below, for one start."""
     parts = [course_table(ladder, times=times), horizon_table(ladder)]
     parts += [share_table(attributions(ladder, chain), ladder) for chain in chains(ladder)]
+    parts += filter(None, [edge_of_stability(ladder)])
     for name, why in ladder.failures.items():
         parts.append(f"rung {RUNGS[name].number} ({name}) is missing or ends early: {why}")
     return "\n\n".join(parts)
@@ -115,6 +116,26 @@ def _prices_at(found: dict[str, Attribution], ladder: Ladder) -> list[str]:
 def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[str, Attribution]:
     """Of every observable that the tables show."""
     return {name: attribute(ladder, name, chain) for name in _present(ladder)}
+
+
+def edge_of_stability(ladder: Ladder) -> str | None:
+    """The largest step times the largest eigenvalue that rung 6 met; None without it.
+
+    In flow time a step is η / (N C), without the factor of momentum β. At 2 plain descent stops being stable, at
+    2 (1 + β) heavy-ball momentum, at 2 (1 + β) / (1 + 2 β) Nesterov's.
+    """
+    flow, steps = ladder.rungs.get("network-flow"), ladder.network.observables.get("step")
+    if flow is None or steps is None or "eigenvalue_largest" not in flow.statistics or len(steps) < 2:
+        return None
+    made_by = ladder.network.settings
+    β = float(made_by.get("momentum", 0.0))
+    step = float(np.max(np.diff(np.asarray(ladder.network.times)) / np.diff(np.asarray(steps)))) * (1 - β)
+    bound = 2 * (1 + β) / (1 + 2 * β if made_by.get("nesterov", False) else 1)
+    ρ = float(flow.statistics["eigenvalue_largest"])
+    return (
+        f"step x largest eigenvalue of the Hessian along rung 6: {number(step)} x {number(ρ)} = {step * ρ:.3g}; "
+        f"the optimiser is stable below {bound:.3g}"
+    )
 
 
 def _present(ladder: Ladder) -> list[str]:

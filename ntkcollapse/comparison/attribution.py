@@ -55,6 +55,8 @@ ASSUMPTIONS = {
     ("network-flow", "network"): "flow instead of the optimiser's steps",
 }
 
+# Beside what else two rungs differ in, where a network has batch normalisation and its rung 4b is stepped over.
+AT_REST = ", batch statistics at rest"
 
 # Of ‖R‖ at the start: below this share a part of the residual is the solver's, not the rung's. Rungs 1 to 5 are
 # integrated at relative tolerances of 1e-8 and 1e-6; what has decayed is damped by the solver, not by e^{−λt}.
@@ -141,9 +143,7 @@ def attribute(
             y = np.log(np.where(y > 0, y, np.nan))
         values[name] = y
     names = list(runs)
-    shares = tuple(
-        Share(ASSUMPTIONS.get((a, b), f"{a} → {b}"), a, b, values[b] - values[a]) for a, b in itertools.pairwise(names)
-    )
+    shares = tuple(Share(_assumption(ladder, a, b), a, b, values[b] - values[a]) for a, b in itertools.pairwise(names))
     horizons = {
         name: gaps(ladder.network, run, [observable], tolerance=tolerance)[observable].horizon
         for name, run in ladder.rungs.items()
@@ -158,6 +158,14 @@ def attribute(
         horizons=horizons,
         complete=len(ladder.network.times) == T,
     )
+
+
+def _assumption(ladder: Ladder, a: str, b: str) -> str:
+    """What rung a assumes and b does not."""
+    said = ASSUMPTIONS.get((a, b), f"{a} → {b}")
+    moving = ("features-coupled", "network-flow", "network")
+    joint = a not in moving and b in moving[1:] and ladder.rungs[a].settings.get("batch_norm", False)
+    return said + AT_REST if joint else said
 
 
 def _floor(ladder: Ladder, observable: str) -> float:

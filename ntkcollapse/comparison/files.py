@@ -9,6 +9,7 @@ from pathlib import Path
 import h5netcdf
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
 from ntkcollapse._files import replacing
 from ntkcollapse.classes import Classes
@@ -19,7 +20,8 @@ from ntkcollapse.trajectory import Trajectory
 def save_ladders(path: str | os.PathLike, ladders: Mapping[int, Ladder]) -> Path:
     """Writes `comparison.nc` into the run directory `path`, all or nothing; keys are the steps started from.
 
-    Group "start_<step>": every observable as (rung, time), the network among the rungs, NaN where a rung lacks it.
+    Group "start_<step>": every observable as (rung, time), the network among the rungs, NaN where a rung lacks it; what
+    solvers said of themselves in the attribute "statistics".
     """
     file = Path(path) / "comparison.nc"
     with replacing(file) as part:
@@ -70,6 +72,7 @@ def _dataset(step: int, ladder: Ladder) -> xr.Dataset:
         "step": step,
         "settings": ladder.network.settings_json,
         "rungs": json.dumps({name: run.settings for name, run in ladder.rungs.items()}),
+        "statistics": json.dumps({name: _numbers(run.statistics) for name, run in ladder.rungs.items()}),
         "failures": json.dumps(ladder.failures),
         "records": json.dumps({name: len(run.times) for name, run in runs.items()}),
         "class_sizes": json.dumps(ladder.network.classes.sizes),
@@ -79,9 +82,14 @@ def _dataset(step: int, ladder: Ladder) -> xr.Dataset:
     return xr.Dataset(data, coords={"rung": list(runs), "time": np.asarray(ladder.network.times)}, attrs=attributes)
 
 
+def _numbers(statistics: dict[str, Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in statistics.items() if value.ndim == 0}
+
+
 def _ladder(data: xr.Dataset) -> Ladder:
     classes = Classes(sizes=tuple(json.loads(data.attrs["class_sizes"])))
     settings = {"network": json.loads(data.attrs["settings"])} | json.loads(data.attrs["rungs"])
+    statistics = json.loads(data.attrs.get("statistics", "{}"))
     runs = {}
     for name in map(str, data["rung"].values):
         rows = {str(k): v.sel(rung=name).values for k, v in data.data_vars.items()}
@@ -91,6 +99,7 @@ def _ladder(data: xr.Dataset) -> Ladder:
             data["time"].values[:reached],
             {k: v[:reached] for k, v in rows.items()},
             classes,
+            statistics=statistics.get(name),
             settings=settings[name],
         )
     network = runs.pop("network")

@@ -131,6 +131,7 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
             "start": start.index,
             "weight_decay": start.weight_decay,
             "homogeneity": start.homogeneity,
+            "batch_norm": start.index in start.networks and start.network.coupled is not None,
             "of": run.settings,
         },
     )

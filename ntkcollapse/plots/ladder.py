@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ntkcollapse.comparison import RUNGS, Attribution, Ladder
+from ntkcollapse.comparison.attribution import AT_REST
 from ntkcollapse.plots.style import (
     BLACK,
     BLUE,
@@ -155,7 +156,7 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
     with style():
         figure, ax = plt.subplots(figsize=(8.0, 0.55 * len(attributions) + 1.6), constrained_layout=True)
         assumptions = list(dict.fromkeys(s.assumption for a in attributions.values() for s in a.shares))
-        looks = {name: {**ASSUMPTION_STYLES.get(name, _UNNAMED), "edgecolor": "white"} for name in assumptions}
+        looks = {name: _look(name) for name in assumptions}
         for row, attribution in enumerate(attributions.values()):
             ends = {1: 0.0, -1: 0.0}
             for share in attribution.shares:
@@ -186,6 +187,13 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
         if title:
             ax.set_title(title)
     return figure
+
+
+def _look(assumption: str) -> dict[str, Any]:
+    """Of one assumption, with a hatch of its own where batch statistics at rest are in it."""
+    look = ASSUMPTION_STYLES.get(assumption.removesuffix(AT_REST), _UNNAMED)
+    hatch = look.get("hatch", "") + ("--" if assumption.endswith(AT_REST) else "")
+    return {**look, "edgecolor": "white"} | ({"hatch": hatch} if hatch else {})
 
 
 def _draw(ax: Axes, run: Trajectory, observable: str, kind: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Classes, Trajectory
-from ntkcollapse.commands._ladder_tables import chains, ladder_tables
+from ntkcollapse.commands._ladder_tables import chains, edge_of_stability, ladder_tables
 from ntkcollapse.comparison import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, Ladder, attribute, load_ladders, save_ladders
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
@@ -12,9 +12,10 @@ TIMES = np.array([0.1, 0.2, 0.4, 0.8])
 NAMES = ("loss", "residual_single", "residual_class", "residual_global", "nc1_seleznova2023", "accuracy")
 
 
-def decaying(rate: float, points: int = 4, **settings) -> Trajectory:
+def decaying(rate: float, points: int = 4, statistics: dict | None = None, **settings) -> Trajectory:
     values = {name: (i + 1) * np.exp(-rate * (TIMES - 0.1)) for i, name in enumerate(NAMES)}
-    return Trajectory(TIMES[:points], {k: v[:points] for k, v in values.items()}, CLASSES, settings=settings)
+    values = {k: v[:points] for k, v in values.items()}
+    return Trajectory(TIMES[:points], values, CLASSES, statistics=statistics, settings=settings)
 
 
 def ladder(**rates: float) -> Ladder:
@@ -34,6 +35,37 @@ def test_shares_are_the_known_factors_and_sum_to_the_gap():
     linear = attribute(rungs, "residual_class", scale="linear")
     np.testing.assert_allclose(sum(s.change for s in linear.shares), linear.gap, atol=1e-14)
     np.testing.assert_allclose(linear.gap, 3 * (np.exp(-(TIMES - 0.1)) - np.exp(-4 * (TIMES - 0.1))))
+
+
+def test_statistics_at_rest_are_named_with_what_they_share_a_price_with():
+    """Of a network with batch normalisation, unless rung 4b tells the two apart."""
+    rungs = ladder(features_linearised=1.5, network_flow=1.1)
+    assert attribute(rungs, "loss").shares[0].assumption == "lazy features"
+    rungs = Ladder(
+        rungs.network, {k: decaying(float(len(k)), rung=k, batch_norm=True) for k in rungs.rungs}, rungs.failures
+    )
+    said = [s.assumption for s in attribute(rungs, "loss").shares]
+    assert said == ["lazy features, batch statistics at rest", "flow instead of the optimiser's steps"]
+    rungs.rungs["features-coupled"] = decaying(1.3, rung="features-coupled", batch_norm=True)
+    said = [s.assumption for s in attribute(rungs, "loss").shares]
+    assert said == ["batch statistics at rest", "lazy features", "flow instead of the optimiser's steps"]
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "step", "bound"),
+    [({}, "0.1", "2"), ({"momentum": 0.5}, "0.05", "3"), ({"momentum": 0.5, "nesterov": True}, "0.05", "1.5")],
+)
+def test_the_edge_of_stability_is_named(optimiser, step, bound):
+    """A record every step, then every second, every fourth: 0.1 of flow time for each, of which 1/(1 − β) is speed."""
+    rungs = ladder(block_frozen=2.0)
+    assert edge_of_stability(rungs) is None
+    run = Trajectory(TIMES, rungs.network.observables, CLASSES, settings=optimiser)
+    rungs = rungs._replace(network=run)
+    rungs.rungs["network-flow"] = decaying(1.1, statistics={"eigenvalue_largest": 16.0})
+    said = edge_of_stability(rungs)
+    assert said is not None
+    assert f"{step} x 16 = {float(step) * 16:.3g}; the optimiser is stable below {bound}" in said
+    assert said in ladder_tables(rungs)
 
 
 def test_a_rung_that_ended_early_is_stepped_over():
@@ -111,10 +143,12 @@ def test_chains_that_cannot_be():
 def test_saved_ladders_come_back(tmp_path):
     short = ladder(block_frozen=2.0)
     short.rungs["sample-frozen"] = decaying(1.5, points=2, rung="sample-frozen")
+    short.rungs["network-flow"] = decaying(1.1, statistics={"num_steps": 7, "path": np.zeros(2)}, rung="network-flow")
     save_ladders(tmp_path, {80: short, 320: ladder(block_path=3.0)})
     back = load_ladders(tmp_path)
     assert list(back) == [80, 320]
-    assert list(back[80].rungs) == ["block-frozen", "sample-frozen"]
+    assert list(back[80].rungs) == ["block-frozen", "sample-frozen", "network-flow"]
+    assert {k: float(v) for k, v in back[80].rungs["network-flow"].statistics.items()} == {"num_steps": 7}
     assert back[80].failures == {"sample-path": "why"}
     assert back[80].network.settings == {"a": 1}
     assert len(back[80].rungs["sample-frozen"].times) == 2

@@ -15,7 +15,7 @@ from ntkcollapse import Trajectory, plots
 from ntkcollapse._table import with_error
 from ntkcollapse.commands._ladder_tables import ladder_tables
 from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, attribute, measured_rates
-from ntkcollapse.comparison.attribution import ASSUMPTIONS
+from ntkcollapse.comparison.attribution import ASSUMPTIONS, AT_REST
 from ntkcollapse.plots.ladder import ASSUMPTION_STYLES
 from ntkcollapse.theory.rates import within_class_decay
 from tests.comparison.test_files_and_attribution import ladder
@@ -72,6 +72,12 @@ def test_an_assumption_looks_alike_among_any_rungs():
         figure = plots.attribution_figure({"loss": attribute(given, "loss", chain)})
         (patch,) = (p for p in figure.legends[0].get_patches() if p.get_label() == name)
         assert patch.get_facecolor() == mpl.colors.to_rgba(ASSUMPTION_STYLES[name]["facecolor"])
+    # Joined with batch statistics at rest it keeps its colour, with a hatch.
+    share = attribute(ladder(network_flow=1.1), "loss")
+    joint = share._replace(shares=(share.shares[0]._replace(assumption=name + AT_REST),))
+    (patch,) = plots.attribution_figure({"loss": joint}).legends[0].get_patches()
+    assert patch.get_facecolor() == mpl.colors.to_rgba(ASSUMPTION_STYLES[name]["facecolor"])
+    assert patch.get_hatch() == "--"
 
 
 def test_rates_panel_draws_fit_and_prediction():
