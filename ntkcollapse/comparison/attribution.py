@@ -59,7 +59,7 @@ ASSUMPTIONS = {
 AT_REST = ", batch statistics at rest"
 
 # Of ‖R‖ at the start: below this share a part of the residual is the solver's, not the rung's. Rungs 1 to 5 are
-# integrated at relative tolerances of 1e-8 and 1e-6; what has decayed is damped by the solver, not by e^{−λt}.
+# integrated at relative tolerances of 1e-8 and 1e-7; what has decayed is damped by the solver, not by e^{−λt}.
 RESOLVED = 1e-7
 
 

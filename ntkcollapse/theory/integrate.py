@@ -31,6 +31,18 @@ SOLVERS = {
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
 
 
+class ByPart(diffrax.PIDController):
+    """Step sizes by errors relative to the root mean square of each part of the state, not to each of its numbers.
+
+    Weights that are near zero by chance, and biases that begin there, do not ask for more digits than the array that
+    they are in.
+    """
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        sizes = _sizes(y0), _sizes(y1_candidate)
+        return super().adapt_step_size(t0, t1, *sizes, args, y_error, error_order, controller_state)
+
+
 class Integration(eqx.Module):
     """States at the times asked for, and how the solver fared.
 
@@ -78,12 +90,14 @@ def integrate(
     progress: bool = False,
     key: Key[Array, ""] | None = None,
     steady: float | None = None,
+    by_part: bool = False,
 ) -> Integration:
     """Integrates a vector field `flow(t, state, args)` from times[0] to times[-1], saving at all of them.
 
     Steps adapt to the largest, over the parts of the state (H, W and b; or M, P, W and b), of the root mean square of
-    error / (atol + rtol |y|); reverse-mode differentiable by checkpointing. A failure is a result, not an exception:
-    `successful` is False, and the states that were not reached are infinite.
+    error / (atol + rtol |y|); with `by_part`, of error / (atol + rtol rms(y)). Reverse-mode differentiable by
+    checkpointing. A failure is a result, not an exception: `successful` is False, and the states that were not reached
+    are infinite.
 
     With `steady` it stops as soon as ‖d state/dt‖ < steady · ‖state‖ (root mean squares): times after are infinite, and
     `is_steady` is True.
@@ -92,7 +106,7 @@ def integrate(
     solver must be one for additive noise. With a `Retracted` solver saved states are retracted too.
     """
     terms, step = diffrax.ODETerm(_call), None
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_part)
+    controller = _controller(rtol, atol, by_part)
     if key is not None:
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
         # Finer than any step that the tolerances below lead to.
@@ -137,6 +151,7 @@ def integrate_by_steps(
     atol: float,
     max_steps: int,
     progress: bool = False,
+    by_part: bool = False,
 ) -> Integration:
     """The same by Chebyshev steps that Python takes one by one; not under `jit`.
 
@@ -145,7 +160,7 @@ def integrate_by_steps(
     are compiled, whatever the number of stages.
     """
     terms, solver = diffrax.ODETerm(_call), RungeKuttaChebyshev(scan_kind="host")
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_part)
+    controller = _controller(rtol, atol, by_part)
     error_order = solver.error_order(terms)
     end, saved, count, rejected = times[-1], [start], 0, 0
     result = diffrax.RESULTS.max_steps_reached
@@ -197,6 +212,14 @@ def _adapt(controller, t0, t1, y, reached, flow, error, error_order, memory):
 @eqx.filter_jit
 def _evaluate(interpolated, t):
     return interpolated.evaluate(t)
+
+
+def _controller(rtol, atol, by_part: bool) -> diffrax.PIDController:
+    return (ByPart if by_part else diffrax.PIDController)(rtol=rtol, atol=atol, norm=_largest_part)
+
+
+def _sizes(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda y: jnp.full_like(y, jnp.sqrt(jnp.mean(jnp.square(y)))), state)
 
 
 def _largest_part(error: PyTree) -> Array:

@@ -6,9 +6,9 @@
     python simulations/ladder/ladder.py --setting mnist --seeds 0 1 2 --starts 80 589 --skip network-flow
 
 Trains full batch on the squared loss, measures on the whole training set, climbs the ladder from one state (or from
-several of several runs, whose prices are then shown with their spread), and writes tables (`results/NAME.md`), the
-comparisons and figures. Every rung is kept as it is done, and not climbed again. RESULTS.md is written from these by
-hand. Data sets are found where `ntkcollapse.data.search_path` says, NTKCOLLAPSE_DATA among them.
+several of several runs, whose prices are then shown with their spread over seeds), and writes tables
+(`results/NAME.md`), the comparisons and figures. Every rung is kept as it is done, and not climbed again. RESULTS.md is
+written from these by hand. Data sets are found where `ntkcollapse.data.search_path` says, NTKCOLLAPSE_DATA among them.
 """
 
 import argparse
@@ -121,8 +121,8 @@ def climbed(
     return ladders[start], seconds
 
 
-def spread_table(ladders: list[Ladder]) -> str:
-    """The price of each assumption over several starts and seeds: median, smallest and largest factor.
+def spread_table(ladders: list[Ladder], said: str) -> str:
+    """The price of each assumption over several seeds: median, smallest and largest factor.
 
     Each at the last time at which all rungs of its ladder are resolved; assumptions that all ladders have.
     """
@@ -135,9 +135,9 @@ def spread_table(ladders: list[Ladder]) -> str:
         for name in names:
             changes = (one[name].shares[at[assumption]].change[-1] for one, at in zip(found, priced, strict=True))
             f = np.exp([float(change) for change in changes])
-            cells.append(f"x{np.median(f):.3g} ({f.min():.3g} to {f.max():.3g})")
+            cells.append(f"{np.median(f):.3g} ({f.min():.3g}-{f.max():.3g})")
         rows.append([assumption, *cells])
-    return table([f"median and range of {len(ladders)} ladders", *(SHOWN[name] for name in names)], rows)
+    return table([said, *(SHOWN[name] for name in names)], rows)
 
 
 def main() -> None:
@@ -163,7 +163,8 @@ def main() -> None:
     ]
     starts = flags.starts or [setting.start]
     name = flags.setting + ("_batch_norm" if flags.batch_norm else "")
-    results, ladders, costs, first = HERE / "results", [], [], None
+    results, costs, first = HERE / "results", [], None
+    ladders: dict[int, list[Ladder]] = {start: [] for start in starts}
     for seed in flags.seeds:
         began = time.perf_counter()
         run = measured(setting, starts, tuple(options), seed=seed, keep_all=flags.path)
@@ -172,17 +173,24 @@ def main() -> None:
         made_by = f"{setting}, {', '.join(options)}, starts {starts}, seed {seed}, flow step {flags.flow_step:g}"
         for start in starts:
             ladder, seconds = climbed(run, results / f"{name}_{seed}", made_by, start, flags.skip, flags.flow_step)
-            ladders.append(ladder)
+            ladders[start].append(ladder)
             costs.append(", ".join(f"{rung} {s:.0f} s" for rung, s in seconds.items()))
     assert first is not None
-    ladder = ladders[0]
+    ladder = ladders[starts[0]][0]
     title = f"{first.title}{', batch norm' if flags.batch_norm else ''}; theory from step {starts[0]}"
     plots.save(plots.ladder_figure(ladder, title=title), HERE / "figures" / f"ladder_{name}")
     plots.save(plots.attribution_figure(attributions(ladder), title=title), HERE / "figures" / f"attribution_{name}")
     rates = rates_table(first.trajectory, measured_rates(first.trajectory))
-    spread = f"\n\n{spread_table(ladders)}" if len(ladders) > 1 else ""
+    # Apart for each start: what is left to go is another price.
+    spread = [
+        spread_table(of_seeds, f"from step {start}, {len(of_seeds)} seeds: median (range)")
+        for start, of_seeds in ladders.items()
+        if len(of_seeds) > 1
+    ]
     text = (
-        f"## {title}\n\n{setting}\n\n```\n{ladder_tables(ladder, times=6)}{spread}\n\n{rates}\n```\n\nCost: {costs}.\n"
+        f"## {title}\n\n{setting}\n\n```\n"
+        + "\n\n".join([ladder_tables(ladder, times=6), *spread, rates])
+        + f"\n```\n\nCost: {costs}.\n"
     )
     (results / f"{name}.md").write_text(text)
     print(text)

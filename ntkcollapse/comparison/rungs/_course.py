@@ -119,12 +119,14 @@ def solve(
 ):
     """A gradient flow by stabilised explicit steps, in one compiled loop or one by one; for any pytree of arrays.
 
+    Errors are relative to each array as a whole.
+
     Returns:
         (times that were reached, states at them, statistics of the solver and whether it was successful).
     """
     times = jnp.asarray(times)
     integrated = integrate_by_steps if one_by_one else _integrate
-    out = integrated(flow, start, times, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
+    out = integrated(flow, start, times, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress, by_part=True)
     # Where it did not come to, all parts are infinite: the last is as good as any, and the smallest.
     last = np.asarray(jax.tree.leaves(out.states)[-1])
     reached = int(np.isfinite(last).all(axis=tuple(range(1, last.ndim))).sum())
@@ -133,9 +135,8 @@ def solve(
 
 
 @eqx.filter_jit
-def _integrate(flow, start, times, rtol, atol, max_steps, progress):
-    solver = RungeKuttaChebyshev(scan_kind="lax")
-    return integrate(flow, start, times, solver=solver, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress)
+def _integrate(flow, start, times, **options):
+    return integrate(flow, start, times, solver=RungeKuttaChebyshev(scan_kind="lax"), **options)
 
 
 @eqx.filter_jit

@@ -27,7 +27,7 @@ def features_linearised(
     times: Any,
     *,
     method: Method = "auto",
-    rtol: float = 1e-6,
+    rtol: float = 1e-7,
     atol: float = 1e-12,
     max_steps: int = 100_000,
     progress: bool = False,
