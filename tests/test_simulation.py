@@ -97,10 +97,10 @@ def test_kernel_path_that_does_not_move_is_the_constant_kernel():
 def test_moving_kernel_path_reduced_is_full():
     path = KernelPath([0.0, 0.5, 2.0], diagonal=[3.0, 4.0, 3.5], within=[2.0, 2.5, 1.0], between=[0.6, 0.1, 0.3])
     options = {"solver": "dopri8", "rtol": 1e-9, "atol": 1e-11}
-    fast, slow = (simulate(START, path, CLASSES, TIMES, reduced=r, **options) for r in (True, False))
+    fast, slow = (simulate(START, path, CLASSES, TIMES, reduced=r, **options, observed=False) for r in (True, False))
     # Steps across the kinks of the path are what limits the accuracy of both.
     np.testing.assert_allclose(fast.last_layer(-1).H, slow.last_layer(-1).H, atol=1e-7)
-    frozen = simulate(START, path.at(0.0), CLASSES, TIMES, **options)
+    frozen = simulate(START, path.at(0.0), CLASSES, TIMES, **options, observed=False)
     assert float(jnp.abs(frozen.states["W"][-1] - fast.states["W"][-1]).max()) > 1e-2
     with pytest.raises(ValueError, match=r"index: expected a saved time from -9 to 8, got 9"):
         fast.last_layer(9)
@@ -184,10 +184,10 @@ def test_state_that_overflows_says_until_when_it_was_finite(monkeypatch):
 
 
 def test_chebyshev_is_the_default_of_the_reduced_flow_and_has_a_name():
-    runs = [simulate(START, KAPPA, CLASSES, TIMES, solver=name) for name in (None, "chebyshev")]
+    runs = [simulate(START, KAPPA, CLASSES, TIMES, solver=name, observed=False) for name in (None, "chebyshev")]
     assert {run.settings["solver"] for run in runs} == {"RungeKuttaChebyshev"}
     np.testing.assert_array_equal(runs[0].states["W"], runs[1].states["W"])
-    full = simulate(START, KAPPA, CLASSES, TIMES, solver="chebyshev", reduced=False)
+    full = simulate(START, KAPPA, CLASSES, TIMES, solver="chebyshev", reduced=False, observed=False)
     # Without the bound of the reduced flow the spectral radius is estimated: the same method, other steps.
     np.testing.assert_allclose(full.states["W"], runs[0].states["W"], atol=1e-4)
 
@@ -215,8 +215,8 @@ def test_a_first_step_that_overflows_is_shortened():
     """N = 18,000 makes rates of 10⁵, and the first step that an explicit method tries over a long time overflows."""
     classes = Classes.balanced(3, 6000)
     start = ReducedStart(M=START.class_means(CLASSES), scatter=0.05 * jnp.eye(5), W=START.W, b=START.b)
-    run = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]), solver="tsit5", max_steps=5000)
-    exact = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]))
+    run = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]), solver="tsit5", max_steps=5000, observed=False)
+    exact = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]), observed=False)
     np.testing.assert_allclose(run.states["W"], exact.states["W"], atol=1e-5)
 
 

@@ -22,7 +22,9 @@ def test_cross_entropy_minimiser_from_any_start():
     starts = [scaled_start(4, classes, size, seed, bias=True) for seed, size in enumerate((0.1, 1.0, 3.0))]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
     times = jnp.asarray([0.0, 1000.0, 2000.0])
-    runs = jax.vmap(lambda s: simulate(s, flow, classes, times, solver="kvaerno5", rtol=1e-8, atol=1e-10))(stacked)
+    runs = jax.vmap(
+        lambda s: simulate(s, flow, classes, times, solver="kvaerno5", rtol=1e-8, atol=1e-10, observed=False)
+    )(stacked)
     H, W, b = (runs.states[name][:, -1] for name in "HWb")
     for i in range(3):
         # Slowest rate λ_H = 0.01: e^{−20} of the start.
@@ -138,7 +140,7 @@ def test_fixed_etf_aligns_every_class(loss):
     np.testing.assert_allclose(W @ W.T / 2, 1.5 * simplex(3), atol=1e-12)
     flow = models.fixed_etf(classes, 3.0, 2.0, loss=loss)
     start = LastLayer(H=0.3 * random_state(4, classes).H, W=W, b=jnp.zeros(3))
-    run = simulate(start, flow, classes, np.array([0.0, 1e3, 1e5]), solver="tsit5")
+    run = simulate(start, flow, classes, np.array([0.0, 1e3, 1e5]), solver="tsit5", observed=False)
     limit = models.fixed_etf.limit(W, 3.0, classes)
     np.testing.assert_array_equal(run.states["W"][-1], W)
     # Cross-entropy pulls along the sphere exponentially; the pull of dot regression vanishes as the square of the

@@ -33,7 +33,9 @@ def test_quasi_interpolation_on_the_model_and_on_networks():
 
     # The flow of three homogeneous layers ends there too, with λ_H = 2λ, and with W in its collapsed direction.
     flow = models.homogeneous(classes, 0.003, layers=3)
-    end = simulate(random_state(5, classes), flow, classes, np.array([0.0, 8000.0]), columns=False).last_layer(-1)
+    end = simulate(
+        random_state(5, classes), flow, classes, np.array([0.0, 8000.0]), columns=False, observed=False
+    ).last_layer(-1)
     seen = models.homogeneous.quasi_interpolation(end.logits, classes)
     assert float(seen.residual) < 1e-5
     np.testing.assert_allclose(seen.epsilon, (C - 1) * np.sqrt(2 * m) * 0.003, rtol=1e-5)

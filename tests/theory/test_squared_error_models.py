@@ -80,7 +80,7 @@ def test_regularised_flow_reaches_its_minimiser():
     classes = Classes(sizes=(7, 4, 2))
     flow = models.regularised_features(classes, 0.03, 0.01)
     answer = models.regularised_features.minimizer(classes, 0.03, 0.01)
-    run = simulate(random_state(4, classes), flow, classes, np.array([0.0, 3000.0]), columns=False)
+    run = simulate(random_state(4, classes), flow, classes, np.array([0.0, 3000.0]), columns=False, observed=False)
     end = run.last_layer(-1)
     # Slowest rate λ_H = 0.01: e^{−30}; the rest is the solver at rtol 1e-6, whose error the flow contracts.
     np.testing.assert_allclose(end.W @ end.W.T, answer.weight_gram, atol=1e-6)
@@ -173,7 +173,7 @@ def test_batch_normalised_head():
     np.testing.assert_allclose(gain[:, None] * normed + shift[:, None] / np.sqrt(C * m), H, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(normed, axis=1), 1, rtol=1e-12)
     flow = models.batch_norm_head(classes, β)
-    run = simulate(scaled_start(n, classes, 1.0), flow, classes, np.array([0.0, 60.0]))
+    run = simulate(scaled_start(n, classes, 1.0), flow, classes, np.array([0.0, 60.0]), observed=False)
     end = run.last_layer(-1)
     # Slowest rate β = 0.6.
     np.testing.assert_allclose(penalised(flow, end), answer.value, rtol=1e-8)
