@@ -1,6 +1,5 @@
 """compare, on its own digits and on a run that is there; its errors."""
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -134,8 +133,8 @@ def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, caps
     assert "name rungs that need none: --rungs block-frozen block-path" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "run"), "--from", "7", "--rungs", "block-frozen"]) == 2
     assert "start: expected a step" in capsys.readouterr().err
-    config = dataclasses.replace(config, measure_every=0, measure_steps=(2,))
-    train(config, tmp_path / "sparse", network=mlp((12,), 10))
+    shutil.copytree(tmp_path / "run", tmp_path / "sparse")
+    Trajectory.load(tmp_path / "run").at_records([0, 2, 6]).save(tmp_path / "sparse", overwrite=True)
     assert main(["compare", str(tmp_path / "sparse"), "--from", "1"]) == 2
     assert (
         "expected a recorded step of a run that cannot be made again, among 0, 2, 6; got [1]" in capsys.readouterr().err
