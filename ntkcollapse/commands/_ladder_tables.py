@@ -6,6 +6,7 @@ import numpy as np
 
 from ntkcollapse._table import number, percent, table
 from ntkcollapse.comparison import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, RUNGS, Attribution, Ladder, attribute, gaps
+from ntkcollapse.theory.rates import stability_bound
 
 # Observable → column head.
 SHOWN = {
@@ -121,8 +122,7 @@ def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[st
 def edge_of_stability(ladder: Ladder) -> str | None:
     """The largest step times the largest eigenvalue that rung 6 met; None without it.
 
-    In flow time a step is η / (N C), without the factor of momentum β. At 2 plain descent stops being stable, at
-    2 (1 + β) heavy-ball momentum, at 2 (1 + β) / (1 + 2 β) Nesterov's.
+    In flow time a step is η / (N C), without the factor of momentum β; the bound is that of `stability_bound`.
     """
     flow, steps = ladder.rungs.get("network-flow"), ladder.network.observables.get("step")
     if flow is None or steps is None or "eigenvalue_largest" not in flow.statistics or len(steps) < 2:
@@ -130,7 +130,7 @@ def edge_of_stability(ladder: Ladder) -> str | None:
     made_by = ladder.network.settings
     β = float(made_by.get("momentum", 0.0))
     step = float(np.max(np.diff(np.asarray(ladder.network.times)) / np.diff(np.asarray(steps)))) * (1 - β)
-    bound = 2 * (1 + β) / (1 + 2 * β if made_by.get("nesterov", False) else 1)
+    bound = stability_bound("nesterov" if made_by.get("nesterov", False) else "heavy-ball", β)
     ρ = float(flow.statistics["eigenvalue_largest"])
     return (
         f"step x largest eigenvalue of the Hessian along rung 6: {number(step)} x {number(ρ)} = {step * ρ:.3g}; "

@@ -23,6 +23,7 @@ from ntkcollapse.theory.rates import (
     output_kernel,
     output_kernel_at_collapse,
     output_kernel_of_moments,
+    stability_bound,
     within_class_decay,
 )
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState
@@ -57,6 +58,7 @@ __all__ = [
     "output_kernel_at_collapse",
     "output_kernel_of_moments",
     "paper_invariant",
+    "stability_bound",
     "within_class_decay",
 ]
 

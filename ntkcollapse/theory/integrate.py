@@ -31,18 +31,6 @@ SOLVERS = {
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
 
 
-class ByPart(diffrax.PIDController):
-    """Step sizes by errors relative to the root mean square of each part of the state, not to each of its numbers.
-
-    Weights that are near zero by chance, and biases that begin there, do not ask for more digits than the array that
-    they are in.
-    """
-
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
-        sizes = _sizes(y0), _sizes(y1_candidate)
-        return super().adapt_step_size(t0, t1, *sizes, args, y_error, error_order, controller_state)
-
-
 class Integration(eqx.Module):
     """States at the times asked for, and how the solver fared.
 
@@ -214,8 +202,20 @@ def _evaluate(interpolated, t):
     return interpolated.evaluate(t)
 
 
+class _ByPart(diffrax.PIDController):
+    """Step sizes by errors relative to the root mean square of each part of the state, not to each of its numbers.
+
+    Weights that are near zero by chance, and biases that begin there, do not ask for more digits than the array that
+    they are in.
+    """
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        sizes = _sizes(y0), _sizes(y1_candidate)
+        return super().adapt_step_size(t0, t1, *sizes, args, y_error, error_order, controller_state)
+
+
 def _controller(rtol, atol, by_part: bool) -> diffrax.PIDController:
-    return (ByPart if by_part else diffrax.PIDController)(rtol=rtol, atol=atol, norm=_largest_part)
+    return (_ByPart if by_part else diffrax.PIDController)(rtol=rtol, atol=atol, norm=_largest_part)
 
 
 def _sizes(state: PyTree) -> PyTree:

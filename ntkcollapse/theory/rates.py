@@ -128,14 +128,29 @@ def largest_learning_rate(
     References:
         Derived here.
     """
-    check_choice("optimiser", optimiser, get_args(Optimiser))
     check_positive("scale", scale)
+    return stability_bound(optimiser, momentum) / (scale * collapse_rates(kappa, classes).largest)
+
+
+def stability_bound(optimiser: Optimiser = "gradient-descent", momentum: float = 0.0) -> float:
+    r"""Learning rate times largest eigenvalue of the Hessian at which a full-batch optimiser stops being stable.
+
+        gradient descent  2;   Nesterov  2 (1 + β) / (1 + 2β);   heavy ball  2 (1 + β)
+
+    Args:
+        optimiser, momentum: as in `largest_learning_rate`.
+    Raises:
+        ValueError: an unknown optimiser, β outside [0, 1) or given to gradient descent.
+    References:
+        Derived here, from the roots of x² − (1 + β − z) x + β and of x² − (1 + β)(1 − z) x + β (1 − z).
+    """
+    check_choice("optimiser", optimiser, get_args(Optimiser))
     if not 0 <= momentum < 1 or (momentum and optimiser == "gradient-descent"):
         raise ValueError(
             f"momentum: expected a number in [0, 1), and 0 for gradient descent; got {momentum} for {optimiser}."
         )
     reach = {"gradient-descent": 1.0, "nesterov": (1 + momentum) / (1 + 2 * momentum), "heavy-ball": 1 + momentum}
-    return 2 * reach[optimiser] / (scale * collapse_rates(kappa, classes).largest)
+    return 2 * reach[optimiser]
 
 
 def instantaneous_rates(

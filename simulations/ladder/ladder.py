@@ -131,13 +131,16 @@ def spread_table(ladders: list[Ladder], said: str) -> str:
     priced = [{s.assumption: i for i, s in enumerate(one[names[0]].shares)} for one in found]
     rows = []
     for assumption in (a for a in priced[0] if all(a in other for other in priced)):
-        cells = []
-        for name in names:
-            changes = (one[name].shares[at[assumption]].change[-1] for one, at in zip(found, priced, strict=True))
-            f = np.exp([float(change) for change in changes])
-            cells.append(f"{np.median(f):.3g} ({f.min():.3g}-{f.max():.3g})")
-        rows.append([assumption, *cells])
+        shares = [(one, at[assumption]) for one, at in zip(found, priced, strict=True)]
+        rows.append([assumption, *(_spread([one[name].shares[i].change[-1] for one, i in shares]) for name in names)])
+    rows.append(["all of them", *(_spread([one[name].gap[-1] for one in found]) for name in names)])
     return table([said, *(SHOWN[name] for name in names)], rows)
+
+
+def _spread(logarithms: list[np.floating]) -> str:
+    """Median and range of the factors."""
+    f = np.exp(np.asarray(logarithms))
+    return f"{np.median(f):.3g} ({f.min():.3g}-{f.max():.3g})"
 
 
 def main() -> None:
