@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 
 # From the ground up. Names on one line are siblings: none imports another.
 FLOORS = (
-    {"_checks", "_files", "_safe", "_table", "_types"},
+    {"_checks", "_files", "_palette", "_safe", "_table", "_types"},
     {"classes", "_config", "_options"},
     {"sample_kernel", "losses", "last_layer"},
     {"block_kernel"},

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 from ntkcollapse.collapse import LayerProfile
-from ntkcollapse.plots.style import BLACK, BLUE, GREEN, LABELS, ORANGE, PURPLE, RED, SKY, label_short_decades, style
+from ntkcollapse.plots.style import LABELS, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 # Title, metrics as (part, name, line), scale of the axis.

@@ -9,21 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 from ntkcollapse.comparison import RUNGS, Attribution, Ladder
 from ntkcollapse.comparison.attribution import AT_REST
-from ntkcollapse.plots.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    LABELS,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    YELLOW,
-    label_short_decades,
-    style,
-)
+from ntkcollapse.plots.style import LABELS, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 # Colour and dashes together, so that a rung is told apart in grey print too.

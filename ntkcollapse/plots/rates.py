@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ntkcollapse._palette import BLACK, BLUE, ORANGE, PURPLE
 from ntkcollapse._table import with_error
 from ntkcollapse.comparison import MeasuredRate
-from ntkcollapse.plots.style import BLACK, BLUE, COLOURS, LABELS, NETWORK, ORANGE, PURPLE, label_short_decades, style
+from ntkcollapse.plots.style import COLOURS, LABELS, NETWORK, label_short_decades, style
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
 

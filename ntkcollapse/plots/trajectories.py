@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ntkcollapse.plots.style import BLACK, COLOURS, LABELS, NETWORK, THEORIES, label_short_decades, style
+from ntkcollapse._palette import BLACK
+from ntkcollapse.plots.style import COLOURS, LABELS, NETWORK, THEORIES, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 PANELS = (
