@@ -1,11 +1,9 @@
 """The ladder on one screen: how far each rung is from the network, until when it is close, and who owns the gap."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ntkcollapse._table import number, percent, table
-from ntkcollapse.comparison import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, RUNGS, Attribution, Ladder, attribute, gaps
+from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Ladder, attribute, chain, gaps
 from ntkcollapse.theory.rates import stability_bound
 
 # Observable → column head.
@@ -26,28 +24,22 @@ COURSE_ONLY = ("nc4_mismatch", "invariant_relative", "kappa_diagonal", "kappa_wi
 def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
     """Everything below, for one start."""
     parts = [course_table(ladder, times=times), horizon_table(ladder)]
-    parts += [share_table(attributions(ladder, chain), ladder) for chain in chains(ladder)]
+    parts += [share_table(attributions(ladder, along), ladder) for along in chains(ladder)]
     parts += filter(None, [edge_of_stability(ladder)])
     for name, why in ladder.failures.items():
         parts.append(f"rung {RUNGS[name].number} ({name}) is missing or ends early: {why}")
     return "\n\n".join(parts)
 
 
-def chains(ladder: Ladder) -> list[tuple[str, ...]]:
-    """The chains that say something of a ladder, by the rungs that reach the end.
+def chains(ladder: Ladder) -> list[str]:
+    """The chains whose prices say something of a ladder, by the rungs that reach its end.
 
-    The one of frozen kernels where it has two of their rungs; the one of measured paths where it has both, or nothing
-    else is known; the one from lazy training where it has that and lazy features.
+    Those that have the rungs that `CHAINS` names, two in any case; the first with two where there is none of them.
     """
     T = len(ladder.network.times)
-    found, names = [], {name for name, run in ladder.rungs.items() if len(run.times) == T}
-    if sum(name in names for name in FROZEN_CHAIN) > 1:
-        found.append(FROZEN_CHAIN)
-    if {"block-path", "sample-path"} <= names or (not found and {"block-frozen", "block-path"} <= names):
-        found.append(PATH_CHAIN)
-    if {"network-linearised", "features-linearised"} <= names:
-        found.append(LAZY_CHAIN)
-    return found
+    complete = {name for name, run in ladder.rungs.items() if len(run.times) == T}
+    with_prices = [name for name in CHAINS if len(complete.intersection(chain(name))) > 1]
+    return [name for name in with_prices if complete.issuperset(CHAINS[name])] or with_prices[:1]
 
 
 def course_table(ladder: Ladder, *, times: int = 5) -> str:
@@ -64,7 +56,7 @@ def course_table(ladder: Ladder, *, times: int = 5) -> str:
                 continue
             gap = gaps(ladder.network, run, [name])[name].relative
             values = [percent(gap[i]) if i < len(gap) else "-" for i in indices]
-            rows.append(["", f"{RUNGS[rung].number}  {RUNGS[rung].label}", *values])
+            rows.append(["", RUNGS[rung].title, *values])
     return table(["", "step", *said], rows)
 
 
@@ -75,7 +67,7 @@ def horizon_table(ladder: Ladder) -> str:
     times = np.asarray(ladder.network.times)
     rows = []
     for rung, run in ladder.rungs.items():
-        row = [f"{RUNGS[rung].number}  {RUNGS[rung].label}"]
+        row = [RUNGS[rung].title]
         for name in names:
             horizon = gaps(ladder.network, run, [name])[name].horizon
             if steps is None or np.isnan(horizon):
@@ -114,9 +106,9 @@ def _prices_at(found: dict[str, Attribution], ladder: Ladder) -> list[str]:
     return ["  or at the last resolved " + ("time" if steps is None else "step"), *at]
 
 
-def attributions(ladder: Ladder, chain: Sequence[str] = FROZEN_CHAIN) -> dict[str, Attribution]:
-    """Of every observable that the tables show."""
-    return {name: attribute(ladder, name, chain) for name in _present(ladder)}
+def attributions(ladder: Ladder, along: str = "frozen") -> dict[str, Attribution]:
+    """The prices along a chain, of every observable that the tables show."""
+    return {name: attribute(ladder, name, along) for name in _present(ladder)}
 
 
 def edge_of_stability(ladder: Ladder) -> str | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,6 @@ from ntkcollapse.commands._measured import (
 )
 from ntkcollapse.commands._summaries import files_line
 from ntkcollapse.comparison import (
-    FROZEN_CHAIN,
     RUNGS,
     Ladder,
     MeasuredStart,
@@ -37,6 +37,7 @@ from ntkcollapse.comparison import (
     load_ladders,
     save_ladders,
 )
+from ntkcollapse.comparison.rungs import Needs
 from ntkcollapse.training import log_spaced
 from ntkcollapse.trajectory import Trajectory
 
@@ -90,7 +91,7 @@ def compare_command(config: CompareConfig) -> None:
         if plan.starts:
             title = f"{plan.title}; theory from step {step}"
             figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
-            if FROZEN_CHAIN in chains(ladder):
+            if "frozen" in chains(ladder):
                 figure = plots.attribution_figure(attributions(ladder), title=title)
                 plots.save(figure, plan.out / "figures" / f"attribution_{step}")
         print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
@@ -127,7 +128,7 @@ def _check_used(config: CompareConfig) -> None:
 def _on_digits(config: CompareConfig) -> _Plan:
     starts = config.starts or (80,)
     check_starts(starts, config.steps)
-    rungs = _without_batch_norm(_chosen(config.rungs) or _DEMO, config, has=False)
+    rungs = _without_batch_norm(_chosen(config.rungs) or _DEMO, config)
     check_run_directory(config.out or "runs/compare", overwrite=config.overwrite)
     measured = digits_run(
         per_class=config.per_class,
@@ -137,7 +138,7 @@ def _on_digits(config: CompareConfig) -> _Plan:
         at=log_spaced(config.steps, config.measurements),
         seed=config.seed,
         starts=starts,
-        keep_all="sample-path" in rungs,
+        keep_all=_need(rungs, "network along the path"),
     )
     # Not before it is known that there is something to put in the place of an earlier run.
     out = run_directory(config.out or "runs/compare", overwrite=config.overwrite)
@@ -156,21 +157,21 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
     check_starts(starts, steps[-1])
     rungs = _chosen(config.rungs or ("all",))
     if not config.rungs:
-        rungs = tuple(name for name in rungs if name != "sample-path")
+        rungs = tuple(name for name in rungs if RUNGS[name].needs != "network along the path")
     whole = made_by_settings(run, recorded)
     if not whole and not _are_named(config):
-        rungs = tuple(name for name in rungs if not RUNGS[name].needs_network)
-    if whole and "features-coupled" in rungs:
-        rungs = _without_batch_norm(rungs, config, has=has_batch_norm(run))
+        rungs = tuple(name for name in rungs if RUNGS[name].needs == "nothing")
+    if whole and _need(rungs, "batch statistics") and not has_batch_norm(run):
+        rungs = _without_batch_norm(rungs, config)
     missing = {step: _lacking(ladders.get(step), rungs, config) for step in starts}
     climbed = sorted(step for step, names in missing.items() if names)
     if not climbed:
         return _Plan(out, ladders, missing, {}, "")
     at = {s for step in climbed for s in _steps(ladders.get(step))}
-    if not whole and not any(RUNGS[name].needs_network for names in missing.values() for name in names):
+    if not whole and not any(RUNGS[name].needs != "nothing" for names in missing.values() for name in names):
         measured = as_recorded(run, {*climbed, *at})
     else:
-        keep_all = any("sample-path" in names for names in missing.values())
+        keep_all = any(_need(names, "network along the path") for names in missing.values())
         measured = measured_again(run, climbed, at=at | compared_steps(steps, config.records), keep_all=keep_all)
     # Refused before anything is removed or climbed.
     begin = {step: _start(measured, step, ladders.get(step), out, config.homogeneity) for step in climbed}
@@ -184,16 +185,21 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
     return _Plan(out, ladders, missing, begin, measured.title)
 
 
-def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig, *, has: bool) -> tuple[str, ...]:
-    """Without the rung of batch statistics where there are none; an error where it was named."""
-    if "features-coupled" not in rungs or has:
-        return rungs
-    if _are_named(config):
+def _need(rungs: Iterable[str], what: Needs) -> bool:
+    """Whether one of these rungs needs this."""
+    return any(RUNGS[name].needs == what for name in rungs)
+
+
+def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig) -> tuple[str, ...]:
+    """Without the rungs of batch statistics, for a network that has none; an error where one was named."""
+    kept = tuple(name for name in rungs if RUNGS[name].needs != "batch statistics")
+    if kept != rungs and _are_named(config):
+        refused = next(name for name in rungs if name not in kept)
         raise ValueError(
-            "rungs: expected 'features-coupled' of a network with batch normalisation only, got one without, of which "
-            "it is rung 4; name 'features-linearised'."
+            f"rungs: expected {refused!r} of a network with batch normalisation only, got one without, of which it is "
+            "the rung before it; name that one."
         )
-    return tuple(name for name in rungs if name != "features-coupled")
+    return kept
 
 
 def _held(config: CompareConfig, recorded: Trajectory, out: Path, elsewhere: bool) -> dict[int, Ladder]:
@@ -225,12 +231,11 @@ def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig)
     """
     if held is None:
         return rungs
-    for rung in held.rungs.values():
-        if rung.settings["homogeneity"] != config.homogeneity:
-            raise ValueError(
-                f"homogeneity: expected {rung.settings['homogeneity']:g}, of the rungs that are there, got "
-                f"{config.homogeneity:g}; choose another --out, or pass --overwrite to climb them again."
-            )
+    if held.rungs and held.homogeneity != config.homogeneity:
+        raise ValueError(
+            f"homogeneity: expected {held.homogeneity:g}, of the rungs that are there, got {config.homogeneity:g}; "
+            "choose another --out, or pass --overwrite to climb them again."
+        )
     failed = held.failures if _are_named(config) else {}
     return tuple(name for name in rungs if name in failed or (name not in held.rungs and name not in held.failures))
 

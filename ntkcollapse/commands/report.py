@@ -15,7 +15,7 @@ from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
 from ntkcollapse.commands.rates import rates_table
-from ntkcollapse.comparison import FROZEN_CHAIN, Ladder, load_ladders, measured_rates
+from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
 from ntkcollapse.trajectory import Trajectory
 
 SHOWN = (
@@ -125,16 +125,16 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
         plots.ladder_figure(ladder),
         "The network (dots) and predictions under assumptions from strong to weak, from the measured state.",
     )
-    if FROZEN_CHAIN in chains(ladder):
+    if "frozen" in chains(ladder):
         found = attributions(ladder)
         yield _html.figure(
             plots.attribution_figure(found),
             "What each assumption owns of the gap between first rung and network, at the end or at the time named.",
         )
         yield _html.preformatted(share_table(found, ladder))
-    for chain in chains(ladder):
-        if chain != FROZEN_CHAIN:
-            yield _html.preformatted(share_table(attributions(ladder, chain), ladder))
+    for along in chains(ladder):
+        if along != "frozen":
+            yield _html.preformatted(share_table(attributions(ladder, along), ladder))
     yield _html.preformatted(horizon_table(ladder))
     yield _html.preformatted(course_table(ladder))
     for name, why in ladder.failures.items():

@@ -1,6 +1,6 @@
 """Theory beside networks: predictions from a measured state, and where, when and why the two part."""
 
-from ntkcollapse.comparison.attribution import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, Attribution, Share, attribute
+from ntkcollapse.comparison.attribution import Attribution, Share, attribute
 from ntkcollapse.comparison.files import load_ladders, save_ladders
 from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
 from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
@@ -15,15 +15,15 @@ from ntkcollapse.comparison.parametric import (
 )
 from ntkcollapse.comparison.predict import COMPARED, Gap, gaps
 from ntkcollapse.comparison.rates import MeasuredRate, implied_rates, measured_rates, within_class_spectrum
-from ntkcollapse.comparison.rungs import RUNGS, Course, Rung
+from ntkcollapse.comparison.rungs import CHAINS, RUNGS, Assumption, Rung, chain
+from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
 
 __all__ = [
+    "CHAINS",
     "COMPARED",
-    "FROZEN_CHAIN",
-    "LAZY_CHAIN",
-    "PATH_CHAIN",
     "RUNGS",
+    "Assumption",
     "Attribution",
     "CollapsePoint",
     "Course",
@@ -43,6 +43,7 @@ __all__ = [
     "Share",
     "attribute",
     "available_rungs",
+    "chain",
     "climb",
     "collapse_points",
     "gaps",

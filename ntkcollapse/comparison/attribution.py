@@ -10,53 +10,10 @@ from jaxtyping import Float
 from ntkcollapse._checks import check_choice
 from ntkcollapse.comparison.ladder import Ladder
 from ntkcollapse.comparison.predict import gaps
-from ntkcollapse.comparison.rungs import RUNGS
+from ntkcollapse.comparison.rungs import CHAINS, RUNGS, Assumption, given_up, joint_name
+from ntkcollapse.comparison.rungs import chain as chain_of
 
 Scale = Literal["log", "linear"]
-
-# From the strongest assumption to the network. The second name of each pair drops what the first one assumes.
-FROZEN_CHAIN = (
-    "block-frozen",
-    "class-pairs",
-    "within-spectrum",
-    "sample-frozen",
-    "features-linearised",
-    "features-coupled",
-    "network-flow",
-    "network",
-)
-LAZY_CHAIN = ("network-linearised", "features-linearised", "features-coupled", "network-flow", "network")
-PATH_CHAIN = ("block-frozen", "block-path", "sample-path", "network-flow", "network")
-
-# What is given up between two rungs. Pairs that no chain names are called by their rungs.
-ASSUMPTIONS = {
-    ("block-frozen", "block-path"): "block kernel drift",
-    ("block-frozen", "class-pairs"): "classes alike",
-    ("class-pairs", "within-spectrum"): "one rate within classes",
-    ("within-spectrum", "sample-frozen"): "no cross terms of means and deviations",
-    ("class-pairs", "sample-frozen"): "class blocks",
-    ("block-frozen", "sample-frozen"): "block structure",
-    ("block-path", "sample-path"): "block structure",
-    ("sample-frozen", "sample-path"): "sample kernel drift",
-    ("sample-frozen", "features-linearised"): "average over features",
-    ("sample-path", "network-flow"): "average over features, along the path",
-    ("features-linearised", "features-coupled"): "batch statistics at rest",
-    ("features-linearised", "network-flow"): "lazy features",
-    ("features-coupled", "network-flow"): "lazy features",
-    ("network-linearised", "features-linearised"): "lazy last layer",
-    ("network-linearised", "network-flow"): "lazy network",
-    ("sample-frozen", "network-flow"): "average over features, and lazy features",
-    ("sample-frozen", "network"): "all that the sample kernel leaves out",
-    ("sample-path", "network"): "average over features, and the optimiser's steps",
-    ("features-linearised", "network"): "lazy features, and the optimiser's steps",
-    ("features-coupled", "network"): "lazy features, and the optimiser's steps",
-    ("block-frozen", "network"): "all of it",
-    ("block-path", "network"): "all but the drift of the block kernel",
-    ("network-flow", "network"): "flow instead of the optimiser's steps",
-}
-
-# Beside what else two rungs differ in, where a network has batch normalisation and its rung 4b is stepped over.
-AT_REST = ", batch statistics at rest"
 
 # Of ‖R‖ at the start: below this share a part of the residual is the solver's, not the rung's. Rungs 1 to 5 are
 # integrated at relative tolerances of 1e-8 and 1e-7; what has decayed is damped by the solver, not by e^{−λt}.
@@ -66,10 +23,12 @@ RESOLVED = 1e-7
 class Share(NamedTuple):
     """What one assumption owns of the gap.
 
-    assumption: what the first rung assumes and the second does not; from_, to: their names;
+    given_up: what the first rung assumes and the second does not; assumption: its name, "first → second" where the
+    second one assumes more; from_, to: names of the rungs;
     change: second − first at each time, on the scale asked for (natural logarithm, or as it is).
     """
 
+    given_up: tuple[Assumption, ...]
     assumption: str
     from_: str
     to: str
@@ -96,7 +55,7 @@ class Attribution(NamedTuple):
 def attribute(
     ladder: Ladder,
     observable: str,
-    chain: Sequence[str] = FROZEN_CHAIN,
+    chain: str | Sequence[str] = "frozen",
     *,
     scale: Scale = "log",
     tolerance: float = 0.1,
@@ -111,7 +70,7 @@ def attribute(
     Args:
         ladder: rungs and network.
         observable: that all of them have.
-        chain: names of rungs from strong to weak, "network" the last.
+        chain: of `CHAINS`, or names of rungs from strong to weak, "network" the last.
         scale: "log" or "linear".
         tolerance: of the horizons, relative to the network.
     Raises:
@@ -119,6 +78,9 @@ def attribute(
             observable that some rung or the network lacks.
     """
     check_choice("scale", scale, get_args(Scale))
+    if isinstance(chain, str):
+        check_choice("chain", chain, CHAINS)
+        chain = chain_of(chain)
     if not chain or chain[-1] != "network":
         raise ValueError(f"chain: expected names of rungs with 'network' as the last one, got {tuple(chain)}.")
     for name in chain[:-1]:
@@ -143,7 +105,7 @@ def attribute(
             y = np.log(np.where(y > 0, y, np.nan))
         values[name] = y
     names = list(runs)
-    shares = tuple(Share(_assumption(ladder, a, b), a, b, values[b] - values[a]) for a, b in itertools.pairwise(names))
+    shares = tuple(_share(ladder, a, b, values[b] - values[a]) for a, b in itertools.pairwise(names))
     horizons = {
         name: gaps(ladder.network, run, [observable], tolerance=tolerance)[observable].horizon
         for name, run in ladder.rungs.items()
@@ -160,12 +122,11 @@ def attribute(
     )
 
 
-def _assumption(ladder: Ladder, a: str, b: str) -> str:
-    """What rung a assumes and b does not."""
-    said = ASSUMPTIONS.get((a, b), f"{a} → {b}")
-    moving = ("features-coupled", "network-flow", "network")
-    joint = a not in moving and b in moving[1:] and ladder.rungs[a].settings.get("batch_norm", False)
-    return said + AT_REST if joint else said
+def _share(ladder: Ladder, a: str, b: str, change: np.ndarray) -> Share:
+    """What is given up from rung a to rung b, and its price."""
+    dropped = given_up(a, b, batch_norm=ladder.batch_norm)
+    kept = RUNGS[b].assumes if b in RUNGS else ()
+    return Share(dropped, joint_name(dropped, kept) or f"{a} → {b}", a, b, change)
 
 
 def _floor(ladder: Ladder, observable: str) -> float:

@@ -5,15 +5,18 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5netcdf
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
+from ntkcollapse._checks import check_choice
 from ntkcollapse._files import replacing
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison.ladder import Ladder
+from ntkcollapse.comparison.rungs import RUNGS
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -74,6 +77,9 @@ def _dataset(step: int, ladder: Ladder) -> xr.Dataset:
         "rungs": json.dumps({name: run.settings for name, run in ladder.rungs.items()}),
         "statistics": json.dumps({name: _numbers(run.statistics) for name, run in ladder.rungs.items()}),
         "failures": json.dumps(ladder.failures),
+        "homogeneity": ladder.homogeneity,
+        "weight_decay": ladder.weight_decay,
+        "batch_norm": int(ladder.batch_norm),
         "records": json.dumps({name: len(run.times) for name, run in runs.items()}),
         "class_sizes": json.dumps(ladder.network.classes.sizes),
         "ntkcollapse": importlib.metadata.version("ntkcollapse"),
@@ -103,4 +109,14 @@ def _ladder(data: xr.Dataset) -> Ladder:
             settings=settings[name],
         )
     network = runs.pop("network")
-    return Ladder(network=network, rungs=runs, failures=json.loads(data.attrs["failures"]))
+    for name in runs:
+        check_choice("rungs", name, RUNGS)
+    return Ladder(network=network, rungs=runs, failures=json.loads(data.attrs["failures"]), **_climbed_from(data))
+
+
+def _climbed_from(data: xr.Dataset) -> dict[str, Any]:
+    """What a ladder says of its start; earlier files said it with each rung."""
+    kinds = {"homogeneity": float, "weight_decay": float, "batch_norm": bool}
+    rungs = json.loads(data.attrs["rungs"]).values()
+    earlier = {name: next((rung[name] for rung in rungs if name in rung), 0) for name in kinds}
+    return {name: kind(data.attrs.get(name, earlier[name])) for name, kind in kinds.items()}

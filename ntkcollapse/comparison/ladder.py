@@ -11,7 +11,8 @@ import numpy as np
 from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
 from ntkcollapse.collapse.nc4 import nearest_class_mean
-from ntkcollapse.comparison.rungs import RUNGS, Course
+from ntkcollapse.comparison.rungs import RUNGS
+from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -23,12 +24,17 @@ from ntkcollapse.trajectory import Trajectory
 class Ladder(NamedTuple):
     """A measured run from its start on, and what each rung says of it, all observed alike at the same times.
 
-    network: the run from the start on; rungs: name → prediction; failures: name → why a rung is missing.
+    network: the run from the start on; rungs: name → prediction; failures: name → why a rung is missing;
+    homogeneity, weight_decay: of the start that all rungs were climbed from, see `MeasuredStart`;
+    batch_norm: whether the network has batch statistics.
     """
 
     network: Trajectory
     rungs: dict[str, Trajectory]
     failures: dict[str, str]
+    homogeneity: float = 0.0
+    weight_decay: float = 0.0
+    batch_norm: bool = False
 
 
 def climb(
@@ -67,15 +73,22 @@ def climb(
             course = RUNGS[name].predict(start, start.times, **(options or {}).get(name, {}))
         except (MemoryError, RuntimeError, ValueError) as error:
             # What the start lacks, and options that a rung refuses, are the caller's.
-            lacking = name in (options or {}) or name not in available_rungs(start)
-            if throw or (isinstance(error, ValueError) and lacking):
+            asked_for = name in (options or {}) or start.lacks(RUNGS[name].needs)
+            if throw or (isinstance(error, ValueError) and asked_for):
                 raise
             failures[name] = str(error)
             continue
         found[name] = observed(course, start, name, keep_states=keep_states)
         if len(course.times) < len(start.times):
             failures[name] = f"stopped at t = {float(course.times[-1]):.6g}"
-    return Ladder(network=start.network_run, rungs=found, failures=failures)
+    return Ladder(
+        network=start.network_run,
+        rungs=found,
+        failures=failures,
+        homogeneity=start.homogeneity,
+        weight_decay=start.weight_decay,
+        batch_norm=not start.lacks("batch statistics"),
+    )
 
 
 def joined(ladder: Ladder | None, more: Ladder) -> Ladder:
@@ -87,20 +100,14 @@ def joined(ladder: Ladder | None, more: Ladder) -> Ladder:
         return more
     rungs = ladder.rungs | more.rungs
     failures = {name: why for name, why in ladder.failures.items() if name not in more.rungs} | more.failures
-    return Ladder(ladder.network, {name: rungs[name] for name in RUNGS if name in rungs}, failures)
+    batch_norm = ladder.batch_norm or more.batch_norm
+    in_order = {name: rungs[name] for name in RUNGS if name in rungs}
+    return ladder._replace(rungs=in_order, failures=failures, batch_norm=batch_norm)
 
 
 def available_rungs(start: MeasuredStart) -> tuple[str, ...]:
-    """The rungs that a start has what they need for.
-
-    Without a network the first two, without its path not 3', without batch normalisation not 4b.
-    """
-    found = [name for name, rung in RUNGS.items() if not rung.needs_network or start.index in start.networks]
-    if not all(i in start.networks for i in range(start.index, start.run.times.shape[0])):
-        found = [name for name in found if name != "sample-path"]
-    if start.index in start.networks and start.network.coupled is None:
-        found.remove("features-coupled")
-    return tuple(found)
+    """The rungs that a start has what they need for, in the ladder's order."""
+    return tuple(name for name, rung in RUNGS.items() if not start.lacks(rung.needs))
 
 
 def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bool = False) -> Trajectory:
@@ -131,7 +138,6 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
             "start": start.index,
             "weight_decay": start.weight_decay,
             "homogeneity": start.homogeneity,
-            "batch_norm": start.index in start.networks and start.network.coupled is not None,
             "of": run.settings,
         },
     )

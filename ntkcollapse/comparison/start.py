@@ -16,6 +16,7 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import columns, pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
+from ntkcollapse.comparison.rungs import RUNGS, Needs
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
@@ -126,6 +127,34 @@ class MeasuredStart:
         decay = {"H": self.homogeneity * self.weight_decay, "W": self.weight_decay}
         return {"weight_decay": decay, "bias": "free" if has_bias else "absent"}
 
+    def lacks(self, needs: Needs) -> str:
+        """What of this a rung would miss here; empty where it is there."""
+        if needs == "nothing":
+            return ""
+        if self.index not in self.networks:
+            least = " and ".join(repr(name) for name, rung in RUNGS.items() if rung.needs == "nothing")
+            return (
+                f"networks: expected the network at record {self.index}, where the prediction starts; this rung needs "
+                f"more of it than its last layer. Keep its parameters there, or stay on rungs {least}."
+            )
+        missing = [i for i in range(self.index, self.run.times.shape[0]) if i not in self.networks]
+        if needs == "network along the path" and missing:
+            return (
+                f"networks: expected the network at every record from {self.index} on, got none for {missing[:6]}; "
+                "the frozen sample kernel needs the one at the start only."
+            )
+        if needs == "batch statistics" and self.networks[self.index].coupled is None:
+            return (
+                "network: expected a network with batch normalisation, got one without, of which this rung is the one "
+                "before it on the ladder."
+            )
+        return ""
+
+    def require(self, needs: Needs) -> None:
+        """Raises ValueError where the start lacks this, and says what is missing."""
+        if why := self.lacks(needs):
+            raise ValueError(why)
+
     @property
     def network(self) -> NetworkAt:
         """The network at the start.
@@ -133,12 +162,7 @@ class MeasuredStart:
         Raises:
             ValueError: the run came without.
         """
-        if self.index not in self.networks:
-            raise ValueError(
-                f"networks: expected the network at record {self.index}, where the prediction starts; this rung needs "
-                "more of it than its last layer. Keep its parameters there, or stay on rungs 'block-frozen' and "
-                "'block-path'."
-            )
+        self.require("network")
         return self.networks[self.index]
 
     @property
@@ -180,13 +204,8 @@ class MeasuredStart:
             ValueError: a record without its network.
             MemoryError: T N² numbers do not fit.
         """
+        self.require("network along the path")
         records = range(self.index, self.run.times.shape[0])
-        missing = [i for i in records if i not in self.networks]
-        if missing:
-            raise ValueError(
-                f"networks: expected the network at every record from {self.index} on, got none for {missing[:6]}; "
-                "the frozen sample kernel needs the one at the start only."
-            )
         N = self.classes.num_samples
         require_memory("sample-path", 8 * N * N * 2 * len(records), {"sample-frozen": pairs(N)} | self._least)
         kernels = [self.sample_kernel, *(self._sample_kernel_of(self.networks[i]) for i in records[1:])]

@@ -9,25 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
-from ntkcollapse.comparison import RUNGS, Attribution, Ladder
-from ntkcollapse.comparison.attribution import AT_REST
+from ntkcollapse._palette import BLACK
+from ntkcollapse.comparison import RUNGS, Attribution, Ladder, Rung, Share
+from ntkcollapse.comparison.rungs.assumptions import STATISTICS_AT_REST
 from ntkcollapse.plots.style import LABELS, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
-# Colour and dashes together, so that a rung is told apart in grey print too.
-RUNG_STYLES: dict[str, dict[str, Any]] = {
-    "block-frozen": {"color": RED, "linestyle": "-"},
-    "block-path": {"color": RED, "linestyle": ":"},
-    "class-pairs": {"color": ORANGE, "linestyle": "--"},
-    "within-spectrum": {"color": ORANGE, "linestyle": "-."},
-    "sample-frozen": {"color": BLUE, "linestyle": "-"},
-    "sample-path": {"color": BLUE, "linestyle": ":"},
-    "features-linearised": {"color": GREEN, "linestyle": "-"},
-    "features-coupled": {"color": GREEN, "linestyle": "--"},
-    "network-linearised": {"color": SKY, "linestyle": "--"},
-    "network-flow": {"color": PURPLE, "linestyle": "-"},
-}
 NETWORK_STYLE = {"color": BLACK, "linestyle": "none", "marker": "o", "markersize": 3.2, "markeredgewidth": 0}
 
 PANELS = (
@@ -47,32 +34,6 @@ SHORT = {
     "nc2_seleznova2023": "NC2",
     "nc3_seleznova2023": "NC3",
 }
-# One look for an assumption, whichever rungs were climbed: a colour for each single one, and hatches for those that
-# skipped rungs leave joined (in the colour of one of their parts). Pairs that no chain names are grey; none is
-# black, which the diamond is.
-ASSUMPTION_STYLES: dict[str, dict[str, Any]] = {
-    "classes alike": {"facecolor": RED},
-    "one rate within classes": {"facecolor": ORANGE},
-    "no cross terms of means and deviations": {"facecolor": YELLOW},
-    "average over features": {"facecolor": BLUE},
-    "batch statistics at rest": {"facecolor": SKY},
-    "lazy features": {"facecolor": GREEN},
-    "flow instead of the optimiser's steps": {"facecolor": PURPLE},
-    "block kernel drift": {"facecolor": "#666666"},
-    "block structure": {"facecolor": RED, "hatch": "//"},
-    "class blocks": {"facecolor": ORANGE, "hatch": "//"},
-    "sample kernel drift": {"facecolor": "#666666", "hatch": "//"},
-    "average over features, along the path": {"facecolor": BLUE, "hatch": "//"},
-    "average over features, and lazy features": {"facecolor": GREEN, "hatch": "xx"},
-    "all that the sample kernel leaves out": {"facecolor": BLUE, "hatch": ".."},
-    "average over features, and the optimiser's steps": {"facecolor": PURPLE, "hatch": "xx"},
-    "lazy features, and the optimiser's steps": {"facecolor": PURPLE, "hatch": "//"},
-    "lazy last layer": {"facecolor": SKY, "hatch": "//"},
-    "lazy network": {"facecolor": GREEN, "hatch": "//"},
-    "all of it": {"facecolor": "#999999", "hatch": "xx"},
-    "all but the drift of the block kernel": {"facecolor": "#999999", "hatch": "//"},
-}
-_UNNAMED = {"facecolor": "#999999"}
 
 
 def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
@@ -81,7 +42,7 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
     Where none of them is above 0 after the start the panel stays empty, and its title says so.
     """
     for name, run in ladder.rungs.items():
-        _draw(ax, run, observable, {"linewidth": 1.4, **RUNG_STYLES[name]})
+        _draw(ax, run, observable, rung_style(RUNGS[name]))
     _draw(ax, ladder.network, observable, NETWORK_STYLE)
     ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
     ax.set_ylabel(LABELS.get(observable, observable))
@@ -125,8 +86,7 @@ def ladder_figure(ladder: Ladder, observables: Sequence[str] = PANELS, *, title:
             ax.remove()
         handles = [Line2D([], [], label="network", **NETWORK_STYLE)]
         for name in ladder.rungs:
-            label = f"{RUNGS[name].number}  {RUNGS[name].label}"
-            handles.append(Line2D([], [], label=label, linewidth=1.4, **RUNG_STYLES[name]))
+            handles.append(Line2D([], [], label=RUNGS[name].title, **rung_style(RUNGS[name])))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), handlelength=3)
         if title:
             figure.suptitle(title, fontsize=10)
@@ -144,8 +104,7 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
         raise ValueError("attributions: expected one observable or more, got none; `comparison.attribute` makes them.")
     with style():
         figure, ax = plt.subplots(figsize=(8.0, 0.55 * len(attributions) + 1.6), constrained_layout=True)
-        assumptions = list(dict.fromkeys(s.assumption for a in attributions.values() for s in a.shares))
-        looks = {name: _look(name) for name in assumptions}
+        looks = {share.assumption: _look(share) for a in attributions.values() for share in a.shares}
         for row, attribution in enumerate(attributions.values()):
             ends = {1: 0.0, -1: 0.0}
             for share in attribution.shares:
@@ -171,18 +130,29 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
         said = r"$\log_{10}$ (network / prediction)" if log else "network − prediction"
         when = "at the end" if all(a.complete for a in attributions.values()) else "at the end or the time named"
         ax.set_xlabel(f"{said} {when}, from rung {RUNGS[first].number}; diamond: all together")
-        handles = [plt.Rectangle((0, 0), 1, 1, label=name, **looks[name]) for name in assumptions]
+        handles = [plt.Rectangle((0, 0), 1, 1, label=name, **look) for name, look in looks.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
         if title:
             ax.set_title(title)
     return figure
 
 
-def _look(assumption: str) -> dict[str, Any]:
-    """Of one assumption, with a hatch of its own where batch statistics at rest are in it."""
-    look = ASSUMPTION_STYLES.get(assumption.removesuffix(AT_REST), _UNNAMED)
-    hatch = look.get("hatch", "") + ("--" if assumption.endswith(AT_REST) else "")
-    return {**look, "edgecolor": "white"} | ({"hatch": hatch} if hatch else {})
+def rung_style(rung: Rung) -> dict[str, Any]:
+    """How matplotlib draws the line of a rung."""
+    return {"color": rung.colour, "linestyle": rung.line, "linewidth": 1.4}
+
+
+def _look(share: Share) -> dict[str, Any]:
+    """The bar of a share: in the colour of the first assumption that is given up, hatched where there are others.
+
+    So an assumption looks alike whichever rungs were climbed. Shares without one are grey; none is black, which the
+    diamond is.
+    """
+    at_rest = STATISTICS_AT_REST in share.given_up and len(share.given_up) > 1
+    others = [one for one in share.given_up if one != STATISTICS_AT_REST or not at_rest]
+    hatch = ("//" if len(others) > 1 else "") + ("--" if at_rest else "")
+    look = {"facecolor": others[0].colour if others else "#999999", "edgecolor": "white"}
+    return look | ({"hatch": hatch} if hatch else {})
 
 
 def _draw(ax: Axes, run: Trajectory, observable: str, kind: dict[str, Any]) -> None:

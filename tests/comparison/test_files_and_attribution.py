@@ -5,7 +5,7 @@ import pytest
 
 from ntkcollapse import Classes, Trajectory
 from ntkcollapse.commands._ladder_tables import chains, edge_of_stability, ladder_tables
-from ntkcollapse.comparison import FROZEN_CHAIN, LAZY_CHAIN, PATH_CHAIN, Ladder, attribute, load_ladders, save_ladders
+from ntkcollapse.comparison import Ladder, attribute, chain, load_ladders, save_ladders
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 TIMES = np.array([0.1, 0.2, 0.4, 0.8])
@@ -41,12 +41,10 @@ def test_statistics_at_rest_are_named_with_what_they_share_a_price_with():
     """Of a network with batch normalisation, unless rung 4b tells the two apart."""
     rungs = ladder(features_linearised=1.5, network_flow=1.1)
     assert attribute(rungs, "loss").shares[0].assumption == "lazy features"
-    rungs = Ladder(
-        rungs.network, {k: decaying(float(len(k)), rung=k, batch_norm=True) for k in rungs.rungs}, rungs.failures
-    )
+    rungs = rungs._replace(batch_norm=True)
     said = [s.assumption for s in attribute(rungs, "loss").shares]
     assert said == ["lazy features, batch statistics at rest", "flow instead of the optimiser's steps"]
-    rungs.rungs["features-coupled"] = decaying(1.3, rung="features-coupled", batch_norm=True)
+    rungs.rungs["features-coupled"] = decaying(1.3, rung="features-coupled")
     said = [s.assumption for s in attribute(rungs, "loss").shares]
     assert said == ["batch statistics at rest", "lazy features", "flow instead of the optimiser's steps"]
 
@@ -105,18 +103,18 @@ def test_what_a_solver_does_not_resolve_has_no_price():
 
 def test_tables_split_the_gap_along_chains_that_the_ladder_has():
     assert chains(ladder(network_linearised=2.0, block_path=3.0)) == []
-    assert chains(ladder(block_frozen=2.0, sample_frozen=3.0)) == [FROZEN_CHAIN]
-    assert chains(ladder(block_frozen=2.0, block_path=3.0)) == [PATH_CHAIN]
+    assert chains(ladder(block_frozen=2.0, sample_frozen=3.0)) == ["frozen"]
+    assert chains(ladder(block_frozen=2.0, block_path=3.0)) == ["path"]
     lazy = ladder(network_linearised=0.5, features_linearised=0.8, network_flow=1.1)
-    assert chains(lazy) == [FROZEN_CHAIN, LAZY_CHAIN]
-    assert [share.assumption for share in attribute(lazy, "loss", LAZY_CHAIN).shares] == [
+    assert chains(lazy) == ["frozen", "lazy"]
+    assert [share.assumption for share in attribute(lazy, "loss", "lazy").shares] == [
         "lazy last layer",
         "lazy features",
         "flow instead of the optimiser's steps",
     ]
     both = ladder(block_frozen=4.0, block_path=3.0, sample_path=2.0)
-    assert chains(both) == [PATH_CHAIN]
-    shares = attribute(both, "loss", PATH_CHAIN).shares
+    assert chains(both) == ["path"]
+    shares = attribute(both, "loss", "path").shares
     assert [share.assumption for share in shares][:2] == ["block kernel drift", "block structure"]
 
 
@@ -131,7 +129,7 @@ def test_horizon_is_the_last_time_within_ten_percent():
 def test_chains_that_cannot_be():
     rungs = ladder(block_frozen=2.0)
     with pytest.raises(ValueError, match="'network' as the last one"):
-        attribute(rungs, "loss", FROZEN_CHAIN[:-1])
+        attribute(rungs, "loss", chain("frozen")[:-1])
     with pytest.raises(ValueError, match="at least one of"):
         attribute(rungs, "loss", ("class-pairs", "network"))
     with pytest.raises(ValueError, match="chain: expected one of"):

@@ -14,9 +14,8 @@ from matplotlib.patches import Rectangle
 from ntkcollapse import Trajectory, plots
 from ntkcollapse._table import with_error
 from ntkcollapse.commands._ladder_tables import ladder_tables
-from ntkcollapse.comparison import FROZEN_CHAIN, RUNGS, Ladder, attribute, measured_rates
-from ntkcollapse.comparison.attribution import ASSUMPTIONS, AT_REST
-from ntkcollapse.plots.ladder import ASSUMPTION_STYLES
+from ntkcollapse.comparison import CHAINS, RUNGS, Ladder, attribute, chain, measured_rates
+from ntkcollapse.comparison.rungs.assumptions import FLOW, STATISTICS_AT_REST
 from ntkcollapse.theory.rates import within_class_decay
 from tests.comparison.test_files_and_attribution import ladder
 from tests.comparison.test_rates_of_runs import CLASSES, GAMMA, lazy_run
@@ -30,8 +29,8 @@ def off_screen():
 
 
 def test_every_rung_has_a_style_of_its_own():
-    assert set(plots.RUNG_STYLES) == set(RUNGS)
-    assert len({(s["color"], s["linestyle"]) for s in plots.RUNG_STYLES.values()}) == len(RUNGS)
+    styles = [plots.rung_style(rung) for rung in RUNGS.values()]
+    assert len({(s["color"], s["linestyle"]) for s in styles}) == len(RUNGS)
 
 
 def test_ladder_draws_the_network_as_dots_and_rungs_as_lines():
@@ -63,20 +62,23 @@ def test_nothing_to_split_has_no_figure():
 
 
 def test_an_assumption_looks_alike_among_any_rungs():
-    assert set(ASSUMPTION_STYLES) == set(ASSUMPTIONS.values())
-    looks = [(s["facecolor"], s.get("hatch")) for s in ASSUMPTION_STYLES.values()]
-    assert len(set(looks)) == len(looks)
-    name = "flow instead of the optimiser's steps"
+    whole = ladder(**{name.replace("-", "_"): float(i) for i, name in enumerate(RUNGS)})._replace(batch_norm=True)
+    # In one figure no two assumptions look alike, and each alone has its own colour in all of them.
+    for along in CHAINS:
+        figure = plots.attribution_figure({"loss": attribute(whole, "loss", along)})
+        patches = figure.legends[0].get_patches()
+        assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in patches}) == len(patches)
+    assert len({a.colour for rung in RUNGS.values() for a in rung.assumes}) == 8
     for given in (ladder(network_flow=1.1), ladder(block_frozen=4.0, class_pairs=2.0, network_flow=1.1)):
-        chain = tuple(rung for rung in FROZEN_CHAIN if rung in {*given.rungs, "network"})
-        figure = plots.attribution_figure({"loss": attribute(given, "loss", chain)})
-        (patch,) = (p for p in figure.legends[0].get_patches() if p.get_label() == name)
-        assert patch.get_facecolor() == mpl.colors.to_rgba(ASSUMPTION_STYLES[name]["facecolor"])
+        links = tuple(rung for rung in chain("frozen") if rung in {*given.rungs, "network"})
+        figure = plots.attribution_figure({"loss": attribute(given, "loss", links)})
+        (patch,) = (p for p in figure.legends[0].get_patches() if p.get_label() == FLOW.name)
+        assert patch.get_facecolor() == mpl.colors.to_rgba(FLOW.colour)
     # Joined with batch statistics at rest it keeps its colour, with a hatch.
     share = attribute(ladder(network_flow=1.1), "loss")
-    joint = share._replace(shares=(share.shares[0]._replace(assumption=name + AT_REST),))
+    joint = share._replace(shares=(share.shares[0]._replace(given_up=(STATISTICS_AT_REST, FLOW)),))
     (patch,) = plots.attribution_figure({"loss": joint}).legends[0].get_patches()
-    assert patch.get_facecolor() == mpl.colors.to_rgba(ASSUMPTION_STYLES[name]["facecolor"])
+    assert patch.get_facecolor() == mpl.colors.to_rgba(FLOW.colour)
     assert patch.get_hatch() == "--"
 
 
@@ -170,7 +172,7 @@ def test_the_spectrum_is_drawn_as_a_prediction():
     figure = plots.rates_figure(run, measured_rates(run), (t, decay))
     line = figure.axes[0].lines[-1]
     np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), decay.norm)
-    assert line.get_color() == plots.RUNG_STYLES["within-spectrum"]["color"]
+    assert line.get_color() == RUNGS["within-spectrum"].colour
     assert "predicted from the within-class spectrum" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 

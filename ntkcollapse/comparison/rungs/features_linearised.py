@@ -78,8 +78,7 @@ def features_coupled(start: MeasuredStart, times: Any, **options: Any) -> Course
     Raises:
         ValueError: a network without batch statistics, for which this is rung 4.
     """
-    if start.network.coupled is None:
-        raise ValueError("features-coupled: expected a network with batch normalisation, got one without: see rung 4.")
+    start.require("batch statistics")
     return features_linearised(start, times, coupled=True, **options)
 
 

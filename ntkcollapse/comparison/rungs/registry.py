@@ -1,0 +1,225 @@
+"""The ladder's rungs, in its order. To add one: a function in a file of this folder, and its record here.
+
+Tables, figures, reports, prices and the command line know a rung by its record alone. Plain data, without jax: a
+function is imported when its rung is first climbed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from ntkcollapse._palette import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+from ntkcollapse.comparison.rungs.assumptions import (
+    AVERAGE,
+    BLOCKS,
+    FLOW,
+    LAZY_FEATURES,
+    LAZY_LAST_LAYER,
+    NO_CROSS_TERMS,
+    ONE_RATE,
+    STATISTICS_AT_REST,
+    Assumption,
+)
+
+if TYPE_CHECKING:
+    from ntkcollapse.comparison.rungs._course import Course
+    from ntkcollapse.comparison.start import MeasuredStart
+
+Needs = Literal["nothing", "network", "network along the path", "batch statistics"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """One set of assumptions, and the prediction that follows from it.
+
+    Args:
+        name: on the command line and in files.
+        number: as the ladder is counted.
+        label: in legends and tables.
+        function: (start, times, **options) → `Course`; or "module:function", of a module in this folder.
+        needs: of the run, beside its last layer and block kernels: nothing; the network at the start; the network at
+            every record from there on; or the network at the start, with batch normalisation.
+        assumes: what it takes to be so, in the order in which assumptions are named.
+        chains: of `CHAINS`, those that it is a link of.
+        colour, line: how it is drawn, always; line is a matplotlib line style. Both together tell it apart in grey.
+    """
+
+    name: str
+    number: str
+    label: str
+    function: str | Callable[..., "Course"]
+    needs: Needs
+    assumes: tuple[Assumption, ...]
+    chains: tuple[str, ...]
+    colour: str
+    line: str
+
+    @property
+    def title(self) -> str:
+        """Number and label, for legends and tables."""
+        return f"{self.number}  {self.label}"
+
+    @property
+    def meaning(self) -> str:
+        """Number and label, for help and error messages."""
+        return f"rung {self.number}: {self.label}"
+
+    def predict(self, start: "MeasuredStart", times: Any, **options: Any) -> "Course":
+        """States and logits at these times, from the measured start.
+
+        Raises:
+            ValueError: the start lacks what the rung needs, or options that its function refuses.
+            MemoryError: it does not fit.
+        """
+        start.require(self.needs)
+        function = self.function
+        if isinstance(function, str):
+            module, name = function.split(":")
+            function = getattr(import_module(f"ntkcollapse.comparison.rungs.{module}"), name)
+        return function(start, times, **options)
+
+
+# Chain → the rungs that it takes for its prices to stand beside those of the chains before it.
+CHAINS: dict[str, tuple[str, ...]] = {
+    "frozen": (),
+    "path": ("block-path", "sample-path"),
+    "lazy": ("network-linearised", "features-linearised"),
+}
+
+_FROZEN_KERNEL = (AVERAGE, STATISTICS_AT_REST, LAZY_FEATURES, FLOW)
+_MOVING_KERNEL = (AVERAGE, STATISTICS_AT_REST, FLOW)
+
+RUNGS: dict[str, Rung] = {
+    rung.name: rung
+    for rung in (
+        Rung(
+            name="block-frozen",
+            number="1",
+            label="block kernel, frozen",
+            function="block:block_frozen",
+            needs="nothing",
+            assumes=(*BLOCKS, *_FROZEN_KERNEL),
+            chains=("frozen", "path"),
+            colour=RED,
+            line="-",
+        ),
+        Rung(
+            name="block-path",
+            number="2",
+            label="block kernel, measured path",
+            function="block:block_path",
+            needs="nothing",
+            assumes=(*BLOCKS, *_MOVING_KERNEL),
+            chains=("path",),
+            colour=RED,
+            line=":",
+        ),
+        Rung(
+            name="class-pairs",
+            number="2a",
+            label="class-pair blocks",
+            function="class_pairs:class_pairs",
+            needs="network",
+            assumes=(ONE_RATE, NO_CROSS_TERMS, *_FROZEN_KERNEL),
+            chains=("frozen",),
+            colour=ORANGE,
+            line="--",
+        ),
+        Rung(
+            name="within-spectrum",
+            number="2b",
+            label="class pairs, within-class spectrum",
+            function="within_spectrum:within_spectrum",
+            needs="network",
+            assumes=(NO_CROSS_TERMS, *_FROZEN_KERNEL),
+            chains=("frozen",),
+            colour=ORANGE,
+            line="-.",
+        ),
+        Rung(
+            name="sample-frozen",
+            number="3",
+            label="sample kernel, frozen",
+            function="sample_kernel:sample_frozen",
+            needs="network",
+            assumes=_FROZEN_KERNEL,
+            chains=("frozen",),
+            colour=BLUE,
+            line="-",
+        ),
+        Rung(
+            name="sample-path",
+            number="3'",
+            label="sample kernel, measured path",
+            function="sample_kernel:sample_path",
+            needs="network along the path",
+            assumes=_MOVING_KERNEL,
+            chains=("path",),
+            colour=BLUE,
+            line=":",
+        ),
+        Rung(
+            name="features-linearised",
+            number="4",
+            label="features linearised",
+            function="features_linearised:features_linearised",
+            needs="network",
+            assumes=(STATISTICS_AT_REST, LAZY_FEATURES, FLOW),
+            chains=("frozen", "lazy"),
+            colour=GREEN,
+            line="-",
+        ),
+        Rung(
+            name="features-coupled",
+            number="4b",
+            label="features linearised, batch statistics too",
+            function="features_linearised:features_coupled",
+            needs="batch statistics",
+            assumes=(LAZY_FEATURES, FLOW),
+            chains=("frozen", "lazy"),
+            colour=GREEN,
+            line="--",
+        ),
+        Rung(
+            name="network-linearised",
+            number="5",
+            label="network linearised",
+            function="network_linearised:network_linearised",
+            needs="network",
+            assumes=(LAZY_LAST_LAYER, STATISTICS_AT_REST, LAZY_FEATURES, FLOW),
+            chains=("lazy",),
+            colour=SKY,
+            line="--",
+        ),
+        Rung(
+            name="network-flow",
+            number="6",
+            label="gradient flow of the network",
+            function="network_flow:network_flow",
+            needs="network",
+            assumes=(FLOW,),
+            chains=("frozen", "path", "lazy"),
+            colour=PURPLE,
+            line="-",
+        ),
+    )
+}
+
+
+def chain(name: str) -> tuple[str, ...]:
+    """The rungs of a chain from many assumptions to few, and "network" at its end."""
+    links = sorted((rung for rung in RUNGS.values() if name in rung.chains), key=lambda rung: -len(rung.assumes))
+    return (*(rung.name for rung in links), "network")
+
+
+def given_up(first: str, second: str, *, batch_norm: bool) -> tuple[Assumption, ...]:
+    """What one rung assumes and another ("network": nothing) does not; none where the other one assumes more.
+
+    batch_norm: whether the network has batch statistics, which are at rest by an assumption only where they are there.
+    """
+    one, other = (RUNGS[name].assumes if name in RUNGS else () for name in (first, second))
+    if set(other) - set(one):
+        return ()
+    concerned = (a for a in one if batch_norm or a != STATISTICS_AT_REST)
+    return tuple(a for a in concerned if a not in other)
