@@ -71,9 +71,9 @@ def mapped() -> Callable:
 
     def point(decay, scale, rtol):
         first = nc.LastLayer(H=scale * H, W=scale * W, b=jnp.zeros(C))
-        options = {"columns": False, "max_steps": 10**6}
-        times, rates = jnp.asarray([0.0, END]), {"H": decay, "W": decay}
-        run = nc.simulate(first, kappa, classes, times, weight_decay=rates, rtol=rtol, atol=1e-3 * rtol, **options)
+        flow = nc.Flow(kappa, classes, weight_decay={"H": decay, "W": decay})
+        method = nc.Method(rtol=rtol, atol=1e-3 * rtol, max_steps=10**6)
+        run = nc.simulate(first, flow, times=jnp.asarray([0.0, END]), method=method, columns=False)
         return run["nc1_tirer2022"][-1]
 
     # A mapped loop runs until its slowest lane is done: in batches of neighbours, which are alike, that costs less.

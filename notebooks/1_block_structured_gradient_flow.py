@@ -64,7 +64,7 @@ for i in range(2001):
 
 # %%
 times = np.concatenate([[0.0], np.geomspace(1e-3, 60.0, 120)])
-run = nc.simulate(start, kappa, classes, times, rtol=1e-9, atol=1e-14)
+run = nc.simulate(start, kappa, classes, times, method=nc.Method(rtol=1e-9, atol=1e-14))
 with plots.style():
     figure, ax = plt.subplots(figsize=(5.5, 3.6), constrained_layout=True)
     ax.loglog(run.times[1:], run["loss"][1:], color="black", label="simulate")

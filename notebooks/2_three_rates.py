@@ -57,7 +57,7 @@ parts = [np.linalg.norm(np.stack(part), axis=(1, 2)) for part in zip(*(classes.p
 names = ("residual_single", "residual_class", "residual_global")
 seen = {name: norm * np.exp(0.03 * rng.normal(size=120)) for name, norm in zip(names, parts, strict=True)}
 seen |= {f"gamma_{k}": np.full(120, float(getattr(gamma, k))) for k in ("diagonal", "within", "between")}
-run = nc.Trajectory(times, seen, classes, settings={"producer": "exact residual with noise"})
+run = nc.Trajectory(times, seen, classes)
 found = measured_rates(run)
 for part, rate in found.items():
     verdict = rate.verdicts["eigenvalue"]

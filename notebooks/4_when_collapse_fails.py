@@ -93,7 +93,7 @@ with plots.style():
 # %%
 start = initial_condition("zero-invariant-scatter", classes, 6, kappa, key=jax.random.key(1))
 for rtol in (1e-6, 1e-8, 1e-10):
-    end = nc.simulate(start, kappa, classes, times[[0, -1]], rtol=rtol, atol=1e-3 * rtol)
+    end = nc.simulate(start, kappa, classes, times[[0, -1]], method=nc.Method(rtol=rtol, atol=1e-3 * rtol))
     print(f"rtol {rtol:.0e}: NC3 {float(end['nc3_seleznova2023'][-1]):.1e}, ‖E‖ {float(end['invariant_norm'][-1]):.1e}")
 
 # %% [markdown]

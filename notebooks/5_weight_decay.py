@@ -37,7 +37,7 @@ kappa = nc.BlockKernel(diagonal=1.0, within=0.5, between=0.1)
 start = initial_condition("non-collapse", classes, 6, kappa, key=jax.random.key(1))
 times = np.concatenate([[0.0], np.geomspace(1e-2, 400.0, 120)])
 decays = (0.0, 0.005, 0.02)
-runs = {λ: nc.simulate(start, kappa, classes, times, weight_decay={"H": λ, "W": λ}) for λ in decays}
+runs = {λ: nc.simulate(start, nc.Flow(kappa, classes, weight_decay={"H": λ, "W": λ}), times=times) for λ in decays}
 
 # %%
 panels = ("invariant_norm", "nc1_seleznova2023", "loss")

@@ -84,9 +84,9 @@ run = nc.Trajectory(
     0.002 * np.array(at),
     stack([observe(s, classes, k) for s, k in zip(records, kernels, strict=True)]),
     classes,
-    states={name: jnp.stack([getattr(s, name) for s in records]) for name in ("H", "W", "b")},
+    states=jax.tree.map(lambda *at: jnp.stack(at), *records),
     kernel=nc.KernelPath.of(0.002 * np.array(at), kernels),
-    settings={"producer": "network"},
+    equation=nc.Equation(producer="network"),
 )
 rungs = ("block-frozen", "sample-frozen", "features-linearised")
 ladder = climb(MeasuredStart(run, at.index(20), {at.index(20): here}), rungs)

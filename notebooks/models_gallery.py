@@ -82,7 +82,7 @@ with plots.style():
     uneven, times = nc.Classes(sizes=(7, 3, 2)), np.concatenate([[0.0], np.geomspace(0.1, 1500, 80)])
     flow = models.regularised_features(uneven, 0.03, 0.01)
     run = nc.simulate(start, flow, uneven, times)
-    axes[2].semilogx(times[1:], np.linalg.eigvalsh(run.states["W"] @ np.swapaxes(run.states["W"], 1, 2))[1:])
+    axes[2].semilogx(times[1:], np.linalg.eigvalsh(run.states.W @ np.swapaxes(run.states.W, 1, 2))[1:])
     for value in np.linalg.eigvalsh(models.regularised_features.minimizer(uneven, 0.03, 0.01).weight_gram):
         axes[2].axhline(value, **EXACT)
     axes[2].set(xlabel="t", title=r"regularised_features: spectrum of $WW^\top$")
@@ -100,14 +100,14 @@ with plots.style():
     flow, times = models.cross_entropy_features(classes, 0.04, 0.01), np.linspace(0, 600, 80)
     for size in (0.1, 1.0, 3.0):
         run = nc.simulate(nc.LastLayer(H=size * H, W=size * W, b=np.zeros(3)), flow, classes, times)
-        penalty = 0.02 * (run.states["W"] ** 2).sum((1, 2)) + 0.005 * (run.states["H"] ** 2).sum((1, 2))
+        penalty = 0.02 * (run.states.W**2).sum((1, 2)) + 0.005 * (run.states.H**2).sum((1, 2))
         axes[0].semilogy(times, run["loss"] + penalty)
     axes[0].axhline(models.cross_entropy_features.minimizer(classes, 0.04, 0.01).value, **EXACT)
     axes[0].set(xlabel="t", title="cross_entropy_features: objective")
 
     times = np.linspace(0, 14, 29)
-    run = nc.simulate(start, models.max_margin(classes), classes, times, solver="kvaerno5")
-    margins = [models.max_margin.margins(h, w, classes) for h, w in zip(run.states["H"], run.states["W"], strict=True)]
+    run = nc.simulate(start, models.max_margin(classes), classes, times, method=nc.Method(solver="kvaerno5"))
+    margins = [models.max_margin.margins(h, w, classes) for h, w in zip(run.states.H, run.states.W, strict=True)]
     axes[1].plot(-run["loss"], [m.normalised for m in margins], label="margin")
     axes[1].plot(-run["loss"], [m.smoothed for m in margins], label="smoothed")
     axes[1].axhline(models.max_margin.limit(classes), **EXACT)
@@ -120,7 +120,7 @@ with plots.style():
     fixed = models.fixed_etf(uneven, 3.0, 2.0, loss="cross-entropy")
     etf = np.sqrt(2.0) * models.fixed_etf.classifier(3, 4, key=jax.random.key(0))
     run = nc.simulate(nc.LastLayer(H=0.1 * H, W=etf, b=np.zeros(3)), fixed, uneven, np.linspace(0, 40, 50))
-    gaps = [np.linalg.norm(h - models.fixed_etf.limit(etf, 3.0, uneven)) for h in run.states["H"]]
+    gaps = [np.linalg.norm(h - models.fixed_etf.limit(etf, 3.0, uneven)) for h in run.states.H]
     axes[2].semilogy(10 * run.times, gaps, label="fixed ETF, unequal classes (10 t)")
     axes[2].set(xlabel="t", title="spherical_features, fixed_etf: gaps")
     axes[2].legend()
@@ -138,8 +138,8 @@ with plots.style():
     X = rng.normal(size=(5, 48))
     flow, times = models.central_path(many), np.concatenate([[0.0], np.logspace(0, 4, 30)])
     on_path = flow.retract(nc.LastLayer(H=X - X.mean(1, keepdims=True), W=np.zeros((4, 5)), b=np.zeros(4)))
-    run = nc.simulate(on_path, flow, many, times, rtol=1e-8)
-    seen = np.stack([models.central_path.signal_to_noise(h, many) for h in run.states["H"]])
+    run = nc.simulate(on_path, flow, many, times, method=nc.Method(rtol=1e-8))
+    seen = np.stack([models.central_path.signal_to_noise(h, many) for h in run.states.H])
     axes[0].loglog(times[1:], seen[1:])
     axes[0].loglog(times[1:], models.central_path.law(times, seen[0], many)[1:], **EXACT)
     axes[0].set(xlabel="t", title="central_path: singular values")
@@ -173,8 +173,8 @@ with plots.style():
 
     times = np.linspace(0, 20, 60)
     run = nc.simulate(start, models.batch_norm_head(classes, 0.6), classes, times, reduced=False)
-    gain, _, shift = jax.vmap(models.batch_norm_head.parameters)(run.states["H"])
-    weights = (gain**2).sum(1) + (shift**2).sum(1) + (run.states["W"] ** 2).sum((1, 2))
+    gain, _, shift = jax.vmap(models.batch_norm_head.parameters)(run.states.H)
+    weights = (gain**2).sum(1) + (shift**2).sum(1) + (run.states.W**2).sum((1, 2))
     axes[1].semilogy(times, run["loss"] + 0.3 * weights)
     axes[1].axhline(models.batch_norm_head.minimizer(classes, 0.6).value, **EXACT)
     axes[1].set(xlabel="t", title="batch_norm_head: objective")
@@ -188,7 +188,7 @@ with plots.style():
 
     times = np.concatenate([[0.0], np.geomspace(1, 4000, 60)])
     run = nc.simulate(start, models.homogeneous(classes, 0.01, layers=3), classes, times)
-    axes[3].semilogx(times[1:], (run.states["W"][1:] ** 2).sum(2))
+    axes[3].semilogx(times[1:], (run.states.W[1:] ** 2).sum(2))
     seen = models.homogeneous.quasi_interpolation(run.last_layer(-1).logits, classes)
     axes[3].axhline(models.homogeneous.weight_norm(seen.epsilon, 0.01, 3), **EXACT)
     axes[3].set(xlabel="t", title=r"homogeneous: $\|w_c\|^2$")
@@ -224,8 +224,8 @@ with plots.style():
     origin = nc.LastLayer(H=0.5 * sign[None, :], W=np.zeros((2, 1)), b=np.zeros(2))
     for seed, c in enumerate((0.5, 1.0, 1.5)):
         flow = models.elastic(two, jnp.asarray(c), 0.0, 1.0, power=1.0)
-        run = nc.simulate(origin, flow, two, times, key=jax.random.key(seed), rtol=1e-3, atol=1e-1)
-        X = np.asarray(run.states["H"][:, 0])
+        run = nc.simulate(origin, flow, two, times, method=nc.Method(rtol=1e-3, atol=1e-1), key=jax.random.key(seed))
+        X = np.asarray(run.states.H[:, 0])
         axes[0].semilogx(times, ((X - X.mean(1, keepdims=True)) * sign < 0).mean(1), "o", label=f"c = {c}")
         axes[0].semilogx(times[1:], models.elastic.error(times[1:], 1.0, c, 1.0, 2), **EXACT)
     axes[0].set(xlabel="t", title="elastic: error of nearest mean")

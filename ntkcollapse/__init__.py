@@ -10,32 +10,44 @@ run = nc.simulate(nc.LastLayer(H=H, W=W, b=b), kappa, classes, times)
 from ntkcollapse import collapse, ntk, theory
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes, ResidualParts, class_order
+from ntkcollapse.clock import Clock, Staircase
+from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import Clock, CrossEntropy, SquaredError
+from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory import models
+from ntkcollapse.theory.flow import AbstractFlow, Flow
+from ntkcollapse.theory.integrate import Method
 from ntkcollapse.theory.reduced import ReducedStart
 from ntkcollapse.trajectory import Trajectory
+from ntkcollapse.weight_decay import WeightDecay
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbstractFlow",
     "BlockKernel",
     "Classes",
     "Clock",
     "CrossEntropy",
     "DenseKernel",
+    "Equation",
+    "Flow",
     "GroupedKernel",
     "KernelPath",
     "LastLayer",
+    "Loss",
+    "Method",
     "ReducedStart",
     "ResidualParts",
     "SampleKernel",
     "SimulationError",
     "SquaredError",
+    "Staircase",
     "Trajectory",
+    "WeightDecay",
     "class_order",
     "collapse",
     "models",

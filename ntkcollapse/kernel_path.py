@@ -62,9 +62,14 @@ class KernelPath(eqx.Module):
                     "kernels: expected grouped kernels in one common basis, got several: between measurements their "
                     "eigenvectors cannot be interpolated. Keep the basis of the first, or use a path of DenseKernel."
                 )
+        return cls.through(times, jax.tree.map(lambda *k: jnp.stack(k), *kernels))
+
+    @classmethod
+    def through(cls, times: Float[AnyArray, " T"], stacked: SampleKernel) -> "KernelPath":
+        """The path through kernels that are stacked already, with a leading time axis on each array."""
         path = object.__new__(cls)
         object.__setattr__(path, "times", times)
-        object.__setattr__(path, "kernels", jax.tree.map(lambda *k: jnp.stack(k), *kernels))
+        object.__setattr__(path, "kernels", stacked)
         return path
 
     @property

@@ -58,6 +58,14 @@ class LastLayer(eqx.Module):
         b = jnp.zeros(classes.num_classes, jnp.asarray(kernel).dtype) if bias is None else bias
         return cls(H=jnp.asarray(features)[order].T, W=jnp.asarray(kernel).T, b=b), classes
 
+    @classmethod
+    def stacked(cls, H, W, b) -> "LastLayer":
+        """Stacks last layers along a leading time axis: H (T, n, N), W (T, C, n), b (T, C). Shapes are not checked."""
+        layers = object.__new__(cls)
+        for name, value in (("H", H), ("W", W), ("b", b)):
+            object.__setattr__(layers, name, jnp.asarray(value))
+        return layers
+
     def check(self, classes: Classes) -> None:
         """Raises ValueError where N or C disagree with `classes`."""
         check_shape(

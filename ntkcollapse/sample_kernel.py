@@ -14,6 +14,9 @@ from ntkcollapse._checks import check_finite, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 
+# What a kernel does, and what its reduction rests on.
+_VERBS = ("at", "mv", "solve", "as_matrix", "class_gram", "group_rates", "split")
+
 
 class SampleKernel(eqx.Module):
     """A symmetric positive-definite kernel K (N × N) on the samples of `Classes`.
@@ -26,10 +29,17 @@ class SampleKernel(eqx.Module):
         K = Z Γ Zᵀ + Σ_g λ_g Q_g,   Q_g orthogonal projections with Σ_g Q_g = I − Z D⁻¹ Zᵀ.
 
     Then class means and G within-class scatters form a closed system, and three more verbs describe it:
-    `class_gram` (Γ), `group_rates` (λ_g) and `split` (X ↦ X Q_g).
+    `class_gram` (Γ), `group_rates` (λ_g) and `split` (X ↦ X Q_g). A subclass with verbs of its own is not reducible
+    unless it sets `reducible = True` itself.
     """
 
     reducible: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # A kernel of one's own that changes how K acts is reduced only where it says itself that this is exact.
+        if "reducible" not in cls.__dict__ and any(verb in cls.__dict__ for verb in _VERBS):
+            cls.reducible = False
 
     def at(self, t: float | Num[AnyArray, ""]) -> "SampleKernel":
         """The kernel at flow time t: itself, unless it changes in time."""

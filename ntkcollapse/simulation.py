@@ -1,7 +1,8 @@
 """The theory as a producer of trajectories: from a start and a kernel to everything that is observed."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -14,9 +15,10 @@ from ntkcollapse._checks import check_increasing, check_positive, check_shape, i
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes
 from ntkcollapse.collapse import ClassStatistics
+from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import Loss, SquaredError
+from ntkcollapse.losses import SquaredError
 from ntkcollapse.observables import (
     Observables,
     collapse_observables,
@@ -29,13 +31,15 @@ from ntkcollapse.observables import (
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.constraints import Unconstrained
-from ntkcollapse.theory.flow import AbstractFlow, Flow, WeightDecay, check_bias
-from ntkcollapse.theory.integrate import Integration, integrate, named_solver
+from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
+from ntkcollapse.theory.integrate import Integration, Method, integrate, named_solver
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius
 from ntkcollapse.theory.retraction import Retracted
 from ntkcollapse.trajectory import Trajectory
+
+_DEFAULT = Method()
 
 
 class SimulationError(RuntimeError):
@@ -47,21 +51,15 @@ class SimulationError(RuntimeError):
 
 
 def simulate(
-    start: LastLayer | ReducedStart | DeepLastLayer,
-    kappa: SampleKernel | KernelPath | AbstractFlow,
-    classes: Classes,
-    times: Float[Array, " T"] | Float[np.ndarray, " T"],
+    start: LastLayer | ReducedStart | DeepLastLayer | Any,
+    kappa: SampleKernel | KernelPath | AbstractFlow | Any,
+    classes: Classes | None = None,
+    times: Float[Array, " T"] | Float[np.ndarray, " T"] | Sequence[float] | None = None,
     *,
-    loss: Loss | None = None,
-    weight_decay: float | Mapping[str, float] = 0.0,
-    bias: str = "free",
+    method: Method = _DEFAULT,
     reduced: bool | None = None,
     columns: bool = True,
     observed: bool = True,
-    solver: str | diffrax.AbstractSolver | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-9,
-    max_steps: int = 100_000,
     steady: float | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -70,6 +68,10 @@ def simulate(
     r"""Integrates the gradient flow of the last layer, and observes it.
 
         Ḣ = −Wᵀ G K − λ_H H,   Ẇ = −G Hᵀ − λ_W W,   ḃ = −G 1 − λ_b b,   G = ∂loss/∂(W H + b 1ᵀ)
+
+    `simulate(start, kappa, classes, times)` is the theorem: squared error under the feature kernel kappa, no decay, a
+    bias that moves. For another loss, decay or bias, give `Flow(kappa, classes, loss=..., weight_decay=..., bias=...)`,
+    a model of `theory.models`, or a flow of your own (see `theory.AbstractFlow`) in place of kappa.
 
     Squared error under a reducible kernel (block kernels, kernels in groups, and paths of them) is integrated in class
     means and propagators of the deviations: exact, at a cost that the number of samples does not enter, with every
@@ -80,22 +82,16 @@ def simulate(
 
     Args:
         start: the state at times[0]; a `ReducedStart` where single columns do not matter.
-        kappa: feature kernel, constant or a `KernelPath`; or a model of `theory.models`, which brings its own loss,
-            weight decay and bias, and may have constraints and noise (then it is integrated in full; every step is put
-            back on the constraint, and statistics["largest_correction"] says from how far).
-        classes: behind the columns of H.
-        times: flow times to save at, increasing, (T,); in units of the given loss, ½‖R‖² unless scaled.
-        loss: `SquaredError()` by default; `CrossEntropy()` runs in full.
-        weight_decay: one rate for H, W and b, or {"H": ..., "W": ..., "b": ...}.
-        bias: "free", "frozen" or "absent" (zero).
+        kappa: feature kernel, constant or a `KernelPath`, or three numbers (diagonal, within, between); or a flow,
+            which brings its classes. A flow with a constraint is put back on it after every step, and
+            statistics["largest_correction"] says from how far.
+        classes: behind the columns of H; may be left out beside a flow.
+        times: flow times to save at, increasing, (T,); in units of the flow's loss, ½‖R‖² unless scaled.
+        method: solver, tolerances and the largest number of steps.
         reduced: None uses the reduction wherever it is exact; False forces the full flow; True insists on it.
         columns: whether to observe what needs all columns: accuracy, nc4_mismatch.
         observed: whether to observe at all; without, the trajectory has states alone and its observation is not
             compiled.
-        solver: None for the default (stabilised explicit for reduced runs, Tsit5 for full ones), a name of
-            `theory.integrate.SOLVERS`, or any diffrax solver.
-        rtol, atol: of the solver, per step.
-        max_steps: after which it gives up.
         steady: stop as soon as the state's relative speed ‖d state/dt‖ / ‖state‖ is below it, in 1/flow time; times
             after are left out, and `statistics["steady"]` is True. Algebraic decays (‖E‖ = 0 with 1ᵀW ≠ 0) get there
             late. Under `vmap` and `grad` nothing is left out: what was not reached is infinite.
@@ -106,7 +102,8 @@ def simulate(
 
     Raises:
         ValueError: shapes that disagree, a kernel that is not positive definite, times that do not increase, a path of
-            kernels that does not cover the times, unknown names, or `reduced=True` where it is not exact.
+            kernels that does not cover the times, or `reduced=True` where it is not exact.
+        TypeError: a kernel of another kind, or no times.
         SimulationError: the solver failed; the trajectory until then is its attribute.
 
     References:
@@ -121,116 +118,169 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    model = kappa if isinstance(kappa, AbstractFlow) else None
-    if isinstance(kappa, AbstractFlow):
-        _check_model(kappa, start, classes, loss, weight_decay, bias, key)
-        kernel, loss, decay, bias = kappa.kernel, kappa.loss, kappa.decay, kappa.bias
-    else:
-        kernel = kappa
-        loss = SquaredError() if loss is None else loss
-        decay = WeightDecay.of(weight_decay)
+    flow = _flow_of(kappa, classes)
+    if times is None:
+        raise TypeError("times: expected the flow times to save at, got none; simulate(start, kappa, classes, times).")
     check_increasing("times", times)
-    check_positive("rtol", rtol)
-    check_positive("atol", atol)
     check_positive("steady", [] if steady is None else steady)
-    check_bias(bias, start.b)
+    check_bias(flow.bias, start.b)
+    # Times that differ must still do so in the precision of the state.
     times = jnp.asarray(times, dtype=start.W.dtype)
-    _check_kernel(kernel, classes, times)
+    check_increasing(f"times in {times.dtype}", times)
+    _check_start(start, flow, key)
+    _check_kernel(flow.kernel, flow.classes, times)
     _warn_single_precision(start.W)
-
-    exact = kernel.reducible and isinstance(loss, SquaredError) and (model is None or model.is_plain)
-    reduced = exact if reduced is None else reduced
-    if isinstance(start, ReducedStart) and not reduced:
-        raise ValueError("start: a ReducedStart has no columns to integrate in full; give a LastLayer.")
-    if reduced and not exact:
-        more = "" if model is None or model.is_plain else ", with a constraint, noise or relative rates"
-        raise ValueError(
-            f"reduced: the reduction is exact for squared error under a reducible kernel, got {type(loss).__name__} "
-            f"and {type(kernel).__name__}{more}; use reduced=None or False."
-        )
-    if not isinstance(start, ReducedStart):
-        (start if isinstance(start, LastLayer) else start.last_layer).check(classes)
+    is_reduced = _reduces(flow, start, reduced)
+    flow = _in_precision_of(start.W, flow)
+    options = (times, method, progress, steady)
+    if is_reduced:
+        assert isinstance(flow, Flow)
+        parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
     else:
-        check_shape("M", start.M, (None, classes.num_classes), "(n, C) for classes")
-
-    kernel, decay = _in_precision_of(start.W, (kernel, decay))
-    first = kernel.at(times[0])
-    deviations, states = None, {}
-    if reduced:
-        if isinstance(start, DeepLastLayer):
-            raise ValueError("start: a DeepLastLayer needs the model `deep_linear`.")
-        if isinstance(start, LastLayer):
-            deviations = classes.deviations(start.H)
-            start = ReducedStart.of(start, first, classes)
-        groups = first.group_rates(classes.num_classes).shape[0]
-        check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
-        flow = ReducedFlow(
-            kernel, classes.weights.astype(times.dtype), start.scatter, scale=loss.scale, decay=decay, bias=bias
-        )
-        solver = RungeKuttaChebyshev(spectral_radius) if solver in (None, "chebyshev") else solver
-        method = named_solver(solver)
-        out = _solve(flow, start.state, times, method, rtol, atol, max_steps, progress, None, steady)
-        states = {name: getattr(out.states, name) for name in ("M", "P", "W", "b")}
-        # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
-        columns_of = None if deviations is None else (deviations, classes)
-        observables = _observe_reduced(flow, out.states, times, columns_of) if observed else {}
-        if observed and columns and deviations is not None:
-            observables |= _observe_columns(kernel, out.states, times, deviations, classes)
-    else:
-        default = "tsit5" if key is None else diffrax.ShARK()
-        method = named_solver(default if solver is None else solver)
-        flow = Flow(kernel, classes, loss, decay, bias) if model is None else model
-        if isinstance(flow, Flow) and not isinstance(flow.constraint, Unconstrained):
-            method = Retracted(method, flow.retract)
-        out = _solve(flow, start, times, method, rtol, atol, max_steps, progress, key, steady)
-        layers = jax.vmap(flow.last_layer)(out.states)
-        states = {name: getattr(layers, name) for name in ("H", "W", "b")}
-        observables = _observe_full(flow, layers, times) if observed else {}
-    settings = {
-        "producer": "theory",
-        "flow": "reduced" if reduced else "full",
-        "loss": type(loss).__name__,
-        "kernel": type(kernel).__name__,
-        "bias": bias,
-        "plain": model is None or model.is_plain,
-        "solver": type(method).__name__,
-        **{k: float(v) for k, v in (("rtol", rtol), ("atol", atol), ("scale", loss.scale)) if not is_traced(v)},
-    }
-    if not is_traced(decay):
-        settings["weight_decay"] = {name: float(getattr(decay, name)) for name in "HWb"}
+        parts = _full_run(flow, start, options, key=key, observed=observed)
     run = Trajectory(
         times,
-        observables,
-        classes,
-        states=states,
-        kernel=kernel,
-        deviations=deviations,
-        statistics=out.statistics | {"successful": out.successful, "steady": out.is_steady},
-        settings=settings,
+        parts.observables,
+        flow.classes,
+        states=parts.states,
+        kernel=parts.kernel,
+        deviations=parts.deviations,
+        statistics=parts.out.statistics | {"successful": parts.out.successful, "steady": parts.out.is_steady},
+        equation=_equation_of(flow),
+        settings={
+            "flow": "reduced" if is_reduced else "full",
+            "model": type(flow).__name__,
+            "kernel": type(flow.kernel).__name__,
+            "solver": type(parts.solver).__name__,
+            "rtol": method.rtol,
+            "atol": method.atol,
+        },
     )
-    return run if is_traced(out.states) else _deliver(run, out, throw)
+    return run if is_traced(parts.out.states) else _deliver(run, parts.out, throw)
 
 
-def _check_model(model: AbstractFlow, start, classes, loss, weight_decay, bias, key) -> None:
-    if loss is not None or bias != "free" or isinstance(weight_decay, Mapping) or weight_decay != 0.0:
-        raise ValueError("loss, weight_decay, bias: expected none of them beside a model, which has its own.")
-    if model.classes != classes:
-        raise ValueError("classes: expected the classes that the model was built for; pass model.classes.")
-    if isinstance(start, DeepLastLayer) != isinstance(model, DeepLinearFlow):
-        wanted = "DeepLastLayer" if isinstance(model, DeepLinearFlow) else "LastLayer"
-        raise ValueError(f"start: expected a {wanted} for this model, got a {type(start).__name__}.")
-    if (model.noise is None) != (key is None):
+class _Parts(NamedTuple):
+    """What an integration makes of a trajectory."""
+
+    out: Integration
+    states: LastLayer | ReducedState
+    observables: Observables
+    kernel: SampleKernel | KernelPath
+    deviations: Array | None
+    solver: diffrax.AbstractSolver
+
+
+def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bool) -> _Parts:
+    """Integrates class means and propagators, and observes them."""
+    times, method, progress, steady = options
+    kernel, classes = flow.kernel, flow.classes
+    first, deviations = kernel.at(times[0]), None
+    if isinstance(start, LastLayer):
+        deviations = classes.deviations(start.H)
+        start = ReducedStart.of(start, first, classes)
+    groups = first.group_rates(classes.num_classes).shape[0]
+    check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
+    reduced = ReducedFlow(
+        kernel,
+        classes.weights.astype(times.dtype),
+        start.scatter,
+        scale=flow.loss.scale,
+        weight_decay=flow.weight_decay,
+        bias=flow.bias,
+    )
+    chosen = RungeKuttaChebyshev(spectral_radius) if method.solver in (None, "chebyshev") else method.solver
+    solver = named_solver(chosen)
+    out = _solve(
+        reduced, start.state, times, solver, (method.rtol, method.atol), method.max_steps, progress, None, steady
+    )
+    # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
+    columns_of = None if deviations is None else (deviations, classes)
+    observables = _observe_reduced(reduced, out.states, times, columns_of) if observed else {}
+    if observed and columns and deviations is not None:
+        observables |= _observe_columns(kernel, out.states, times, deviations, classes)
+    return _Parts(out, out.states, observables, kernel, deviations, solver)
+
+
+def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool) -> _Parts:
+    """Integrates the state of the flow as it is, and observes its last layer."""
+    times, method, progress, steady = options
+    default = "tsit5" if key is None else diffrax.ShARK()
+    solver = named_solver(default if method.solver is None else method.solver)
+    if isinstance(flow, Flow) and not isinstance(flow.constraint, Unconstrained):
+        solver = Retracted(solver, flow.retract)
+    tolerances = (method.rtol, method.atol)
+    out = _solve(flow, start, times, solver, tolerances, method.max_steps, progress, key, steady)
+    layers = jax.vmap(flow.last_layer)(out.states)
+    kernel = flow.kernel
+    if type(flow).kernel_at is not AbstractFlow.kernel_at:
+        kernel = KernelPath.through(times, jax.vmap(flow.kernel_at)(times, out.states))
+    observables = _observe_full(flow, out.states, times) if observed else {}
+    return _Parts(out, layers, observables, kernel, None, solver)
+
+
+def _flow_of(kappa: Any, classes: Classes | None) -> AbstractFlow:
+    """The theorem's flow under a kernel, or the flow given."""
+    if isinstance(kappa, AbstractFlow):
+        if classes is not None and kappa.classes != classes:
+            raise ValueError("classes: expected the classes that the flow was built for; leave them out.")
+        return kappa
+    if classes is None:
+        raise TypeError("classes: expected the classes behind the columns of H, got none beside a kernel.")
+    return Flow(kappa, classes)
+
+
+def _equation_of(flow: AbstractFlow) -> Equation:
+    """What the trajectory of a flow obeys."""
+    plain = type(flow) is Flow and flow.is_plain
+    return Equation(loss=flow.loss, weight_decay=flow.weight_decay, bias=flow.bias, plain=plain)
+
+
+def _reduces(flow: AbstractFlow, start: Any, reduced: bool | None) -> bool:
+    """Whether the flow is integrated in class means: by default wherever that is known to be exact.
+
+    A subclass of `Flow`, of a loss or of a kernel may mean another equation: none of them is reduced.
+
+    Raises:
+        ValueError: a reduction that was asked for and is not exact, or a `ReducedStart` that cannot be reduced.
+    """
+    plain = type(flow) is Flow and flow.is_plain
+    exact = plain and flow.kernel.reducible and type(flow.loss) is SquaredError
+    if reduced and not exact:
+        more = "" if plain else ", with a constraint, noise, relative rates or a vector field of its own"
+        raise ValueError(
+            f"reduced: the reduction is exact for squared error under a reducible kernel, got "
+            f"{type(flow.loss).__name__} and {type(flow.kernel).__name__}{more}; use reduced=None or False."
+        )
+    is_reduced = exact if reduced is None else reduced
+    if isinstance(start, ReducedStart) and not is_reduced:
+        raise ValueError("start: a ReducedStart has no columns to integrate in full; give a LastLayer.")
+    return is_reduced
+
+
+def _check_start(start: Any, flow: AbstractFlow, key: Key[Array, ""] | None) -> None:
+    """Raises ValueError where a start does not fit the flow."""
+    if isinstance(start, ReducedStart):
+        check_shape("M", start.M, (None, flow.classes.num_classes), "(n, C) for classes")
+    elif isinstance(start, LastLayer):
+        start.check(flow.classes)
+    else:
+        flow.last_layer(start).check(flow.classes)
+    if isinstance(start, DeepLastLayer) != isinstance(flow, DeepLinearFlow):
+        if isinstance(start, DeepLastLayer):
+            raise ValueError("start: a DeepLastLayer needs the model `deep_linear`; give a LastLayer for this flow.")
+        raise ValueError(f"start: expected a DeepLastLayer for this model, got a {type(start).__name__}.")
+    if (flow.noise is None) != (key is None):
         raise ValueError("key: expected a key for a model with noise, and none for a model without.")
-    if not isinstance(model.constraint, Unconstrained):
+    if not isinstance(flow.constraint, Unconstrained):
         if not isinstance(start, LastLayer):
             raise ValueError("start: a model with a constraint is integrated in full; give a LastLayer.")
-        model.constraint.check(start, classes)
+        flow.constraint.check(start, flow.classes)
 
 
 def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:
     """The run, cut at the last time that was reached where the solver failed."""
     finite = np.logical_and.reduce(
-        [np.isfinite(np.asarray(x)).all(axis=tuple(range(1, x.ndim))) for x in run.states.values()]
+        [np.isfinite(np.asarray(x)).all(axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(run.states)]
     )
     if bool(out.successful) and finite.all():
         return run
@@ -258,7 +308,8 @@ def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:
 
 
 @eqx.filter_jit
-def _solve(flow, start, times, solver, rtol, atol, max_steps, progress, key, steady) -> Integration:
+def _solve(flow, start, times, solver, tolerances, max_steps, progress, key, steady) -> Integration:
+    rtol, atol = tolerances
     options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "progress": progress, "key": key, "steady": steady}
     return integrate(flow, start, times, solver=solver, **options)
 
@@ -324,10 +375,10 @@ def _observe_columns(kappa, states: ReducedState, times, deviations, classes: Cl
 
 
 @eqx.filter_jit
-def _observe_full(flow: AbstractFlow, states: LastLayer, times) -> Observables:
+def _observe_full(flow: AbstractFlow, states: Any, times) -> Observables:
     def at(inputs):
         t, state = inputs
-        kernel = flow.kernel.at(t)
+        kernel, state = flow.kernel_at(t, state), flow.last_layer(state)
         gram = feature_gram(state.H, kernel, flow.classes)
         seen = observe(state, flow.classes, kernel, flow.loss, gram=gram)
         return seen, state.W.T @ state.W, gram

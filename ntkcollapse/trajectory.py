@@ -18,14 +18,17 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_increasing, check_shape
+from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
 from ntkcollapse._files import replacing
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
+from ntkcollapse.theory.reduced import ReducedState
 
-# Names of the axes of every stored state, without the leading time axis.
+# Axes of every array of a state, after the leading one of time.
 _AXES = {
     "H": ("feature", "sample"),
     "M": ("feature", "class"),
@@ -40,32 +43,38 @@ _KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKe
 
 
 class Trajectory(eqx.Module):
-    """Observables and states of a last layer at T times.
+    """Observables and states of a last layer at T times, and the equation that it obeys.
 
     Args:
-        times: flow time t of the loss ½‖R‖² summed over the samples (or steps, where `settings` says so), (T,).
+        times: flow time t of the equation's loss (optimiser steps where `equation.without_clock` says why), (T,).
         observables: name → (T, ...) array.
         classes: behind the columns.
-        states: arrays with a leading time axis. A full state has H (T, n, N), W (T, C, n), b (T, C); a reduced one has
-            class means M (T, n, C) and propagators P (T, G, n, n) in place of H. May be empty.
+        states: a `LastLayer` with a leading time axis (`LastLayer.stacked`): H (T, n, N), W (T, C, n), b (T, C); or a
+            `ReducedState` with class means M (T, n, C) and propagators P (T, G, n, n) in place of H; or None.
         kernel: of the features, where there is one.
         deviations: H(0) − M(0)Zᵀ, (n, N): what a reduced state needs to give back every column.
         statistics: of the solver, or of the measurement: name → number.
-        settings: what made it; anything JSON can hold.
+        equation: what the trajectory obeys; the theorem's flow of ½‖R‖² by default.
+        names: name of an observable (or group of observables) → what the entries of its arrays are called.
+        settings: a note of what made it, anything that JSON can hold; nothing is computed from it.
         versions: name → version of what computed it; by default of the packages that are installed.
 
     Raises:
         ValueError: times that do not increase, records without one entry a time, or states of other sizes than
             `classes`.
+        TypeError: states that are no `LastLayer` and no `ReducedState`.
     """
 
     times: Float[Array, " T"]
     observables: dict[str, Array]
     classes: Classes
-    states: dict[str, Array]
+    # LastLayer | ReducedState | None: which of them the run was integrated as, so that `run.states.W` needs no cast.
+    states: Any
     kernel: SampleKernel | KernelPath | None
     deviations: Float[Array, "n N"] | None
     statistics: dict[str, Array]
+    equation: Equation
+    names_json: str = eqx.field(static=True)
     settings_json: str = eqx.field(static=True)
     versions_json: str = eqx.field(static=True)
 
@@ -75,20 +84,24 @@ class Trajectory(eqx.Module):
         observables: Mapping[str, Any],
         classes: Classes,
         *,
-        states: Mapping[str, Any] | None = None,
+        states: LastLayer | ReducedState | None = None,
         kernel: SampleKernel | KernelPath | None = None,
         deviations=None,
         statistics: Mapping[str, Any] | None = None,
+        equation: Equation | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
         settings: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
     ):
         self.times = jnp.asarray(times)
         self.observables = {name: jnp.asarray(value) for name, value in observables.items()}
         self.classes = classes
-        self.states = {name: jnp.asarray(value) for name, value in (states or {}).items()}
+        self.states = states
         self.kernel = kernel
         self.deviations = deviations
         self.statistics = {name: jnp.asarray(value) for name, value in (statistics or {}).items()}
+        self.equation = Equation() if equation is None else equation
+        self.names_json = json.dumps({name: list(entries) for name, entries in (names or {}).items()})
         self.settings_json = json.dumps(dict(settings or {}), sort_keys=True, default=str)
         self.versions_json = json.dumps(dict(versions or _installed()), sort_keys=True)
 
@@ -97,21 +110,45 @@ class Trajectory(eqx.Module):
         T = self.times.shape[0]
         for name, value in self.observables.items():
             check_shape(f"observables[{name!r}]", value, (T, *(None,) * (value.ndim - 1)), "one record a time")
-        for name, value in self.states.items():
-            check_choice("states", name, _AXES)
+        if not isinstance(self.states, LastLayer | ReducedState | None):
+            raise TypeError(
+                f"states: expected a LastLayer or a ReducedState with a leading time axis, or None, got a "
+                f"{type(self.states).__name__}; LastLayer.stacked(H, W, b) makes one from arrays."
+            )
+        for name, value in _arrays_of(self.states).items():
             sizes = {"sample": self.classes.num_samples, "class": self.classes.num_classes}
             expected = (T, *(sizes.get(axis) for axis in _AXES[name]))
-            check_shape(f"states[{name!r}]", value, expected, f"(time, {', '.join(_AXES[name])})")
+            check_shape(f"states.{name}", value, expected, f"(time, {', '.join(_AXES[name])})")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What made the trajectory."""
+        """A note of what made the trajectory."""
         return json.loads(self.settings_json)
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What the entries of array observables are called, by observable or group of observables."""
+        return json.loads(self.names_json)
 
     @property
     def versions(self) -> dict[str, str]:
         """What computed the trajectory: Python and the packages it rests on."""
         return json.loads(self.versions_json)
+
+    @property
+    def training_classes(self) -> Classes:
+        """Behind the samples that the loss sums over."""
+        return self.equation.training_classes or self.classes
+
+    @property
+    def on_a_probe(self) -> bool:
+        """Whether the columns are a part of the samples that the loss sums over."""
+        return self.training_classes.num_samples != self.classes.num_samples
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether `last_layer` can give the full state: every column of H was kept, or can be recovered."""
+        return isinstance(self.states, LastLayer) or (self.states is not None and self.deviations is not None)
 
     def __getitem__(self, name: str) -> Array:
         """The observable of this name, (T, ...)."""
@@ -124,20 +161,20 @@ class Trajectory(eqx.Module):
         Raises:
             ValueError: no states were kept, or only the reduction of a start without columns.
         """
-        if "W" not in self.states:
+        if self.states is None:
             raise ValueError("last_layer: this trajectory keeps observables only; no states were saved with it.")
         index = self._checked(index)
-        at = {name: value[index] for name, value in self.states.items()}
-        if "H" not in at:
-            if self.deviations is None:
-                raise ValueError(
-                    "last_layer: the run started from class means and scatter, so single columns of H are not known; "
-                    "start from a LastLayer to recover them, or read M, W, b from states."
-                )
-            kernel = self.kernel_at(index)
-            groups = kernel.split(self.deviations, self.classes)
-            at["H"] = self.classes.expand(at["M"]) + jnp.einsum("gij,gjk->ik", at["P"], groups)
-        return LastLayer(H=at["H"], W=at["W"], b=at["b"])
+        state = jax.tree.map(lambda value: value[index], self.states)
+        if isinstance(state, LastLayer):
+            return LastLayer(H=state.H, W=state.W, b=state.b)
+        if self.deviations is None:
+            raise ValueError(
+                "last_layer: the run started from class means and scatter, so single columns of H are not known; "
+                "start from a LastLayer to recover them, or read M, W, b from states."
+            )
+        groups = self.kernel_at(index).split(self.deviations, self.classes)
+        H = self.classes.expand(state.M) + jnp.einsum("gij,gjk->ik", state.P, groups)
+        return LastLayer(H=H, W=state.W, b=state.b)
 
     def at_records(self, indices: Sequence[int]) -> "Trajectory":
         """The same run with these of its records, in order of time; its kernel's path stays whole.
@@ -148,17 +185,12 @@ class Trajectory(eqx.Module):
         at = np.asarray(sorted({self._checked(i) % self.times.shape[0] for i in indices}))
         parts = (self.times, self.observables, self.states)
         times, observables, states = jax.tree.map(lambda value: value[at], parts)
-        return Trajectory(
-            times,
-            observables,
-            self.classes,
-            states=states,
-            kernel=self.kernel,
-            deviations=self.deviations,
-            statistics=self.statistics,
-            settings=self.settings,
-            versions=self.versions,
-        )
+        return self.replaced(times=times, observables=observables, states=states)
+
+    def replaced(self, **fields: Any) -> "Trajectory":
+        """The same trajectory with these arguments of its constructor in place of its own, checked again."""
+        own = {name: getattr(self, name) for name in _ARGUMENTS}
+        return Trajectory(**{**own, **fields})
 
     def _checked(self, index: int) -> int:
         T = self.times.shape[0]
@@ -179,7 +211,7 @@ class Trajectory(eqx.Module):
         for name, value in self.observables.items():
             extra = tuple(f"{name}_axis{i}" for i in range(value.ndim - 1))
             data[f"observable/{name}"] = (("time", *extra), np.asarray(value))
-        for name, value in self.states.items():
+        for name, value in _arrays_of(self.states).items():
             data[f"state/{name}"] = (("time", *_AXES[name]), np.asarray(value))
         for name, value in self.statistics.items():
             data[f"statistic/{name}"] = ((), np.asarray(value))
@@ -191,10 +223,12 @@ class Trajectory(eqx.Module):
             data[f"kernel/{name}"] = (axes, value)
         data["class_sizes"] = (("class",), np.asarray(self.classes.sizes))
         attributes = {
+            "equation": json.dumps(self.equation.as_mapping(), sort_keys=True),
+            "names": self.names_json,
             "settings": self.settings_json,
             "kernel": kind,
             "versions": self.versions_json,
-            "conventions": "t is the time of the gradient flow of the loss that settings name, with its scale",
+            "conventions": "t is the time of the gradient flow of the loss that the equation names, with its scale",
         }
         flat = {name.replace("/", "__"): value for name, value in data.items()}
         return xr.Dataset(flat, coords={"time": np.asarray(self.times)}, attrs=attributes)
@@ -240,22 +274,52 @@ class Trajectory(eqx.Module):
             if kind in groups and rest:
                 groups[kind][rest] = data[name].values
         classes = Classes(sizes=tuple(data["class_sizes"].values))
+        settings = json.loads(data.attrs["settings"])
+        if "equation" in data.attrs:
+            equation = Equation.from_mapping(json.loads(data.attrs["equation"]))
+            names = json.loads(data.attrs["names"])
+        else:
+            equation, names = equation_of_settings(settings, classes.sizes), names_of_settings(settings)
         return cls(
             data["time"].values,
             groups["observable"],
             classes,
-            states=groups["state"],
+            states=_states_from_arrays(groups["state"]),
             kernel=_kernel_from_arrays(data.attrs["kernel"], groups["kernel"]),
             deviations=jnp.asarray(data["deviations"].values) if "deviations" in data else None,
             statistics=groups["statistic"],
-            settings=json.loads(data.attrs["settings"]),
+            equation=equation,
+            names=names,
+            settings=settings,
             versions=json.loads(data.attrs["versions"]),
         )
+
+
+# Of the constructor, under the names of what holds them.
+_ARGUMENTS = (
+    "times", "observables", "classes", "states", "kernel", "deviations", "statistics", "equation", "names", "settings",
+    "versions",
+)  # fmt: skip
 
 
 @cache
 def _installed() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _arrays_of(states: LastLayer | ReducedState | None) -> dict[str, Array]:
+    """The arrays of a state by name."""
+    return {} if states is None else {name: value for name, value in vars(states).items() if name in _AXES}
+
+
+def _states_from_arrays(arrays: Mapping[str, Any]) -> LastLayer | ReducedState | None:
+    if not arrays:
+        return None
+    kind = ReducedState if "M" in arrays else LastLayer
+    wanted = [name for name in _AXES if name in kind.__annotations__]
+    if sorted(arrays) != sorted(wanted):
+        raise ValueError(f"states: expected the arrays {', '.join(wanted)}, found {', '.join(sorted(arrays))}.")
+    return _assemble(kind, {name: jnp.asarray(value) for name, value in arrays.items()})
 
 
 def _kernel_to_arrays(kernel: SampleKernel | KernelPath | None) -> tuple[str, dict[str, np.ndarray]]:

@@ -23,7 +23,6 @@ from scipy.stats import spearmanr
 from ntkcollapse import plots
 from ntkcollapse._table import number, table
 from ntkcollapse.comparison import CollapsePoint, collapse_points, invariant_course
-from ntkcollapse.losses import Clock
 from ntkcollapse.training import TrainConfig, train
 
 HERE = Path(__file__).parent
@@ -119,9 +118,7 @@ def figure_of(runs: dict, points: list[CollapsePoint]) -> Figure:
         lines: dict[float, Any] = {DECAYS[1]: "--", DECAYS[2]: ":"}
         for (loss, scale, decay, noise), (_, run) in runs.items():
             if decay and not noise and scale == 1.0:
-                course = invariant_course(
-                    run, decay=Clock(1.0, run.settings["scale"], run.settings["momentum"]).decay_rate(decay)
-                )
+                course = invariant_course(run)
                 marker = {DECAYS[1]: "s", DECAYS[2]: "D"}[decay]
                 axes[1, 1].plot(
                     course.times, course.norm / course.norm[0], color=COLOURS[loss], marker=marker, markersize=3

@@ -21,8 +21,9 @@ import numpy as np
 
 from ntkcollapse import BlockKernel, Classes, Trajectory, ntk, plots
 from ntkcollapse._table import table
+from ntkcollapse.clock import Clock
 from ntkcollapse.comparison import measured_rates
-from ntkcollapse.losses import Clock
+from ntkcollapse.equation import Equation
 from ntkcollapse.observables import kernel_observables
 
 HERE = Path(__file__).parent
@@ -70,7 +71,7 @@ def run_of(width: int, seed: int, *, linearised: bool, points: int = 3000) -> Tr
         _, norms = jax.jit(lambda p: jax.lax.scan(advance, p, None, length=points))(params)
     seen = {f"residual_{part}": norms[:, i] for i, part in enumerate(PARTS)}
     constant = {k: jnp.full(points, v) for k, v in kernel_observables(gamma, "gamma").items()}
-    return Trajectory(step * np.arange(points), seen | constant, CLASSES, settings={"producer": "network"})
+    return Trajectory(step * np.arange(points), seen | constant, CLASSES, equation=Equation(producer="network"))
 
 
 def deviations(run: Trajectory) -> list[float]:

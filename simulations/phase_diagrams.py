@@ -164,7 +164,9 @@ def decay_diagram(config: Config) -> dict[str, Diagram]:
         start = nc.LastLayer(H=scale * jnp.asarray(H), W=scale * jnp.asarray(W), b=jnp.zeros(C))
         times = jnp.asarray([0.0, config.decay_time])
         rates = {"H": decay, "W": decay}
-        return nc.simulate(start, kappa, classes, times, weight_decay=rates, columns=False)["nc1_tirer2022"][-1]
+        return nc.simulate(start, nc.Flow(kappa, classes, weight_decay=rates), times=times, columns=False)[
+            "nc1_tirer2022"
+        ][-1]
 
     decay, scale = np.logspace(-3, 1, config.grid), np.logspace(-2, 1, config.grid)
     values = mapped(point, decay, scale, config, "decay")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ntkcollapse.simulation as module
-from ntkcollapse import BlockKernel, Classes, CrossEntropy, KernelPath, LastLayer, SquaredError
+from ntkcollapse import BlockKernel, Classes, CrossEntropy, Flow, KernelPath, LastLayer, Method, SquaredError
 from ntkcollapse.observables import invariant_observables
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.initial import collapsed
@@ -26,8 +26,9 @@ START = random_state(5, CLASSES)
 def test_reduced_run_is_the_full_run(kind):
     """Every observable and every column, for kernels with several groups of rates, unequal classes and decay."""
     kernel, state = kernels(UNEQUAL)[kind], random_state(5, UNEQUAL)
-    options = {"weight_decay": {"H": 0.1, "W": 0.05, "b": 0.2}, "solver": "dopri8", "rtol": 1e-11, "atol": 1e-13}
-    fast, slow = (simulate(state, kernel, UNEQUAL, TIMES, reduced=r, **options) for r in (True, False))
+    flow = Flow(kernel, UNEQUAL, weight_decay={"H": 0.1, "W": 0.05, "b": 0.2})
+    method = Method(solver="dopri8", rtol=1e-11, atol=1e-13)
+    fast, slow = (simulate(state, flow, times=TIMES, method=method, reduced=r) for r in (True, False))
     assert fast.settings["flow"] == "reduced"
     assert slow.settings["flow"] == "full"
     # Two integrations at rtol 1e-11 over rates of about 30: errors of 1e-10.
@@ -38,10 +39,10 @@ def test_reduced_run_is_the_full_run(kind):
 
 
 def test_default_solver_reaches_its_tolerance_and_conserves_the_invariant():
-    exact = simulate(START, KAPPA, CLASSES, TIMES, solver="dopri8", rtol=1e-12, atol=1e-14)
+    exact = simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="dopri8", rtol=1e-12, atol=1e-14))
     errors, drifts = [], []
     for rtol in (1e-3, 1e-5, 1e-7):
-        run = simulate(START, KAPPA, CLASSES, TIMES, rtol=rtol, atol=rtol * 1e-3)
+        run = simulate(START, KAPPA, CLASSES, TIMES, method=Method(rtol=rtol, atol=rtol * 1e-3))
         errors.append(float(jnp.abs(run.last_layer(-1).H - exact.last_layer(-1).H).max()))
         drifts.append(float(run["invariant_drift"][-1]))
     # A second-order method under error control per step: the global error falls as rtol^(2/3), 21 for 100.
@@ -52,13 +53,18 @@ def test_default_solver_reaches_its_tolerance_and_conserves_the_invariant():
 
 
 def test_weight_decay_shrinks_the_invariant_exponentially():
-    run = simulate(START, KAPPA, CLASSES, TIMES, weight_decay={"H": 0.3, "W": 0.3}, solver="dopri8", rtol=1e-11)
+    run = simulate(
+        START,
+        Flow(KAPPA, CLASSES, weight_decay={"H": 0.3, "W": 0.3}),
+        times=TIMES,
+        method=Method(solver="dopri8", rtol=1e-11),
+    )
     expected = float(run["invariant_norm"][0]) * np.exp(-2 * 0.3 * TIMES)
     np.testing.assert_allclose(run["invariant_norm"], expected, rtol=1e-8)
 
 
 def test_cross_entropy_conserves_the_invariant_and_has_its_own_loss():
-    run = simulate(START, KAPPA, CLASSES, TIMES, loss=CrossEntropy(), rtol=1e-10, atol=1e-12)
+    run = simulate(START, Flow(KAPPA, CLASSES, loss=CrossEntropy()), times=TIMES, method=Method(rtol=1e-10, atol=1e-12))
     assert run.settings["flow"] == "full"
     logits = np.asarray(START.logits)
     expected = np.sum(np.log(np.exp(logits).sum(0)) - logits[np.asarray(CLASSES.labels), np.arange(12)])
@@ -79,16 +85,18 @@ def test_without_observation_there_are_states_alone(monkeypatch):
 
 
 def test_loss_scale_is_the_unit_of_time():
-    run = simulate(START, KAPPA, CLASSES, TIMES, solver="dopri8", rtol=1e-10)
-    slow = simulate(START, KAPPA, CLASSES, TIMES * 5, loss=SquaredError(0.2), solver="dopri8", rtol=1e-10)
-    np.testing.assert_allclose(slow.states["W"], run.states["W"], atol=1e-8)
+    run = simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="dopri8", rtol=1e-10))
+    slow = simulate(
+        START, Flow(KAPPA, CLASSES, loss=SquaredError(0.2)), times=TIMES * 5, method=Method(solver="dopri8", rtol=1e-10)
+    )
+    np.testing.assert_allclose(slow.states.W, run.states.W, atol=1e-8)
     np.testing.assert_allclose(slow["loss"], 0.2 * run["loss"], rtol=1e-7)
 
 
 def test_kernel_path_that_does_not_move_is_the_constant_kernel():
     path = KernelPath([0.0, 1.0, 2.0], diagonal=[3.0] * 3, within=[2.0] * 3, between=[0.6] * 3)
     constant, along = (simulate(START, k, CLASSES, TIMES) for k in (KAPPA, path))
-    np.testing.assert_allclose(along.states["W"], constant.states["W"], atol=1e-12)
+    np.testing.assert_allclose(along.states.W, constant.states.W, atol=1e-12)
     np.testing.assert_allclose(along["kappa_within"], 2.0)
     with pytest.raises(ValueError, match="within those of the kernel path, 0 to 2; got 0 to 4"):
         simulate(START, path, CLASSES, 2 * TIMES)
@@ -96,12 +104,12 @@ def test_kernel_path_that_does_not_move_is_the_constant_kernel():
 
 def test_moving_kernel_path_reduced_is_full():
     path = KernelPath([0.0, 0.5, 2.0], diagonal=[3.0, 4.0, 3.5], within=[2.0, 2.5, 1.0], between=[0.6, 0.1, 0.3])
-    options = {"solver": "dopri8", "rtol": 1e-9, "atol": 1e-11}
-    fast, slow = (simulate(START, path, CLASSES, TIMES, reduced=r, **options, observed=False) for r in (True, False))
+    options = {"method": Method(solver="dopri8", rtol=1e-9, atol=1e-11), "observed": False}
+    fast, slow = (simulate(START, path, CLASSES, TIMES, reduced=r, **options) for r in (True, False))
     # Steps across the kinks of the path are what limits the accuracy of both.
     np.testing.assert_allclose(fast.last_layer(-1).H, slow.last_layer(-1).H, atol=1e-7)
-    frozen = simulate(START, path.at(0.0), CLASSES, TIMES, **options, observed=False)
-    assert float(jnp.abs(frozen.states["W"][-1] - fast.states["W"][-1]).max()) > 1e-2
+    frozen = simulate(START, path.at(0.0), CLASSES, TIMES, **options)
+    assert float(jnp.abs(frozen.states.W[-1] - fast.states.W[-1]).max()) > 1e-2
     with pytest.raises(ValueError, match=r"index: expected a saved time from -9 to 8, got 9"):
         fast.last_layer(9)
 
@@ -110,9 +118,9 @@ def test_single_precision_runs_in_single_precision():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         start = LastLayer(*(np.asarray(x, np.float32) for x in (START.H, START.W, START.b)))
-        run = simulate(start, KAPPA, CLASSES, TIMES, rtol=1e-4, atol=1e-5)
-    assert run.states["W"].dtype == jnp.float32
-    whole = simulate(START, KAPPA, CLASSES, TIMES, rtol=1e-4, atol=1e-5)
+        run = simulate(start, KAPPA, CLASSES, TIMES, method=Method(rtol=1e-4, atol=1e-5))
+    assert run.states.W.dtype == jnp.float32
+    whole = simulate(START, KAPPA, CLASSES, TIMES, method=Method(rtol=1e-4, atol=1e-5))
     np.testing.assert_allclose(run["loss"], whole["loss"], rtol=1e-2, atol=1e-3)
 
 
@@ -135,7 +143,11 @@ def test_gradient_against_finite_differences():
         between, scale = parameters
         start = LastLayer(H=scale * START.H, W=START.W, b=START.b)
         run = simulate(
-            start, BlockKernel(3.0, 2.0, between), CLASSES, TIMES[:3], solver="dopri8", rtol=1e-9, atol=1e-11
+            start,
+            BlockKernel(3.0, 2.0, between),
+            CLASSES,
+            TIMES[:3],
+            method=Method(solver="dopri8", rtol=1e-9, atol=1e-11),
         )
         return run.observables["loss"][-1] + run.observables["nc1_tirer2022"][-1]
 
@@ -153,7 +165,7 @@ def test_gradient_is_finite_where_norms_vanish():
 
     def final(scale):
         moved = LastLayer(H=start.H, W=scale * start.W, b=start.b)
-        run = simulate(moved, KAPPA, CLASSES, TIMES[:3], solver="dopri8", rtol=1e-9, atol=1e-11)
+        run = simulate(moved, KAPPA, CLASSES, TIMES[:3], method=Method(solver="dopri8", rtol=1e-9, atol=1e-11))
         return run.observables["residual_class"][-1] + run.observables["loss"][-1]
 
     # The step is 10⁵ times the error of a run, and its square still small.
@@ -184,12 +196,15 @@ def test_state_that_overflows_says_until_when_it_was_finite(monkeypatch):
 
 
 def test_chebyshev_is_the_default_of_the_reduced_flow_and_has_a_name():
-    runs = [simulate(START, KAPPA, CLASSES, TIMES, solver=name, observed=False) for name in (None, "chebyshev")]
+    runs = [
+        simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver=name), observed=False)
+        for name in (None, "chebyshev")
+    ]
     assert {run.settings["solver"] for run in runs} == {"RungeKuttaChebyshev"}
-    np.testing.assert_array_equal(runs[0].states["W"], runs[1].states["W"])
-    full = simulate(START, KAPPA, CLASSES, TIMES, solver="chebyshev", reduced=False, observed=False)
+    np.testing.assert_array_equal(runs[0].states.W, runs[1].states.W)
+    full = simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="chebyshev"), reduced=False, observed=False)
     # Without the bound of the reduced flow the spectral radius is estimated: the same method, other steps.
-    np.testing.assert_allclose(full.states["W"], runs[0].states["W"], atol=1e-4)
+    np.testing.assert_allclose(full.states.W, runs[0].states.W, atol=1e-4)
 
 
 def test_one_compilation_for_each_shape(monkeypatch):
@@ -206,7 +221,7 @@ def test_one_compilation_for_each_shape(monkeypatch):
     for m, between in ((4, 0.6), (4, 0.3), (400, 0.3)):
         classes = Classes.balanced(3, m)
         start = ReducedStart(M=START.class_means(CLASSES), scatter=m * jnp.eye(5), W=START.W, b=START.b)
-        simulate(start, BlockKernel(3.0, 2.0, between), classes, times, rtol=1e-5)
+        simulate(start, BlockKernel(3.0, 2.0, between), classes, times, method=Method(rtol=1e-5))
     # One trace of the integration, one of what is observed.
     assert sorted(count) == ["integrate", "reduced_feature_gram"]
 
@@ -215,34 +230,36 @@ def test_a_first_step_that_overflows_is_shortened():
     """N = 18,000 makes rates of 10⁵, and the first step that an explicit method tries over a long time overflows."""
     classes = Classes.balanced(3, 6000)
     start = ReducedStart(M=START.class_means(CLASSES), scatter=0.05 * jnp.eye(5), W=START.W, b=START.b)
-    run = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]), solver="tsit5", max_steps=5000, observed=False)
+    run = simulate(
+        start, KAPPA, classes, np.array([0.0, 2e-3]), method=Method(solver="tsit5", max_steps=5000), observed=False
+    )
     exact = simulate(start, KAPPA, classes, np.array([0.0, 2e-3]), observed=False)
-    np.testing.assert_allclose(run.states["W"], exact.states["W"], atol=1e-5)
+    np.testing.assert_allclose(run.states.W, exact.states.W, atol=1e-5)
 
 
 def test_steady_state_ends_the_run():
     times = np.concatenate([[0.0], np.geomspace(1e-2, 1e4, 60)])
-    run = simulate(START, KAPPA, CLASSES, times, weight_decay=0.05, steady=1e-6)
+    run = simulate(START, Flow(KAPPA, CLASSES, weight_decay=0.05), times=times, steady=1e-6)
     assert bool(run.statistics["steady"])
     assert bool(run.statistics["successful"])
     T = len(run.times)
     assert 10 < T < 61
     # What is left of the motion after the slowest rate, about 0.05, says how far the state still is from its limit.
-    whole = simulate(START, KAPPA, CLASSES, times, weight_decay=0.05)
+    whole = simulate(START, Flow(KAPPA, CLASSES, weight_decay=0.05), times=times)
     np.testing.assert_array_equal(run["loss"], whole["loss"][:T])
-    np.testing.assert_allclose(run.states["W"][-1], whole.states["W"][-1], atol=1e-3)
+    np.testing.assert_allclose(run.states.W[-1], whole.states.W[-1], atol=1e-3)
 
 
 def test_failure_says_where_and_returns_what_it_has():
     with pytest.raises(SimulationError, match=r"stopped after t = .* of 2 .*raise `max_steps`") as caught:
-        simulate(START, KAPPA, CLASSES, TIMES, solver="tsit5", max_steps=40)
+        simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="tsit5", max_steps=40))
     reached = caught.value.trajectory
     assert reached is not None
-    whole = simulate(START, KAPPA, CLASSES, TIMES, solver="tsit5")
+    whole = simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="tsit5"))
     T = reached.times.shape[0]
     assert 1 <= T < 9
     np.testing.assert_array_equal(reached["loss"], whole["loss"][:T])
-    part = simulate(START, KAPPA, CLASSES, TIMES, solver="tsit5", max_steps=40, throw=False)
+    part = simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="tsit5", max_steps=40), throw=False)
     assert not bool(part.statistics["successful"])
     assert part.times.shape[0] == T
 
@@ -264,19 +281,19 @@ def test_bad_input_is_refused_before_any_compute():
     with pytest.raises(ValueError, match="times: expected finite"):
         simulate(START, KAPPA, CLASSES, np.array([0.0, np.inf]))
     with pytest.raises(ValueError, match=r"solver: .* Did you mean 'tsit5'"):
-        simulate(START, KAPPA, CLASSES, TIMES, solver="tsit")
+        simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="tsit"))
     with pytest.raises(ValueError, match=r"weight_decay: expected one of 'H', 'W', 'b'; got 'h'"):
-        simulate(START, KAPPA, CLASSES, TIMES, weight_decay={"h": 0.1})
+        simulate(START, Flow(KAPPA, CLASSES, weight_decay={"h": 0.1}), times=TIMES)
     with pytest.raises(ValueError, match="weight_decay: expected numbers zero or above"):
-        simulate(START, KAPPA, CLASSES, TIMES, weight_decay=-0.1)
+        simulate(START, Flow(KAPPA, CLASSES, weight_decay=-0.1), times=TIMES)
     with pytest.raises(ValueError, match="b = 0 where the bias is absent"):
-        simulate(START, KAPPA, CLASSES, TIMES, bias="absent")
+        simulate(START, Flow(KAPPA, CLASSES, bias="absent"), times=TIMES)
     with pytest.raises(ValueError, match=r"bias: .* got 'fixed'"):
-        simulate(START, KAPPA, CLASSES, TIMES, bias="fixed")
+        simulate(START, Flow(KAPPA, CLASSES, bias="fixed"), times=TIMES)
     with pytest.raises(ValueError, match="reduction is exact for squared error"):
-        simulate(START, KAPPA, CLASSES, TIMES, loss=CrossEntropy(), reduced=True)
+        simulate(START, Flow(KAPPA, CLASSES, loss=CrossEntropy()), times=TIMES, reduced=True)
     with pytest.raises(ValueError, match="rtol: expected numbers above zero"):
-        simulate(START, KAPPA, CLASSES, TIMES, rtol=0.0)
+        simulate(START, KAPPA, CLASSES, TIMES, method=Method(rtol=0.0))
     start = ReducedStart.of(START, KAPPA, CLASSES)
     with pytest.raises(ValueError, match="has no columns to integrate in full"):
         simulate(start, KAPPA, CLASSES, TIMES, reduced=False)

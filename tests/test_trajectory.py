@@ -1,12 +1,28 @@
 """A trajectory comes back from its file as it was, and nothing that is saved gets lost."""
 
 import equinox as eqx
+import h5netcdf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
-from ntkcollapse import BlockKernel, Classes, DenseKernel, GroupedKernel, KernelPath, Trajectory
+from ntkcollapse import (
+    BlockKernel,
+    Classes,
+    Clock,
+    CrossEntropy,
+    DenseKernel,
+    Equation,
+    GroupedKernel,
+    KernelPath,
+    LastLayer,
+    Loss,
+    SquaredError,
+    Staircase,
+    Trajectory,
+)
 from tests.cases import UNEQUAL, kernels
 
 TIMES = np.array([0.0, 0.5, 2.0])
@@ -15,7 +31,7 @@ TIMES = np.array([0.0, 0.5, 2.0])
 def record(kernel=None, **more) -> Trajectory:
     rng = np.random.default_rng(0)
     N, C = UNEQUAL.num_samples, UNEQUAL.num_classes
-    states = {"H": rng.normal(size=(3, 5, N)), "W": rng.normal(size=(3, C, 5)), "b": rng.normal(size=(3, C))}
+    states = LastLayer.stacked(rng.normal(size=(3, 5, N)), rng.normal(size=(3, C, 5)), rng.normal(size=(3, C)))
     return Trajectory(
         TIMES,
         {"loss": np.array([3.0, 2.0, 1.0]), "profile": rng.normal(size=(3, 4))},
@@ -80,8 +96,14 @@ def test_nothing_saved_is_overwritten_or_half_written(tmp_path, monkeypatch):
 def test_bad_records_and_files_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"observables\['loss'\]: expected shape \(3\)"):
         Trajectory(TIMES, {"loss": np.zeros(2)}, UNEQUAL)
-    with pytest.raises(ValueError, match=r"states\['H'\]: expected shape \(3, any, 9\), \(time, feature, sample\)"):
-        Trajectory(TIMES, {}, UNEQUAL, states={"H": np.zeros((3, 5, 8))})
+    with pytest.raises(ValueError, match=r"states\.H: expected shape \(3, any, 9\), \(time, feature, sample\)"):
+        Trajectory(
+            TIMES, {}, UNEQUAL, states=LastLayer.stacked(np.zeros((3, 5, 8)), np.zeros((3, 3, 5)), np.zeros((3, 3)))
+        )
+    with pytest.raises(
+        TypeError, match=r"states: expected a LastLayer or a ReducedState .* got a dict; LastLayer.stacked"
+    ):
+        record(states={"H": np.zeros((3, 5, 9))})
     with pytest.raises(ValueError, match="strictly increasing"):
         Trajectory(TIMES[::-1].copy(), {}, UNEQUAL)
     with pytest.raises(ValueError, match=r"Did you mean 'loss'"):
@@ -106,3 +128,96 @@ def test_a_file_keeps_the_versions_that_computed_it(tmp_path):
     Trajectory.load(tmp_path / "first").save(tmp_path / "second")
     assert Trajectory.load(tmp_path / "second").versions == {"jax": "0.0.1"}
     assert Trajectory(np.arange(2.0), {}, classes).versions["numpy"] == np.__version__
+
+
+class Hinge(Loss):
+    scale: float = 1.0
+
+    def value(self, f, Y):
+        return (f * Y).sum()
+
+    def gradient(self, f, Y):
+        return Y
+
+
+EQUATIONS = {
+    "theorem": Equation(loss=SquaredError(0.5), weight_decay={"H": 0.1, "W": 0.2}, bias="absent", plain=False),
+    "network": Equation(
+        producer="network",
+        weight_decay={"W": 0.36},
+        clock=Clock(Staircase(0.3, 0.1, 120), 1 / 36, 0.9, True),
+        training_classes=Classes(sizes=(4, 5, 6)),
+        own=("data",),
+    ),
+    "without clock": Equation(producer="network", loss=CrossEntropy(), without_clock="adam rescales gradients"),
+}
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_a_file_keeps_the_equation(tmp_path, name):
+    record(equation=EQUATIONS[name], names={"profile": list("abcd")}).save(tmp_path)
+    again = Trajectory.load(tmp_path)
+    assert jax.tree.structure(again.equation) == jax.tree.structure(EQUATIONS[name])
+    for a, b in zip(jax.tree.leaves(again.equation), jax.tree.leaves(EQUATIONS[name]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert again.names == {"profile": list("abcd")}
+
+
+def test_of_a_loss_of_ones_own_a_file_keeps_the_name(tmp_path):
+    run = record(equation=Equation(loss=Hinge()))
+    assert not run.equation.is_squared
+    run.save(tmp_path)
+    again = Trajectory.load(tmp_path).equation
+    assert not again.is_squared
+    with pytest.raises(ValueError, match="loss: expected Hinge itself, got a file that keeps its name only"):
+        again.loss.value(jnp.zeros((3, 9)), jnp.zeros((3, 9)))
+
+
+def test_bad_equations_do_not_build():
+    with pytest.raises(ValueError, match=r"producer: expected one of .*; got 'networks'. Did you mean"):
+        Equation(producer="networks")
+    with pytest.raises(ValueError, match="weight_decay: expected numbers zero or above"):
+        Equation(weight_decay=-1.0)
+    with pytest.raises(ValueError, match=r"loss: expected one of 'squared', 'cross-entropy'; got 'crossentropy'"):
+        Equation(loss="crossentropy")
+    with pytest.raises(ValueError, match="equation: expected the keys"):
+        Equation.from_mapping(Equation().as_mapping() | {"weight_decai": 0.1})
+
+
+# What files of before say in their settings, and what it means.
+EARLIER = {
+    "trained": (
+        {
+            "producer": "network", "loss": "squared", "clock": "flow", "scale": 1 / 36, "weight_decay": 0.01,
+            "learning_rate": 0.3, "momentum": 0.9, "nesterov": True, "decay_every": 2, "decay_factor": 0.1,
+            "steps_per_epoch": 60, "training_samples": 15, "training_class_sizes": [4, 5, 6], "bias": True,
+            "own_data": "mine", "names": {"profile": ["a", "b", "c", "d"]},
+        },
+        EQUATIONS["network"],
+    ),
+    "theory": (
+        {
+            "producer": "theory", "loss": "SquaredError", "scale": 0.5, "bias": "absent", "plain": False,
+            "weight_decay": {"H": 0.1, "W": 0.2, "b": 0.0},
+        },
+        EQUATIONS["theorem"],
+    ),
+    "adam": (
+        {
+            "producer": "network", "loss": "cross-entropy", "clock": "steps", "weight_decay": 0.0, "bias": True,
+            "without_clock": "adam rescales gradients", "scale": 1 / 9, "learning_rate": 0.1,
+        },
+        EQUATIONS["without clock"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_files_of_before_load(tmp_path, name):
+    settings, equation = EARLIER[name]
+    file = record(settings=settings).save(tmp_path)
+    with h5netcdf.File(file, "a") as data:
+        del data.attrs["equation"], data.attrs["names"]
+    again = Trajectory.load(tmp_path)
+    assert again.equation.as_mapping() == pytest.approx(equation.as_mapping())
+    assert again.names == settings.get("names", {})

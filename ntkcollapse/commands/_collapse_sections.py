@@ -50,7 +50,7 @@ def collapse_sections(run: Trajectory) -> Iterator[str]:
 
 def collapse_figures(run: Trajectory) -> dict[str, Figure]:
     """Figures of the layer measurements that the run made, by the name of their file."""
-    names, found = run.settings.get("names", {}), {}
+    names, found = run.names, {}
     if "layers" in names:
         profiles = {f"epoch {number(run['epoch'][i])}": saved_profile(run, i) for i in sorted({0, len(run.times) - 1})}
         found["layers"] = plots.collapse_profile_figure(profiles)
@@ -83,7 +83,7 @@ def _by_source(run: Trajectory) -> Iterator[str]:
     except ValueError as error:
         yield _html.paragraph(f"Not measured: {error}")
         return
-    where = "the probe" if run.settings.get("producer") == "network" else "all samples"
+    where = "the probe" if run.equation.of_network else "all samples"
     yield _html.paragraph(
         f"Of the last layer at the last record, on {where} ({run.classes.num_samples} samples). Formulas, ranges and "
         "what each does not see: docs/collapse_metrics.md. inf: class means that coincide; of the Fisher ratio, which "

@@ -119,10 +119,10 @@ def edge_of_stability(ladder: Ladder) -> str | None:
     flow, steps = ladder.rungs.get("network-flow"), ladder.network.observables.get("step")
     if flow is None or steps is None or "eigenvalue_largest" not in flow.statistics or len(steps) < 2:
         return None
-    made_by = ladder.network.settings
-    β = float(made_by.get("momentum", 0.0))
+    clock = ladder.network.equation.clock
+    β = 0.0 if clock is None else clock.momentum
     step = float(np.max(np.diff(np.asarray(ladder.network.times)) / np.diff(np.asarray(steps)))) * (1 - β)
-    bound = stability_bound("nesterov" if made_by.get("nesterov", False) else "heavy-ball", β)
+    bound = stability_bound("nesterov" if clock is not None and clock.nesterov else "heavy-ball", β)
     ρ = float(flow.statistics["eigenvalue_largest"])
     return (
         f"step x largest eigenvalue of the Hessian along rung 6: {number(step)} x {number(ρ)} = {step * ρ:.3g}; "

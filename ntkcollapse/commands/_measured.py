@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ntkcollapse.comparison import MeasuredStart, NetworkAt
-from ntkcollapse.comparison.start import check_clock, is_squared, own_decay
+from ntkcollapse.comparison.start import check_clock
 from ntkcollapse.data import Dataset, digits
 from ntkcollapse.networks import Network, Variables, mlp
 from ntkcollapse.training import Moment, TrainConfig, measured_descent, train
@@ -110,7 +110,7 @@ def recorded_run(path: Path) -> tuple[Trajectory, list[int]]:
         ValueError: a run of the theory, one without kernels, of another loss than the squared one, or without a clock.
     """
     recorded = Trajectory.load(path)
-    if recorded.settings.get("producer") != "network":
+    if not recorded.equation.of_network:
         raise ValueError(f"{path}: expected the run of a trained network, got one of the theory.")
     if recorded.kernel is None:
         raise ValueError(
@@ -118,16 +118,15 @@ def recorded_run(path: Path) -> tuple[Trajectory, list[int]]:
             "at which it does not diverge, where κ ends as no block kernel."
         )
     check_clock(recorded)
-    if not is_squared(recorded):
-        loss = recorded.settings["loss"]
+    if not recorded.equation.is_squared:
+        loss = type(recorded.equation.loss).__name__
         raise ValueError(f"{path}: expected a run of the squared loss, which the theory is of, got {loss}.")
     return recorded, [int(s) for s in np.asarray(recorded.observables["step"])]
 
 
 def made_by_settings(path: Path, recorded: Trajectory) -> bool:
     """Whether the settings of a run make it again: they do not know networks and data that were given from Python."""
-    own = any(name in recorded.settings for name in ("own_network", "own_data"))
-    return (path / "config.toml").exists() and not own
+    return (path / "config.toml").exists() and not recorded.equation.own
 
 
 def as_recorded(path: Path, starts: Iterable[int]) -> MeasuredRun:
@@ -142,7 +141,8 @@ def as_recorded(path: Path, starts: Iterable[int]) -> MeasuredRun:
         raise ValueError(
             f"start: expected a recorded step of a run that cannot be made again, among {_some(steps)}; got {lost}."
         )
-    return MeasuredRun(recorded, {}, own_decay(recorded), recorded.settings.get("network", path.name))
+    decay = float(recorded.equation.weight_decay.W)
+    return MeasuredRun(recorded, {}, decay, str(recorded.settings.get("network", path.name)))
 
 
 def measured_again(path: Path, starts: Sequence[int], *, at: Iterable[int], keep_all: bool = False) -> MeasuredRun:
@@ -169,8 +169,9 @@ def measured_again(path: Path, starts: Sequence[int], *, at: Iterable[int], keep
         again = _digits_again(path, settings, starts, at, keep_all)
     else:
         # A run that was interrupted is made again to the end of the epoch it came to, not to the one it was to reach.
-        epochs = max(1, -(-steps[-1] // int(recorded.settings["steps_per_epoch"])))
-        config = dataclasses.replace(saved_config(path), epochs=epochs)
+        config = saved_config(path)
+        per_epoch = config.build_batches(recorded.training_classes).per_epoch
+        config = dataclasses.replace(config, epochs=max(1, -(-steps[-1] // per_epoch)))
         again = trained_run(config, sorted({steps[-1], *at, *starts}), starts, keep_all=keep_all)
     _check_same(recorded, again.trajectory)
     return again
@@ -274,12 +275,12 @@ def apart_at(run: Trajectory, other: Trajectory) -> dict[int, float]:
 
     It does not depend on what a run is measured on; where it differs, so does the network.
     """
-    if "W" not in run.states or "W" not in other.states:
+    if run.states is None or other.states is None:
         return {}
     found, index = {}, {int(s): i for i, s in enumerate(np.asarray(other.observables["step"]))}
     for i, step in enumerate(np.asarray(run.observables["step"])):
         if int(step) in index:
-            W, V = np.asarray(run.states["W"][i]), np.asarray(other.states["W"][index[int(step)]])
+            W, V = np.asarray(run.states.W[i]), np.asarray(other.states.W[index[int(step)]])
             if W.shape != V.shape:
                 return {int(step): float("inf")}
             found[int(step)] = float(np.linalg.norm(W - V) / np.linalg.norm(W))

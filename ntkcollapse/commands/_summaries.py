@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from ntkcollapse import plots
@@ -28,7 +29,7 @@ def simulation_table(run: Trajectory, seconds: float) -> str:
     rows = [[name, *(number(run.observables[name][i]) for i in indices)] for name in SHOWN if name in run.observables]
     steps = int(run.statistics["num_steps"])
     drift = float(np.max(np.asarray(run.observables["invariant_drift"])))
-    decays = any(run.settings.get("weight_decay", {}).values())
+    decays = any(float(rate) for rate in jax.tree.leaves(run.equation.weight_decay))
     said = "drift of the invariant (solver error)" if not decays else "change of the invariant (moved by weight decay)"
     foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {said}: {drift:.1e}"
     return f"{table(header, rows)}\n\n{foot}"

@@ -11,7 +11,6 @@ from ntkcollapse._table import number, table, with_error
 from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
 from ntkcollapse.comparison.rates import without_eigenvalues
-from ntkcollapse.comparison.start import on_a_probe
 from ntkcollapse.theory.rate_fit import RateVerdict
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
@@ -91,9 +90,9 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
         "Implied: -d ln|R_part|/dt of Θ = WWᵀ⊗K + I⊗(HᵀH + 11ᵀ), the rate of that moment in feature learning.\n"
         "Ratio: fitted / predicted. Agrees: within two errors of the fit (noise and drift), or 10%."
     )
-    if on_a_probe(run):
+    if run.on_a_probe:
         note += (
-            f"\nMeasured on {run.classes.num_samples} of {run.settings['training_samples']} training samples: λ(γ) is "
+            f"\nMeasured on {run.classes.num_samples} of {run.training_classes.num_samples} training samples: λ(γ) is "
             "for all of them; implied rates need the\nfeatures of all: train with --probe-per-class 0."
         )
     return "\n".join([table(header, rows), *_reasons(run, found), note])
@@ -116,9 +115,9 @@ def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.n
     Raises:
         ValueError: as `measured_again`; a run of the theory.
     """
-    if on_a_probe(run):
+    if run.on_a_probe:
         raise ValueError(
-            f"spectrum: expected a run measured on all of its {run.settings['training_samples']} training samples, got "
+            f"spectrum: expected a run measured on all of its {run.training_classes.num_samples} training samples, got "
             f"a probe of {run.classes.num_samples}, whose R_single is another; train with --probe-per-class 0."
         )
     step = int(np.asarray(run["step"])[single.record]) if "step" in run.observables else 0

@@ -75,21 +75,21 @@ def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:
 
 
 def _headline(run: Trajectory) -> str:
-    classes, settings = run.classes, run.settings
+    classes, equation = run.classes, run.equation
     sizes = (
         f"m = {classes.per_class}" if classes.is_balanced else f"m from {min(classes.sizes)} to {max(classes.sizes)}"
     )
-    kind = "A trained network" if settings.get("producer") == "network" else "The theory"
+    kind = "A trained network" if equation.of_network else "The theory"
     said = f"{kind}, C = {classes.num_classes} classes, {sizes}, {len(run.times)} records"
     if "step" in run.observables:
         said += f" up to optimiser step {int(run['step'][-1])}"
-    clock = "flow time of the loss ½‖R‖²" if settings.get("clock", "flow") == "flow" else "optimiser steps"
+    clock = "flow time of the loss ½‖R‖²" if equation.in_flow_time else "optimiser steps"
     return f"{said}. Times are {clock}."
 
 
 def _course(run: Trajectory) -> Iterator[str]:
     yield _html.heading("Course of the run")
-    label = "network" if run.settings.get("producer") == "network" else "theory"
+    label = "network" if run.equation.of_network else "theory"
     panels = plots.comparison_panels({label: run})
     if float(run.times[-1]) > 0 and panels:
         said = ", ".join(name for name, *_ in panels)

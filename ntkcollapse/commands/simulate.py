@@ -19,7 +19,7 @@ from ntkcollapse.commands._summaries import files_line, rates_table, simulation_
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
 from ntkcollapse.theory.initial import INITIAL_CONDITIONS
-from ntkcollapse.theory.integrate import named_solver
+from ntkcollapse.theory.integrate import Method, named_solver
 from ntkcollapse.theory.models import MODELS
 
 # Models that start from any state; the others (see docs/models.md) are built in Python.
@@ -102,13 +102,12 @@ def simulate_command(config: SimulateConfig) -> None:
     out = run_directory(config.out, overwrite=config.overwrite)
     write_config(dataclasses.replace(config, until=until), out)
 
-    options: dict[str, Any] = {"solver": config.solver, "rtol": config.rtol}
-    if model is None:
-        options |= {"weight_decay": decay, "bias": config.bias}
+    method = Method(solver=config.solver, rtol=config.rtol, atol=config.atol)
+    flow = Flow(kappa, classes, weight_decay=decay, bias=config.bias) if model is None else model
     began = time.perf_counter()
     failure = None
     try:
-        run = simulate(start, model or kappa, classes, times, atol=config.atol, progress=sys.stderr.isatty(), **options)
+        run = simulate(start, flow, times=times, method=method, progress=sys.stderr.isatty())
     except SimulationError as error:
         if error.trajectory is None:
             raise

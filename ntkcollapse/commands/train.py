@@ -82,7 +82,7 @@ def training_table(run: Trajectory) -> str:
     T = len(run.times)
     indices = sorted({round(i * (T - 1) / 5) for i in range(6)})
     header = ["epoch", *(number(run.observables["epoch"][i]) for i in indices)]
-    rows = [["flow time t" if run.settings["clock"] == "flow" else "step", *(number(run.times[i]) for i in indices)]]
+    rows = [["flow time t" if run.equation.in_flow_time else "step", *(number(run.times[i]) for i in indices)]]
     rows += [[name, *(number(run.observables[name][i]) for i in indices)] for name in SHOWN if name in run.observables]
     seconds = {name.removeprefix("seconds_"): float(value) for name, value in run.statistics.items()}
     costs = ", ".join(

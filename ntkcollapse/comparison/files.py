@@ -13,10 +13,12 @@ import xarray as xr
 from jaxtyping import Array
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse._earlier_files import equation_of_settings
 from ntkcollapse._files import replacing
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison.ladder import Ladder
 from ntkcollapse.comparison.rungs import RUNGS
+from ntkcollapse.equation import Equation
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -73,6 +75,8 @@ def _dataset(step: int, ladder: Ladder) -> xr.Dataset:
         data[name] = (("rung", "time"), values)
     attributes = {
         "step": step,
+        "equation": json.dumps(ladder.network.equation.as_mapping(), sort_keys=True),
+        "equations": json.dumps({name: run.equation.as_mapping() for name, run in ladder.rungs.items()}),
         "settings": ladder.network.settings_json,
         "rungs": json.dumps({name: run.settings for name, run in ladder.rungs.items()}),
         "statistics": json.dumps({name: _numbers(run.statistics) for name, run in ladder.rungs.items()}),
@@ -96,6 +100,11 @@ def _ladder(data: xr.Dataset) -> Ladder:
     classes = Classes(sizes=tuple(json.loads(data.attrs["class_sizes"])))
     settings = {"network": json.loads(data.attrs["settings"])} | json.loads(data.attrs["rungs"])
     statistics = json.loads(data.attrs.get("statistics", "{}"))
+    if "equation" in data.attrs:
+        saved = {"network": json.loads(data.attrs["equation"])} | json.loads(data.attrs["equations"])
+        equations = {name: Equation.from_mapping(values) for name, values in saved.items()}
+    else:
+        equations = {name: equation_of_settings(values, classes.sizes) for name, values in settings.items()}
     runs = {}
     for name in map(str, data["rung"].values):
         rows = {str(k): v.sel(rung=name).values for k, v in data.data_vars.items()}
@@ -106,6 +115,7 @@ def _ladder(data: xr.Dataset) -> Ladder:
             {k: v[:reached] for k, v in rows.items()},
             classes,
             statistics=statistics.get(name),
+            equation=equations[name],
             settings=settings[name],
         )
     network = runs.pop("network")

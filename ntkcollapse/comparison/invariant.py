@@ -9,8 +9,6 @@ import numpy as np
 from jaxtyping import Float
 
 from ntkcollapse._checks import check_positive
-from ntkcollapse.comparison.start import own_decay
-from ntkcollapse.theory.flow import WeightDecay
 from ntkcollapse.theory.rate_fit import NoExponential, RateFit, fit_rate
 from ntkcollapse.trajectory import Trajectory
 
@@ -66,7 +64,7 @@ def invariant_course(run: Trajectory, *, decay: float | None = None) -> Invarian
 
     Args:
         run: with the invariant among its observables.
-        decay: λ, per flow time (`Clock.decay_rate`). None: what the run's settings name, which for a network is the
+        decay: λ, per flow time (`Clock.decay_rate`). None: what the run's equation says, which for a network is the
             penalty on its weights, and is no one number where H and W decay at rates of their own, the model has
             constraints, noise or relative rates, or the run is not in flow time.
     Raises:
@@ -135,13 +133,13 @@ def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoin
 
 
 def _named_decay(run: Trajectory) -> float:
-    """λ that the settings name for H and W alike; NaN where they name none for which the invariant has a law."""
-    settings = run.settings
-    if settings.get("clock", "flow") != "flow" or not settings.get("plain", True):
+    """λ of H and W alike by the equation; NaN where the invariant has no law for it."""
+    equation = run.equation
+    if not equation.in_flow_time or not equation.plain:
         return math.nan
-    if settings.get("producer") == "network":
-        return own_decay(run)
-    rates = WeightDecay.of(settings.get("weight_decay", 0.0))
+    rates = equation.weight_decay
+    if equation.of_network:
+        return float(rates.W)
     return float(rates.H) if float(rates.H) == float(rates.W) else math.nan
 
 

@@ -14,6 +14,7 @@ from ntkcollapse.collapse.nc4 import nearest_class_mean
 from ntkcollapse.comparison.rungs import RUNGS
 from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
+from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.observables import Observables, observe
@@ -128,10 +129,10 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
         course.times,
         observables,
         start.classes,
-        states={"H": course.H, "W": course.W, "b": course.b} if keep_states else {},
+        states=LastLayer.stacked(course.H, course.W, course.b) if keep_states else None,
         statistics=course.statistics,
+        equation=Equation(**start.flow_options),
         settings={
-            "producer": "theory",
             "rung": name,
             "number": RUNGS[name].number,
             "label": RUNGS[name].label,

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +11,9 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.block_kernel import BlockKernel
-from ntkcollapse.classes import Classes
 from ntkcollapse.comparison._memory import pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
-from ntkcollapse.comparison.start import check_clock, is_squared, on_a_probe, own_decay
+from ntkcollapse.comparison.start import check_clock
 from ntkcollapse.sample_kernel import GroupedKernel
 from ntkcollapse.theory.rate_fit import NoExponential, RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
@@ -128,9 +127,9 @@ def within_class_spectrum(
 
 def without_eigenvalues(run: Trajectory, record: int) -> str:
     """Why the lazy regime has no rates λ(γ) at this record; empty where it has."""
-    if not is_squared(run):
+    if not run.equation.is_squared:
         return "they are those of the squared loss"
-    if not _training_classes(run).is_balanced:
+    if not run.training_classes.is_balanced:
         return "they are known in closed form for classes of equal size only"
     if any(name not in run.observables for name in GAMMA):
         return "no output kernel γ was measured in this run"
@@ -148,32 +147,29 @@ def _eigenvalue(run: Trajectory, record: int, part: int) -> float:
         # A measured kernel may be ordered otherwise than the theorem assumes; its eigenvalues are what they are.
         warnings.simplefilter("ignore", UserWarning)
         gamma = BlockKernel(diagonal, within, between)
-        return float(lazy_rates(gamma, _training_classes(run))[part])
-
-
-def _training_classes(run: Trajectory) -> Classes:
-    return Classes(tuple(run.settings.get("training_class_sizes", run.classes.sizes)))
+        return float(lazy_rates(gamma, run.training_classes)[part])
 
 
 def implied_rates(run: Trajectory, record: int) -> Rates:
-    """`instantaneous_rates` at a record of a run, with the loss scale, decay and bias that its settings name.
+    """`instantaneous_rates` at a record of a run, with the loss scale, decay and bias of its equation.
 
     Of a network, measured on all of its training set, only the decay of W is known; what its own decay does to the
     features is left out.
     """
-    settings = run.settings
-    if settings.get("producer") == "network":
-        bias = "free" if settings.get("bias", True) else "absent"
-        known: dict[str, Any] = {"decay": {"W": own_decay(run)}, "bias": bias}
-    else:
-        named = {"scale": "scale", "decay": "weight_decay", "bias": "bias"}
-        known = {name: settings[key] for name, key in named.items() if key in settings}
-    return instantaneous_rates(run.last_layer(record), run.kernel_at(record), run.classes, **known)
+    equation = run.equation
+    return instantaneous_rates(
+        run.last_layer(record),
+        run.kernel_at(record),
+        run.classes,
+        scale=equation.loss.scale,
+        decay=equation.weight_decay,
+        bias=equation.bias,
+    )
 
 
 def _implied(run: Trajectory, record: int, part: int) -> float:
-    if run.kernel is None or "W" not in run.states or ("H" not in run.states and run.deviations is None):
+    if run.kernel is None or not run.has_columns:
         return math.nan
-    if not is_squared(run) or on_a_probe(run) or not run.settings.get("plain", True):
+    if not run.equation.is_squared or run.on_a_probe or not run.equation.plain:
         return math.nan
     return float(implied_rates(run, record)[part])

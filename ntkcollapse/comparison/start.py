@@ -58,7 +58,7 @@ class MeasuredStart:
         homogeneity: float = 0.0,
     ):
         if weight_decay is None:
-            weight_decay = own_decay(run)
+            weight_decay = float(run.equation.weight_decay.W)
         check_positive("weight_decay", weight_decay, zero=True)
         check_positive("homogeneity", homogeneity, zero=True)
         T = run.times.shape[0]
@@ -67,25 +67,26 @@ class MeasuredStart:
             raise ValueError(
                 f"start: expected a record from 0 to {T - 2} of {T} (one at least must follow), got {index}."
             )
-        if run.settings.get("producer") == "theory":
+        if not run.equation.of_network:
             raise ValueError(
                 "run: expected the run of a network, got one of the theory, with a loss scale, decay and bias of its "
                 "own; call `simulate` from its last_layer(index)."
             )
         if run.kernel is None:
             raise ValueError("run: expected a run measured with kernels, got one without; measure κ on the way.")
-        if "H" not in run.states:
+        if not isinstance(run.states, LastLayer):
             raise ValueError(
                 "run: expected a measured run with its states H, W, b, got one that keeps observables only."
             )
         check_clock(run)
-        if not is_squared(run):
+        if not run.equation.is_squared:
             raise ValueError(
-                f"run: expected one of the squared loss, which the theory is of, got {run.settings['loss']}."
+                "run: expected one of the squared loss, which the theory is of, got "
+                f"{type(run.equation.loss).__name__}."
             )
-        if on_a_probe(run):
+        if run.on_a_probe:
             raise ValueError(
-                f"run: expected measurements on all of the {run.settings['training_samples']} samples that it is "
+                f"run: expected measurements on all of the {run.training_classes.num_samples} samples that it is "
                 f"trained on, got a probe of {run.classes.num_samples}; train with --probe-per-class 0, or let "
                 "`ntkcollapse compare` make the run again from its settings."
             )
@@ -109,8 +110,15 @@ class MeasuredStart:
         """The run from the start on, without its states: what the rungs are compared with."""
         run, i = self.run, self.index
         observables = {name: value[i:] for name, value in run.observables.items()}
-        settings = run.settings | {"start": i}
-        return Trajectory(run.times[i:], observables, run.classes, settings=settings, versions=run.versions)
+        return Trajectory(
+            run.times[i:],
+            observables,
+            run.classes,
+            equation=run.equation,
+            names=run.names,
+            settings=run.settings | {"start": i},
+            versions=run.versions,
+        )
 
     @cached_property
     def state(self) -> LastLayer:
@@ -120,12 +128,12 @@ class MeasuredStart:
 
     @property
     def flow_options(self) -> dict[str, Any]:
-        """Options of `simulate` for the rungs that know the last layer alone: decay rates of H and W, and the bias."""
-        has_bias = self.run.settings.get("bias", True)
+        """Options of `Flow` for the rungs that know the last layer alone: decay rates of H and W, and the bias."""
+        bias = self.run.equation.bias
         if self.index in self.networks:
-            has_bias = self.networks[self.index].bias
+            bias = "free" if self.networks[self.index].bias else "absent"
         decay = {"H": self.homogeneity * self.weight_decay, "W": self.weight_decay}
-        return {"weight_decay": decay, "bias": "free" if has_bias else "absent"}
+        return {"weight_decay": decay, "bias": bias}
 
     def lacks(self, needs: Needs) -> str:
         """What of this a rung would miss here; empty where it is there."""
@@ -224,29 +232,11 @@ class MeasuredStart:
 
 def check_clock(run: Trajectory) -> None:
     """Raises ValueError where the times of a run are optimiser steps, and says why no flow time is known for them."""
-    if run.settings.get("clock", "flow") != "flow":
-        reason = run.settings.get("without_clock", "no clock is known for the optimiser")
+    if not run.equation.in_flow_time:
         raise ValueError(
-            f"run: expected times of gradient flow, got optimiser steps: {reason}. Compare runs of sgd on all samples "
-            "alike (--no-balanced where classes are unequal), or give the run a clock of your own."
+            f"run: expected times of gradient flow, got optimiser steps: {run.equation.without_clock}. Compare runs of "
+            "sgd on all samples alike (--no-balanced where classes are unequal), or give the run a clock of your own."
         )
-
-
-def is_squared(run: Trajectory) -> bool:
-    """Whether the loss of a run, trained or simulated, is the squared one."""
-    return run.settings.get("loss", "squared") in ("squared", "SquaredError")
-
-
-def own_decay(run: Trajectory) -> float:
-    """λ of a trained network's penalty beside the loss ½‖R‖²: of a scaled loss it is so much stronger beside it."""
-    if run.settings.get("producer") != "network":
-        return 0.0
-    return float(run.settings.get("weight_decay", 0.0)) / float(run.settings.get("scale", 1.0))
-
-
-def on_a_probe(run: Trajectory) -> bool:
-    """Whether a run was measured on a part of its training set."""
-    return run.settings.get("training_samples", run.classes.num_samples) != run.classes.num_samples
 
 
 def _check_same(network: NetworkAt, state: LastLayer) -> None:

@@ -91,7 +91,7 @@ def held_out_figure(
 
 def ansatz_figure(run: Trajectory, *, title: str | None = None) -> Figure:
     """Correlation of WᵀW with the AGOP, and with its square root, along training: a line a layer, dark at the input."""
-    names = run.settings["names"]["ansatz"]
+    names = run.names["ansatz"]
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
     panels = (("ansatz_correlation", "with the AGOP"), ("ansatz_root_correlation", "with the root of the AGOP"))
     with style():

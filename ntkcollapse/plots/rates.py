@@ -46,7 +46,7 @@ def rates_figure(
         title: above all panels.
     """
     t = np.asarray(run.times)
-    network = run.settings.get("producer") == "network"
+    network = run.equation.of_network
     kind = NETWORK if network else {"linestyle": "-", "linewidth": 1.4}
     # The legend names what some panel draws.
     # A run's line has each panel's own colour; black would be taken for the fit's.

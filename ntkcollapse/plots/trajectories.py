@@ -31,7 +31,7 @@ def line_styles(runs: Mapping[str, Trajectory]) -> dict[str, dict[str, Any]]:
     """One line style a run: dots for networks, dashes of their own for each theory."""
     styles, theories = {}, itertools.cycle(THEORIES)
     for name, run in runs.items():
-        styles[name] = NETWORK if run.settings.get("producer") == "network" else next(theories)
+        styles[name] = NETWORK if run.equation.of_network else next(theories)
     return styles
 
 
@@ -54,7 +54,7 @@ def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[s
         ax.set_yscale(scale)
     if points and scale == "log":
         label_short_decades(ax.yaxis)
-    steps = any(run.settings.get("clock") == "steps" for run in runs.values())
+    steps = any(not run.equation.in_flow_time for run in runs.values())
     ax.set_xlabel("step" if steps else r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
     if drawn:
         # Above the axes: curves that cross everything leave no room inside.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ntkcollapse.theory import exact
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-from ntkcollapse.theory.flow import Flow, WeightDecay
+from ntkcollapse.theory.flow import AbstractFlow, Flow
 from ntkcollapse.theory.initial import INITIAL_CONDITIONS, initial_condition
 from ntkcollapse.theory.invariant import alignment, invariant, necessary_condition_residual, paper_invariant
 from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
@@ -31,6 +31,7 @@ from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState
 __all__ = [
     "INITIAL_CONDITIONS",
     "STATEMENTS",
+    "AbstractFlow",
     "CollapseRates",
     "Flow",
     "RateFit",
@@ -42,7 +43,6 @@ __all__ = [
     "RungeKuttaChebyshev",
     "SpectrumDecay",
     "Statement",
-    "WeightDecay",
     "alignment",
     "collapse_rates",
     "compare_rates",

@@ -1,48 +1,23 @@
 """The one state equation: gradient flow of the last layer under a kernel, a loss, a constraint and noise."""
 
 import abc
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_positive, is_traced
+from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.equation import Bias
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import Loss
-from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.losses import Loss, SquaredError, as_loss
+from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 from ntkcollapse.theory.constraints import Constraint, Unconstrained
-
-Bias = Literal["free", "frozen", "absent"]
-
-
-class WeightDecay(eqx.Module):
-    """Decay rates of features, classifier and bias: Ḣ gains −λ_H H, Ẇ gains −λ_W W, ḃ gains −λ_b b.
-
-    In units of 1/flow time. A penalty (wd/2)‖W‖² beside the *mean* loss over N samples and C outputs is λ_W = N C wd.
-    """
-
-    H: Float[Array, ""]
-    W: Float[Array, ""]
-    b: Float[Array, ""]
-
-    @classmethod
-    def of(cls, rates: "float | Array | Mapping[str, float] | WeightDecay") -> "WeightDecay":
-        """One rate for all three, or a mapping from some of "H", "W", "b" to theirs (the others are 0).
-
-        Raises:
-            ValueError: an unknown name, or a rate that is negative or not finite.
-        """
-        if isinstance(rates, WeightDecay):
-            return rates
-        named: Mapping[str, Any] = rates if isinstance(rates, Mapping) else dict.fromkeys("HWb", rates)
-        for name in named:
-            check_choice("weight_decay", name, ("H", "W", "b"))
-        check_positive("weight_decay", list(named.values()), zero=True)
-        return cls(**{name: jnp.asarray(named.get(name, 0.0), dtype=float) for name in "HWb"})
+from ntkcollapse.weight_decay import WeightDecay
 
 
 def check_bias(bias: str, b: Float[Array, " C"]) -> None:
@@ -52,16 +27,52 @@ def check_bias(bias: str, b: Float[Array, " C"]) -> None:
         raise ValueError("bias: expected b = 0 where the bias is absent, got b ≠ 0; use bias='frozen' to keep it.")
 
 
+def as_kernel(kernel: Any) -> SampleKernel | KernelPath:
+    """Gives the kernel itself, a `BlockKernel` of three numbers, or a `DenseKernel` of an N × N matrix.
+
+    Raises:
+        TypeError: anything else, with what to make of it.
+    """
+    if isinstance(kernel, SampleKernel | KernelPath):
+        return kernel
+    if isinstance(kernel, Callable):
+        raise TypeError(
+            f"kernel: expected a kernel, got the function {getattr(kernel, '__name__', kernel)!r}; for a kernel that "
+            "depends on time give a KernelPath through its values, for one that depends on the state a flow of your "
+            "own with `kernel_at(t, state)`."
+        )
+    if isinstance(kernel, Sequence) and len(kernel) == 3 and all(jnp.ndim(value) == 0 for value in kernel):
+        return BlockKernel(*kernel)
+    if getattr(kernel, "ndim", 0) == 2:
+        return DenseKernel(kernel)
+    raise TypeError(
+        "kernel: expected a SampleKernel, a KernelPath, three numbers (diagonal, within, between) or an N x N matrix, "
+        f"got {type(kernel).__name__}."
+    )
+
+
 class AbstractFlow(eqx.Module):
     """What `simulate` integrates and observes: a vector field on states from which a last layer can be read.
 
-    kernel, loss and bias say in whose terms it is observed; constraint and noise what the solver is to do.
+    A flow of your own has these attributes and methods:
+
+        classes             behind the samples of the last layer
+        loss, weight_decay, bias    in whose terms it is observed and its equation is written down
+        kernel              of the features at the start, any `SampleKernel` or `KernelPath`
+        kernel_at(t, state) the kernel then and there, where it depends on the state; `kernel` at t otherwise
+        constraint, noise   what the solver is to do after steps (`Unconstrained()`), and σ of `diffusion` (None)
+        last_layer(state)   H, W, b of a state
+        __call__(t, state, args)    d state/dt, a pytree like the state
+
+    `simulate` calls it at any t between the times asked for, with the start as the first state, and observes
+    `last_layer` under `kernel_at`. Only `Flow` itself is ever reduced to class means: any other flow, a subclass of
+    `Flow` with a `__call__` of its own too, is integrated as it is.
     """
 
     kernel: eqx.AbstractVar[SampleKernel | KernelPath]
     classes: eqx.AbstractVar[Classes]
     loss: eqx.AbstractVar[Loss]
-    decay: eqx.AbstractVar[WeightDecay]
+    weight_decay: eqx.AbstractVar[WeightDecay]
     bias: eqx.AbstractVar[str]
     constraint: eqx.AbstractVar[Constraint]
     noise: eqx.AbstractVar[Any]
@@ -79,6 +90,11 @@ class AbstractFlow(eqx.Module):
     def __call__(self, t, state: Any, args: None = None) -> Any:
         """d state/dt."""
 
+    def kernel_at(self, t, state: Any) -> SampleKernel:
+        """The feature kernel at time t in this state: what κ, the invariant and its drift are observed with."""
+        del state
+        return self.kernel.at(t)
+
 
 class Flow(AbstractFlow):
     """Gradient flow of (H, W, b) in the metric that the kernel K defines on the features.
@@ -87,7 +103,7 @@ class Flow(AbstractFlow):
         G = ∂loss/∂(W H + b 1ᵀ)  (C × N)
 
     The theory of this package is the case without Π, noise and η; `theory.models` lists what other parts make of it.
-    With squared error G = R = W H + b 1ᵀ − Y, and with a block kernel on balanced classes
+    With squared error G = R = W H + b 1ᵀ − Y (the default), and with a block kernel on balanced classes
 
         R K = λ_single (R − R_class) + λ_class (R_class − R_global) + λ_global R_global,
 
@@ -95,10 +111,10 @@ class Flow(AbstractFlow):
     ODE solver, with all N columns of H in its state; `reduced_flow` is the same flow at a cost that N does not enter.
 
     Args:
-        kernel: K, any `SampleKernel`, or a `KernelPath` K(t).
+        kernel: K, any `SampleKernel`, or a `KernelPath` K(t); also three numbers of a block kernel, or a matrix.
         classes: what stands behind the columns.
-        loss: of the logits.
-        decay: λ_H, λ_W, λ_b.
+        loss: of the logits; ½‖R‖² by default, or a name, "squared" or "cross-entropy".
+        weight_decay: λ_H, λ_W, λ_b: one rate for all, three, or {"H": ..., "W": ..., "b": ...}.
         bias: "free" moves; "frozen" and "absent" do not.
         constraint: what Π keeps the state on; the flow is then evaluated at the retracted state, so that it is tangent.
         rate_W, rate_b: η_W and η_b, learning rates relative to that of the features.
@@ -108,10 +124,10 @@ class Flow(AbstractFlow):
         Seleznova et al. (2023), Section 5.2.
     """
 
-    kernel: SampleKernel | KernelPath
+    kernel: SampleKernel | KernelPath = eqx.field(converter=as_kernel)
     classes: Classes
-    loss: Loss
-    decay: WeightDecay
+    loss: Loss = eqx.field(converter=as_loss, default_factory=SquaredError)
+    weight_decay: WeightDecay = eqx.field(converter=WeightDecay.of, default=0.0)
     bias: str = eqx.field(static=True, default="free")
     constraint: Constraint = Unconstrained()
     rate_W: float | Float[Array, ""] = 1.0
@@ -141,9 +157,9 @@ class Flow(AbstractFlow):
         state = self.retract(state)
         H, W, b = state.H, state.W, state.b
         G = self.loss.gradient(state.logits, self.classes.Y.astype(H.dtype))
-        dH = -W.T @ self.kernel.at(t).mv(G, self.classes) - self.decay.H * H
-        dW = -self.rate_W * (G @ H.T) - self.decay.W * W
-        db = -self.rate_b * G.sum(1) - self.decay.b * b if self.bias == "free" else jnp.zeros_like(b)
+        dH = -W.T @ self.kernel.at(t).mv(G, self.classes) - self.weight_decay.H * H
+        dW = -self.rate_W * (G @ H.T) - self.weight_decay.W * W
+        db = -self.rate_b * G.sum(1) - self.weight_decay.b * b if self.bias == "free" else jnp.zeros_like(b)
         velocity = eqx.tree_at(lambda s: (s.H, s.W, s.b), state, (dH, dW, db))
         return self.constraint.tangent(state, velocity, self.classes)
 

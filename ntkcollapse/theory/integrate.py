@@ -1,5 +1,6 @@
 """The one file that calls the ODE solver."""
 
+import dataclasses
 from typing import Any
 
 import diffrax
@@ -11,7 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
-from ntkcollapse._checks import check_choice
+from ntkcollapse._checks import check_choice, check_positive, check_whole
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.retraction import Retracted
 
@@ -29,6 +30,36 @@ SOLVERS = {
 
 # From the cheapest to the richest; a solver says which it needs.
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a flow is integrated.
+
+    Args:
+        solver: a name of `SOLVERS`, any diffrax solver, or None for the default: stabilised explicit
+            (Runge-Kutta-Chebyshev) for reduced flows, Tsit5 for full ones, ShARK for flows with noise.
+        rtol, atol: tolerances of the solver, per step, relative and absolute.
+        max_steps: after which it gives up.
+
+    Raises:
+        ValueError: an unknown solver, tolerances not above zero, or a number of steps that is no whole number above 0.
+
+    >>> Method(solver="tsit5", rtol=1e-8)
+    Method(solver='tsit5', rtol=1e-08, atol=1e-09, max_steps=100000)
+    """
+
+    solver: str | diffrax.AbstractSolver | None = None
+    rtol: float = 1e-6
+    atol: float = 1e-9
+    max_steps: int = 100_000
+
+    def __post_init__(self):
+        if self.solver is not None:
+            named_solver(self.solver)
+        check_positive("rtol", self.rtol)
+        check_positive("atol", self.atol)
+        check_whole("max_steps", self.max_steps)
 
 
 class Integration(eqx.Module):

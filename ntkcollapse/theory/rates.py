@@ -16,7 +16,7 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import SampleKernel
-from ntkcollapse.theory.flow import WeightDecay
+from ntkcollapse.weight_decay import WeightDecay
 
 Optimiser = Literal["gradient-descent", "nesterov", "heavy-ball"]
 

@@ -12,7 +12,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import SampleKernel
-from ntkcollapse.theory.flow import WeightDecay
+from ntkcollapse.weight_decay import WeightDecay
 
 
 class ReducedStart(eqx.Module):
@@ -97,7 +97,7 @@ class ReducedFlow(eqx.Module):
         sizes: m_c as floats, (C,): values, so that runs with other sizes share one compilation.
         scatter: S_g(0), (G, n, n).
         scale: of the squared error ½‖R‖².
-        decay, bias: as in `Flow`.
+        weight_decay, bias: as in `Flow`.
     """
 
     kernel: SampleKernel | KernelPath
@@ -105,14 +105,14 @@ class ReducedFlow(eqx.Module):
     scatter: Float[Array, "G n n"]
     largest_scatter: Float[Array, ""]
     scale: Float[Array, ""]
-    decay: WeightDecay
+    weight_decay: WeightDecay
     bias: str = eqx.field(static=True)
 
-    def __init__(self, kernel, sizes, scatter, *, scale: Any = 1.0, decay: Any = 0.0, bias: str = "free"):
+    def __init__(self, kernel, sizes, scatter, *, scale: Any = 1.0, weight_decay: Any = 0.0, bias: str = "free"):
         self.kernel, self.sizes, self.scatter = kernel, sizes, scatter
         self.largest_scatter = jnp.linalg.eigvalsh(scatter)[:, -1].sum()
         self.scale = jnp.asarray(scale, dtype=scatter.dtype)
-        self.decay = WeightDecay.of(decay)
+        self.weight_decay = WeightDecay.of(weight_decay)
         self.bias = bias
 
     def __call__(self, t, state: ReducedState, args: None = None) -> ReducedState:
@@ -124,10 +124,10 @@ class ReducedFlow(eqx.Module):
         WP = W @ P
         WS = self.scale * jnp.einsum("gcn,gmn->cm", WP @ self.scatter, P)
         return ReducedState(
-            M=-W.T @ (RD @ Γ) - self.decay.H * M,
-            P=-(self.scale * rates)[:, None, None] * (W.T @ WP) - self.decay.H * P,
-            W=-(RD @ M.T + WS) - self.decay.W * W,
-            b=-RD.sum(1) - self.decay.b * b if self.bias == "free" else jnp.zeros_like(b),
+            M=-W.T @ (RD @ Γ) - self.weight_decay.H * M,
+            P=-(self.scale * rates)[:, None, None] * (W.T @ WP) - self.weight_decay.H * P,
+            W=-(RD @ M.T + WS) - self.weight_decay.W * W,
+            b=-RD.sum(1) - self.weight_decay.b * b if self.bias == "free" else jnp.zeros_like(b),
         )
 
 
@@ -149,7 +149,7 @@ def spectral_radius(t, state: ReducedState, flow: ReducedFlow) -> Float[Array, "
     s = flow.largest_scatter
     R = (W @ M + b[:, None] - jnp.eye(d.shape[0], dtype=M.dtype)) * root[None, :]
     r = jnp.sqrt(_largest_eigenvalue(R @ R.T) + w * s)
-    largest_decay = jnp.maximum(jnp.maximum(flow.decay.H, flow.decay.W), flow.decay.b)
+    largest_decay = jnp.maximum(jnp.maximum(flow.weight_decay.H, flow.weight_decay.W), flow.weight_decay.b)
     bound = flow.scale * (k * w + h + s + jnp.sqrt(k) * r) + largest_decay
     return jax.lax.stop_gradient(bound)
 

@@ -11,7 +11,7 @@ from ntkcollapse.training.layer_measurements import FeatureAnsatz, HeldOutCollap
 from ntkcollapse.training.measured import measure, measured_descent
 from ntkcollapse.training.measurements import Measurement, Moment
 from ntkcollapse.training.objectives import LOSSES, batch_loss, loss_scale
-from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
+from ntkcollapse.training.optimizers import OPTIMIZERS, optimizer
 from ntkcollapse.training.run import saved_variables, train
 from ntkcollapse.training.run_files import read_status, saved_config
 from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
@@ -35,7 +35,6 @@ __all__ = [
     "NonFiniteLoss",
     "RunInUse",
     "Snapshot",
-    "Staircase",
     "StepRecord",
     "Stepper",
     "TrainConfig",

@@ -12,6 +12,7 @@ from ntkcollapse._checks import check_choice, check_momentum, check_positive
 from ntkcollapse._config import setting
 from ntkcollapse._options import parse_options
 from ntkcollapse.classes import Classes
+from ntkcollapse.clock import Staircase
 from ntkcollapse.data import (
     IMBALANCES,
     NAMES,
@@ -32,7 +33,7 @@ from ntkcollapse.ntk.engines import ENGINES
 from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
 from ntkcollapse.training.gradient_descent import log_spaced
 from ntkcollapse.training.objectives import LOSSES
-from ntkcollapse.training.optimizers import OPTIMIZERS, Staircase, optimizer
+from ntkcollapse.training.optimizers import OPTIMIZERS, optimizer
 
 # The convolutions of VGG halve the images five times.
 _SIZES = {"vgg11": 32, "vgg16": 32}

@@ -35,7 +35,7 @@ class LayerCollapse:
 
     "layers" among the measurements of `train`: observables "layers_<metric>" and "layers_test_<metric>", one value a
     layer, in the order of `layer_profile` (what each layer with weights sees, and the network's output), and their
-    names in the settings of the trajectory; `saved_profile` puts them together again. At every measurement two
+    names among the `names` of the trajectory; `saved_profile` puts them together again. At every measurement two
     passes over the training part and one over the test part.
 
     Args:
@@ -77,7 +77,7 @@ def saved_profile(run: Trajectory, index: int = -1) -> LayerProfile:
     Raises:
         ValueError: a run that did not measure its layers.
     """
-    names = run.settings.get("names", {}).get("layers")
+    names = run.names.get("layers")
     if names is None:
         raise ValueError("run: expected one that measured its layers, got none of them in it; train it with 'layers'.")
     seen = {k.removeprefix("layers_"): np.asarray(v[index]) for k, v in run.observables.items() if k[:7] == "layers_"}
@@ -146,7 +146,7 @@ class FeatureAnsatz:
     """How well WᵀW of every layer correlates with the AGOP of its input, and with its square root.
 
     "ansatz" among the measurements of `train`: observables "ansatz_correlation" and "ansatz_root_correlation", one
-    value a layer with weights, and the layers' names in the settings of the trajectory. As many backward passes as
+    value a layer with weights, and the layers' names among the `names` of the trajectory. As many backward passes as
     classes.
 
     Args:

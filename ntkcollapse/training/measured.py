@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkcollapse.classes import Classes
+from ntkcollapse.clock import Clock
 from ntkcollapse.data import Dataset
+from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import Clock
 from ntkcollapse.networks import Network, Variables
 from ntkcollapse.ntk import block_statistics
 from ntkcollapse.observables import Observables, kernel_observables, observe, stack
@@ -76,15 +77,12 @@ def measured_descent(
         times,
         stack(records) | {"step": jnp.asarray(steps)},
         data.classes,
-        states={"H": stacked.H, "W": stacked.W, "b": stacked.b},
+        states=stacked,
         kernel=KernelPath.of(times, kernels) if len(kernels) > 1 else kernels[0],
+        equation=Equation(producer="network", clock=clock, bias="free" if network.use_bias else "absent"),
         settings={
-            "producer": "network",
-            "loss": "squared",
-            "clock": "flow",
             "optimizer": "gradient descent",
             "learning_rate": learning_rate,
-            "scale": clock.scale,
             "data": data.name,
             **(settings or {}),
         },

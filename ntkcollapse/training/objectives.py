@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice
-from ntkcollapse.losses import CrossEntropy, SquaredError
+from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
 
 # Scale against the sum over samples, for a batch of B and C outputs.
 _LOSSES: dict[str, Callable] = {
@@ -26,6 +26,12 @@ def batch_loss(name: str, outputs: Float[Array, "B C"], targets: Float[Array, "B
     """
     check_choice("loss", name, _LOSSES)
     return _LOSSES[name](*outputs.shape).value(outputs.T, targets.T)
+
+
+def summed_loss(name: str) -> Loss:
+    """The loss of that name summed over the whole set, whose flow time the clock gives."""
+    check_choice("loss", name, _LOSSES)
+    return type(_LOSSES[name](1, 1))()
 
 
 def loss_scale(name: str, num_samples: int, num_classes: int) -> float:

@@ -1,13 +1,11 @@
-"""Optimisers by name, and the learning rate along training."""
+"""Optimisers by name."""
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
-import numpy as np
 import optax
 import optax.contrib
 from jaxtyping import PyTree
@@ -127,35 +125,3 @@ def _built(name: str, options: tuple[tuple[str, Any], ...]) -> optax.GradientTra
 
 def _has_axes(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: p.ndim > 1, params)
-
-
-class Staircase(eqx.Module):
-    """A learning rate multiplied by `factor` after every so many steps.
-
-        η(s) = learning_rate · factor^⌊s / every⌋;  constant where `every` is 0
-
-    Raises:
-        ValueError: a learning rate or factor not above zero, or a negative number of steps.
-    """
-
-    learning_rate: float = eqx.field(static=True)
-    factor: float = eqx.field(static=True, default=1.0)
-    every: int = eqx.field(static=True, default=0)
-
-    def __check_init__(self):
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("factor", self.factor)
-        check_positive("every", self.every, zero=True)
-
-    def __call__(self, step: int) -> float:
-        """η(step)."""
-        return self.learning_rate * self.factor ** (step // self.every if self.every else 0)
-
-    def elapsed(self, step: Any) -> np.ndarray:
-        """Σ_{s < step} η(s), for one step or an array of them, at a cost that does not grow with them."""
-        step = np.asarray(step)
-        if not self.every:
-            return np.asarray(self.learning_rate * step)
-        stairs, rest = np.divmod(step, self.every)
-        whole = stairs if self.factor == 1 else (1 - self.factor**stairs) / (1 - self.factor)
-        return np.asarray(self.learning_rate * (self.every * whole + rest * self.factor**stairs))

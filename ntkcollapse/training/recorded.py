@@ -8,12 +8,13 @@ import numpy as np
 from ntkcollapse._config import as_mapping
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.clock import Clock, Staircase
 from ntkcollapse.data import Batches
+from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
-from ntkcollapse.losses import Clock
+from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.training.config import TrainConfig
-from ntkcollapse.training.objectives import loss_scale
-from ntkcollapse.training.optimizers import Staircase
+from ntkcollapse.training.objectives import loss_scale, summed_loss
 from ntkcollapse.training.records import Records
 from ntkcollapse.trajectory import Trajectory
 
@@ -27,38 +28,43 @@ def recorded_trajectory(
     training: Classes,
     batches: Batches,
     schedule: Staircase,
+    own: tuple[str, ...] = (),
     **settings: Any,
 ) -> Trajectory:
-    """Everything measured so far; `probe` are the classes of what it was measured on, `settings` what else to note.
+    """Everything measured so far.
+
+    `probe` are the classes of what it was measured on, `own` the parts that were given from Python, `settings` what
+    else to note.
 
     Times are those of `train`.
     """
     steps = np.asarray(records.steps)
     values = records.columns()
-    states = {name: values.pop(f"state_{name}") for name in STATES if f"state_{name}" in values}
+    kept = [values.pop(f"state_{name}") for name in STATES if f"state_{name}" in values]
     scale = loss_scale(config.loss, training.num_samples, training.num_classes)
-    flow_times = Clock(1.0, scale, config.momentum).time(schedule.elapsed(steps))
+    clock = Clock(schedule, scale, config.momentum, config.nesterov)
+    flow_times = clock.time(steps)
     reason = _without_clock(config, batches, flow_times)
     times = steps.astype(float) if reason else flow_times
     return Trajectory(
         times,
         values | {"step": steps, "epoch": steps / batches.per_epoch},
         probe,
-        states=states,
+        states=LastLayer.stacked(*kept) if kept else None,
         kernel=_kernel_path(times, values),
         statistics={f"seconds_{name}": value for name, value in records.seconds.items()},
-        settings={
-            **as_mapping(config),
-            "producer": "network",
-            "clock": "steps" if reason else "flow",
-            **({"without_clock": reason} if reason else {}),
-            "scale": scale,
-            "steps_per_epoch": batches.per_epoch,
-            "training_samples": training.num_samples,
-            "training_class_sizes": list(training.sizes),
-            **settings,
-            **({"names": records.names} if records.names else {}),
-        },
+        equation=Equation(
+            producer="network",
+            loss=summed_loss(config.loss),
+            weight_decay={"W": config.weight_decay / scale},
+            bias="free" if config.bias else "absent",
+            clock=None if reason else clock,
+            without_clock=reason,
+            training_classes=training,
+            own=own,
+        ),
+        names=records.names,
+        settings=as_mapping(config) | settings,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from ntkcollapse.clock import Staircase
 from ntkcollapse.data import Batches, Dataset, Splits
 from ntkcollapse.networks import Network, Variables, num_params
 from ntkcollapse.training.catalogue import MEASUREMENTS, chosen
@@ -23,7 +24,6 @@ from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
 from ntkcollapse.training.measurements import ON_PROBE, Measurement, Moment
-from ntkcollapse.training.optimizers import Staircase
 from ntkcollapse.training.placement import Placement
 from ntkcollapse.training.recorded import STATES, recorded_trajectory
 from ntkcollapse.training.records import Records, checked_values
@@ -63,7 +63,7 @@ def train(
         resume: go on from the newest checkpoint in `out`, from the start where there is none.
         overwrite: replace the run in `out`.
         measurements: your own, by name: functions of a `Moment` that return numbers or arrays of a fixed shape by name.
-            Arrays of text (what the entries of another are called) go into the settings of the trajectory, "names".
+            Arrays of text (what the entries of another are called) become the `names` of the trajectory.
         splits, network: in place of those that the settings name.
         statistics_batch_size: with `recompute_statistics`, the size of the batches of the training set over which batch
             statistics are averaged, 0 for the whole set in one; the run's own batches without.
@@ -74,7 +74,7 @@ def train(
         states and κ on the probe (no κ where it was not a block kernel at some step, as with λ_single ≤ 0). Times are
         flow time for sgd (of the loss ½‖R‖² summed over the training set), steps for other optimisers, for balanced
         batches of unequal classes, and where rates decay so far that flow times are the same in floating point;
-        `settings["clock"]` says which, "without_clock" why. `statistics` has seconds spent on training and on each
+        `equation.without_clock` says why. `statistics` has seconds spent on training and on each
         measurement.
     Raises:
         NonFiniteLoss: the run diverged; `last` is the trajectory up to there, whose last state is the last good one;
@@ -281,6 +281,7 @@ class _Run:
             data=train.name,
             data_sha256=self.data_digest,
             devices=[str(device) for device in self.placed.devices],
+            own=tuple(name.removeprefix("own_") for name in self.own),
             **self.own,
         )
         if self.path is not None:

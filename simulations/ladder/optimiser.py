@@ -20,9 +20,9 @@ import numpy as np
 
 from ntkcollapse import Trajectory, plots
 from ntkcollapse._table import number, percent, table
+from ntkcollapse.clock import Clock
 from ntkcollapse.commands._measured import trained_run
 from ntkcollapse.comparison import climb, gaps
-from ntkcollapse.losses import Clock
 from ntkcollapse.training import TrainConfig, log_spaced
 
 HERE = Path(__file__).parent

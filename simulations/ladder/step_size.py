@@ -25,8 +25,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ntkcollapse import Trajectory, plots
 from ntkcollapse._table import number, table
+from ntkcollapse.clock import Clock
 from ntkcollapse.data import Dataset, load
-from ntkcollapse.losses import Clock
 from ntkcollapse.networks import Network, Variables, network
 from ntkcollapse.training import gradient_descent, log_spaced, parse_options
 

@@ -1,5 +1,6 @@
 """compare, on its own digits and on a run that is there; its errors."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -90,10 +91,7 @@ def test_a_comparison_in_another_folder(compared, tmp_path, capsys):
     (tmp_path / "a" / "comparison.nc").unlink()
     assert main([*arguments, str(tmp_path / "a")]) == 0
     other = Trajectory.load(tmp_path / "a")
-    states = other.states | {"W": other.states["W"] + 1}
-    Trajectory(
-        other.times, other.observables, other.classes, states=states, kernel=other.kernel, settings=other.settings
-    ).save(tmp_path / "a", overwrite=True)
+    other.replaced(states=dataclasses.replace(other.states, W=other.states.W + 1)).save(tmp_path / "a", overwrite=True)
     before = (tmp_path / "a" / "comparison.nc").read_bytes()
     assert main([*arguments, str(tmp_path / "a")]) == 2
     assert "a: holds another run than this one" in capsys.readouterr().err

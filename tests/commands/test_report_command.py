@@ -13,6 +13,7 @@ from ntkcollapse.cli import main
 from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.commands._collapse_sections import SOURCES, last_layer_metrics
 from ntkcollapse.comparison import save_ladders
+from ntkcollapse.equation import Equation
 from tests.comparison.test_files_and_attribution import CLASSES, TIMES, ladder
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -47,7 +48,8 @@ def report(tmp_path_factory):
         TIMES,
         compared.network.observables,
         CLASSES,
-        settings={"producer": "network", "note": "<script>alert(1)</script>"},
+        equation=Equation(producer="network"),
+        settings={"note": "<script>alert(1)</script>"},
     )
     run.save(folder)
     save_ladders(folder, {1: compared})
@@ -79,7 +81,7 @@ def test_report_is_one_balanced_file_that_loads_nothing(report):
 
 def kept(state: LastLayer, **settings) -> Trajectory:
     """A run of one record that kept its last layer."""
-    states = {name: np.asarray(value)[None] for name, value in (("H", state.H), ("W", state.W), ("b", state.b))}
+    states = LastLayer.stacked(*(np.asarray(value)[None] for value in (state.H, state.W, state.b)))
     return Trajectory(TIMES[:1], {"epoch": np.zeros(1)}, CLASSES, states=states, settings=settings)
 
 

@@ -62,7 +62,7 @@ def test_folders_of_images_named_by_class(tmp_path):
     flags = "--dataset folder --data-path animals --batch-size 6 --epochs 1 --probe-per-class 2".split()
     run = trained(tmp_path, *flags)
     assert run["step"].tolist() == [0, 2]
-    assert run.states["b"].shape == (2, 3)
+    assert run.states.b.shape == (2, 3)
     assert run.settings["data_sha256"] == digest(images, labels)
     np.testing.assert_array_equal(run["test_loss"], run["train_loss"])
 

@@ -1,12 +1,14 @@
 """Small networks whose rungs are known: linear features under a block-structured Gram matrix of the inputs."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from ntkcollapse import BlockKernel, Classes, KernelPath, LastLayer, Trajectory
 from ntkcollapse.comparison import NetworkAt
+from ntkcollapse.equation import Equation
 from ntkcollapse.observables import observe, stack
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
@@ -58,7 +60,7 @@ def run_of(
         times,
         stack([_observe(state, classes, kappa) for state in states]),
         classes,
-        states={name: jnp.stack([getattr(s, name) for s in states]) for name in ("H", "W", "b")},
+        states=jax.tree.map(lambda *at: jnp.stack(at), *states),
         kernel=KernelPath.of(times, [kappa] * len(times)),
-        settings={"producer": "network"},
+        equation=Equation(producer="network"),
     )

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Classes, Trajectory
+from ntkcollapse.clock import Clock
 from ntkcollapse.commands._ladder_tables import chains, edge_of_stability, ladder_tables
 from ntkcollapse.comparison import Ladder, attribute, chain, load_ladders, save_ladders
+from ntkcollapse.equation import Equation
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 TIMES = np.array([0.1, 0.2, 0.4, 0.8])
@@ -19,8 +21,14 @@ def decaying(rate: float, points: int = 4, statistics: dict | None = None, **set
 
 
 def ladder(**rates: float) -> Ladder:
-    network = decaying(1.0, producer="network")
-    network = Trajectory(TIMES, network.observables | {"step": np.array([1, 2, 4, 8])}, CLASSES, settings={"a": 1})
+    network = decaying(1.0)
+    network = Trajectory(
+        TIMES,
+        network.observables | {"step": np.array([1, 2, 4, 8])},
+        CLASSES,
+        equation=Equation(producer="network"),
+        settings={"a": 1},
+    )
     return Ladder(network, {k.replace("_", "-"): decaying(v, rung=k) for k, v in rates.items()}, {"sample-path": "why"})
 
 
@@ -57,8 +65,8 @@ def test_the_edge_of_stability_is_named(optimiser, step, bound):
     """A record every step, then every second, every fourth: 0.1 of flow time for each, of which 1/(1 − β) is speed."""
     rungs = ladder(block_frozen=2.0)
     assert edge_of_stability(rungs) is None
-    run = Trajectory(TIMES, rungs.network.observables, CLASSES, settings=optimiser)
-    rungs = rungs._replace(network=run)
+    equation = Equation(producer="network", clock=Clock(1.0, **optimiser))
+    rungs = rungs._replace(network=rungs.network.replaced(equation=equation))
     rungs.rungs["network-flow"] = decaying(1.1, statistics={"eigenvalue_largest": 16.0})
     said = edge_of_stability(rungs)
     assert said is not None

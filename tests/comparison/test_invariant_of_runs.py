@@ -6,11 +6,14 @@ import pytest
 
 from ntkcollapse import BlockKernel, Classes, LastLayer, Trajectory, simulate
 from ntkcollapse.comparison import collapse_points, invariant_course
+from ntkcollapse.equation import Equation
+from ntkcollapse.theory.flow import Flow
+from ntkcollapse.theory.integrate import Method
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 
 
-def run_with(rate: float, points: int = 40, **settings) -> Trajectory:
+def run_with(rate: float, points: int = 40, **equation) -> Trajectory:
     times = np.linspace(0.0, 10.0, points)
     decay = np.exp(-rate * times)
     names = "necessary_condition nc1_tirer2022 nc2_seleznova2023 nc3_seleznova2023 accuracy".split()
@@ -18,7 +21,7 @@ def run_with(rate: float, points: int = 40, **settings) -> Trajectory:
     kappa = {"kappa_diagonal": 2.0, "kappa_within": 1.5, "kappa_between": 0.5}
     seen |= {name: np.full(points, value) for name, value in kappa.items()}
     seen |= {"invariant_norm": 3 * decay, "invariant_relative": decay / 2, "invariant_alignment": 1 - decay / 2}
-    return Trajectory(times, seen, CLASSES, settings=settings)
+    return Trajectory(times, seen, CLASSES, equation=Equation(**equation))
 
 
 def simulated(**options) -> Trajectory:
@@ -26,7 +29,8 @@ def simulated(**options) -> Trajectory:
     keys = jax.random.split(jax.random.key(0))
     H, W = 0.3 * jax.random.normal(keys[0], (5, 12)), 0.3 * jax.random.normal(keys[1], (3, 5))
     state = LastLayer(H=H, W=W, b=np.zeros(3))
-    return simulate(state, BlockKernel(1.0, 0.6, 0.1), CLASSES, np.linspace(0.0, 3.0, 31), rtol=1e-9, **options)
+    flow = Flow(BlockKernel(1.0, 0.6, 0.1), CLASSES, **options)
+    return simulate(state, flow, times=np.linspace(0.0, 3.0, 31), method=Method(rtol=1e-9))
 
 
 def test_decay_beside_twice_the_weight_decay():
@@ -66,13 +70,14 @@ def test_no_law_is_named_where_features_and_weights_decay_differently():
 
 
 def test_a_network_names_the_penalty_of_its_weights():
-    network = {"producer": "network", "scale": 1 / 36, "weight_decay": 0.01}
+    # A penalty of 0.01 beside the mean over 12 samples and 3 outputs.
+    network = {"producer": "network", "weight_decay": {"W": 36 * 0.01}}
     course = invariant_course(run_with(0.72, **network))
     assert course.predicted_rate == pytest.approx(2 * 36 * 0.01)
     assert course.fit is not None
     assert course.fit.rate == pytest.approx(0.72, rel=1e-9)
     # A rate per flow time says nothing per step.
-    assert np.isnan(invariant_course(run_with(0.72, clock="steps", **network)).predicted_rate)
+    assert np.isnan(invariant_course(run_with(0.72, without_clock="adam rescales gradients", **network)).predicted_rate)
     assert np.isnan(invariant_course(run_with(0.72, weight_decay=0.36, plain=False)).predicted_rate)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ntkcollapse import BlockKernel, Classes, Trajectory, ntk
 from ntkcollapse.comparison import measured_rates
+from ntkcollapse.equation import Equation
 from ntkcollapse.observables import kernel_observables
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
@@ -42,7 +43,7 @@ def lazy_run(width: int, seed: int) -> Trajectory:
     _, norms = jax.jit(lambda p: jax.lax.scan(advance, p, None, length=800))(params)
     seen = {f"residual_{part}": norms[:, i] for i, part in enumerate(PARTS)}
     constant = {k: jnp.full(800, v) for k, v in kernel_observables(gamma, "gamma").items()}
-    return Trajectory(step * np.arange(800), seen | constant, CLASSES, settings={"producer": "network"})
+    return Trajectory(step * np.arange(800), seen | constant, CLASSES, equation=Equation(producer="network"))
 
 
 def deviation(width: int) -> float:

@@ -7,15 +7,18 @@ import pytest
 from ntkcollapse import BlockKernel, Classes, LastLayer, SquaredError, Trajectory, simulate
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import NetworkAt, measured_rates, within_class_spectrum
+from ntkcollapse.equation import Equation
 from ntkcollapse.theory.exact import frozen_residual
-from ntkcollapse.theory.flow import Flow, WeightDecay
+from ntkcollapse.theory.flow import Flow
+from ntkcollapse.theory.integrate import Method
+from ntkcollapse.weight_decay import WeightDecay
 from tests.comparison import cases
 
 GAMMA = BlockKernel(diagonal=1.0, within=0.6, between=0.1)
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 
 
-def lazy_run(noise: float = 0.0, seed: int = 0, points: int = 80, **settings) -> Trajectory:
+def lazy_run(noise: float = 0.0, seed: int = 0, points: int = 80, **equation) -> Trajectory:
     """The lazy regime's exact residual, its parts seen with relative noise."""
     rng = np.random.default_rng(seed)
     times = np.linspace(0.0, 2.0, points)
@@ -27,7 +30,7 @@ def lazy_run(noise: float = 0.0, seed: int = 0, points: int = 80, **settings) ->
         for name, part in zip(names, parts, strict=True)
     }
     gamma = {f"gamma_{k}": np.full(points, float(getattr(GAMMA, k))) for k in ("diagonal", "within", "between")}
-    return Trajectory(times, seen | gamma, CLASSES, settings=settings)
+    return Trajectory(times, seen | gamma, CLASSES, equation=Equation(**equation))
 
 
 def test_lazy_run_has_the_eigenvalues_as_rates():
@@ -50,20 +53,22 @@ def test_a_probe_gives_the_rates_of_the_training_set():
     for rate, value in zip(measured_rates(run).values(), expected, strict=True):
         assert rate.eigenvalue == pytest.approx(float(value))
     assert "λ(γ) is for all of them" in rates_table(run, measured_rates(run))
-    unequal = lazy_run(training_samples=240, training_class_sizes=[40, 80, 120])
+    unequal = lazy_run(training_classes=Classes(sizes=(40, 80, 120)))
     assert all(np.isnan(rate.eigenvalue) for rate in measured_rates(unequal).values())
 
 
-@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"training_samples": 24}, {"loss": "cross-entropy"}])
-def test_implied_rates_of_a_network_are_those_of_its_own_loss(settings):
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"bias": "absent"}, {"training_classes": Classes.balanced(3, 8)}, {"loss": "cross-entropy"}],
+)
+def test_implied_rates_of_a_network_are_those_of_its_own_loss(changed):
     network = cases.linear_network()
     plain = cases.run_of([network.last_layer] * 3, np.array([0.0, 0.1, 0.2]))
-    run = Trajectory(
-        plain.times, plain.observables, plain.classes, states=plain.states, kernel=plain.kernel,
-        settings={"producer": "network", "scale": 1 / 36, "weight_decay": 0.01, **settings},
-    )  # fmt: skip
+    # A penalty of 0.01 beside the mean over 12 samples and 3 outputs.
+    equation = Equation(**{"producer": "network", "weight_decay": {"W": 36 * 0.01}, **changed})
+    run = plain.replaced(equation=equation)
     found = [rate.implied for rate in measured_rates(run).values()]
-    if "loss" in settings or "training_samples" in settings:
+    if "loss" in changed or "training_classes" in changed:
         assert np.isnan(found).all()
         return
     # dR/dt = W dH/dt + dW/dt H + db/dt 1ᵀ by the equations of the flow, on the clock of ½‖R‖².
@@ -71,7 +76,7 @@ def test_implied_rates_of_a_network_are_those_of_its_own_loss(settings):
     R = np.asarray(W @ H + b[:, None] - cases.CLASSES.Y)
     K = np.asarray(cases.KAPPA.as_matrix(cases.CLASSES))
     change = -W @ (W.T @ R @ K) + (-R @ H.T - 36 * 0.01 * W) @ H
-    if settings.get("bias", True):
+    if "bias" not in changed:
         change = change - R.sum(1, keepdims=True)
     parts = [cases.CLASSES.parts(jnp.asarray(x)) for x in (R, change)]
     expected = [-float(jnp.sum(r * d) / jnp.sum(r * r)) for r, d in zip(*parts, strict=True)]
@@ -93,9 +98,7 @@ def test_rates_come_out_of_noise_at_the_stated_coverage():
 
 def test_wrong_prediction_is_called_wrong():
     run = lazy_run(noise=0.01)
-    moved = Trajectory(
-        run.times, run.observables | {"gamma_diagonal": run["gamma_diagonal"] * 1.5}, CLASSES, settings={}
-    )
+    moved = run.replaced(observables=run.observables | {"gamma_diagonal": run["gamma_diagonal"] * 1.5})
     assert not measured_rates(moved)["single"].verdicts["eigenvalue"].agrees
 
 
@@ -116,7 +119,7 @@ def test_no_rate_is_implied_for_a_flow_of_another_equation():
     start = cases.linear_network().last_layer
     for rate_W in (1.0, 0.5):
         flow = Flow(cases.KAPPA, cases.CLASSES, SquaredError(), WeightDecay.of(0.0), rate_W=rate_W)
-        run = simulate(start, flow, cases.CLASSES, np.array([0.0, 1e-5, 0.1]), rtol=1e-8)
+        run = simulate(start, flow, cases.CLASSES, np.array([0.0, 1e-5, 0.1]), method=Method(rtol=1e-8))
         for name, rate in measured_rates(run).items():
             if rate_W != 1:
                 assert np.isnan(rate.implied)
@@ -157,7 +160,7 @@ def test_the_table_says_why_something_is_missing():
     residuals = {name: run[name] for name in run.observables if name.startswith("residual")}
     reasons = {
         "no output kernel γ was measured": Trajectory(run.times, residuals, CLASSES),
-        "classes of equal size only": lazy_run(training_samples=240, training_class_sizes=[40, 80, 120]),
+        "classes of equal size only": lazy_run(training_classes=Classes(sizes=(40, 80, 120))),
         "those of the squared loss": lazy_run(loss="cross-entropy"),
         "γ_d = 0.5 is not above γ_c = 0.6": Trajectory(
             run.times, run.observables | {"gamma_diagonal": np.full(80, 0.5)}, CLASSES

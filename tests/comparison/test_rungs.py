@@ -24,6 +24,7 @@ from ntkcollapse.comparison.rungs.features_linearised import features_linearised
 from ntkcollapse.comparison.rungs.network_flow import network_flow
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
 from ntkcollapse.data import Dataset
+from ntkcollapse.equation import Equation
 from ntkcollapse.networks import Variables, mlp
 from tests.comparison import cases
 from tests.comparison.cases import CLASSES, TIMES
@@ -204,7 +205,7 @@ def test_a_network_without_bias_has_none_on_any_rung():
     names = ["block-frozen", "network-linearised"]
     ladder = climb(MeasuredStart(run, 0, {0: network}), names, throw=True, keep_states=True)
     for name, rung in ladder.rungs.items():
-        assert not np.asarray(rung.states["b"]).any(), name
+        assert not np.asarray(rung.states.b).any(), name
         # Lazy training is another flow; the theorem's is the network's own here, at its default tolerances.
         if name != "network-linearised":
             np.testing.assert_allclose(rung["residual_global"], run["residual_global"], rtol=1e-2, err_msg=name)
@@ -226,13 +227,10 @@ def test_weight_decay_and_unequal_classes_on_linear_features():
             np.testing.assert_allclose(rung[observable], run[observable], rtol=2e-5, err_msg=f"{name} {observable}")
 
 
-def test_the_decay_of_a_trained_run_is_known_from_its_settings(linear):
+def test_the_decay_of_a_trained_run_is_known_from_its_equation(linear):
     run, network = linear
-    settings = {"producer": "network", "weight_decay": 0.01, "scale": 1 / 36}
-    decaying = Trajectory(
-        run.times, run.observables, run.classes, states=run.states, kernel=run.kernel, settings=settings
-    )
     # λ beside the mean over 12 samples and 3 outputs is 36 λ beside the sum.
+    decaying = run.replaced(equation=Equation(producer="network", weight_decay={"W": 36 * 0.01}))
     assert MeasuredStart(decaying, 0, {0: network}).weight_decay == pytest.approx(0.36)
     assert MeasuredStart(decaying, 0, weight_decay=0.0).weight_decay == 0
 
@@ -379,8 +377,7 @@ def test_features_are_linearised_by_what_costs_less(width, cheaper):
 def test_a_run_kept_in_single_precision_is_predicted_at_all_of_its_times(linear):
     """Decimals of its times are other numbers in float32: rungs keep the run's own, and start in float64."""
     run, _ = linear
-    states = {name: np.asarray(value, np.float32) for name, value in run.states.items()}
-    single = Trajectory(run.times, run.observables, CLASSES, states=states, kernel=run.kernel, settings=run.settings)
+    single = run.replaced(states=jax.tree.map(lambda x: x.astype(np.float32), run.states))
     for name, rung in climb(MeasuredStart(single, 0), throw=True).rungs.items():
         gap = gaps(run, rung, ["loss"])["loss"]
         np.testing.assert_array_equal(gap.times, TIMES)
@@ -405,16 +402,13 @@ def test_what_is_missing_is_said(linear):
     other = cases.linear_network(seed=5)
     with pytest.raises(ValueError, match="logits differ"):
         MeasuredStart(run, 0, {0: other})
-    for settings, said in (
-        ({"clock": "steps"}, "got optimiser steps: no clock is known"),
-        ({"clock": "steps", "without_clock": "adam rescales gradients"}, "optimiser steps: adam rescales gradients"),
+    for changed, said in (
+        ({"without_clock": "adam rescales gradients"}, "optimiser steps: adam rescales gradients"),
         ({"producer": "theory"}, "expected the run of a network, got one of the theory"),
-        ({"loss": "cross-entropy"}, "expected one of the squared loss, .* got cross-entropy"),
-        ({"training_samples": 240}, "all of the 240 samples .* got a probe of 12"),
+        ({"loss": "cross-entropy"}, "expected one of the squared loss, .* got CrossEntropy"),
+        ({"training_classes": Classes.balanced(3, 80)}, "all of the 240 samples .* got a probe of 12"),
     ):
-        other = Trajectory(
-            run.times, run.observables, run.classes, states=run.states, kernel=run.kernel, settings=settings
-        )
+        other = run.replaced(equation=Equation(**{"producer": "network", **changed}))
         with pytest.raises(ValueError, match=said):
             MeasuredStart(other, 0)
 

@@ -4,14 +4,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from ntkcollapse import Classes, Trajectory, plots
+from ntkcollapse import Classes, Equation, Trajectory, plots
 
 CLASSES = Classes.balanced(num_classes=2, per_class=3)
 
 
 def run_with(*names: str, producer: str = "network") -> Trajectory:
     seen = {name: np.array([3.0, 2.0, 1.0]) for name in names}
-    return Trajectory(np.array([0.0, 1.0, 2.0]), seen, CLASSES, settings={"producer": producer})
+    return Trajectory(np.array([0.0, 1.0, 2.0]), seen, CLASSES, equation=Equation(producer=producer))
 
 
 def drawn(figure) -> dict[str, list[str]]:

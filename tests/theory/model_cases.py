@@ -40,6 +40,6 @@ def descend(objective, start, *, tries: int = 1):
 
 def penalised(flow, state: LastLayer):
     """What a flow with K = I and weight decay descends."""
-    decay, f = flow.decay, state.logits if flow.bias == "free" else state.W @ state.H
+    decay, f = flow.weight_decay, state.logits if flow.bias == "free" else state.W @ state.H
     squares = decay.H * jnp.sum(state.H**2) + decay.W * jnp.sum(state.W**2) + decay.b * jnp.sum(state.b**2)
     return flow.loss.value(f, flow.classes.Y) + squares / 2

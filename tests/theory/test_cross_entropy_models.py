@@ -8,6 +8,7 @@ import pytest
 from ntkcollapse import Classes, CrossEntropy, LastLayer
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
+from ntkcollapse.theory.integrate import Method
 from ntkcollapse.theory.models.layer_peeled import collapsed_odds
 from ntkcollapse.theory.models.losses import LogCrossEntropy
 from tests.cases import random_state
@@ -23,9 +24,11 @@ def test_cross_entropy_minimiser_from_any_start():
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
     times = jnp.asarray([0.0, 1000.0, 2000.0])
     runs = jax.vmap(
-        lambda s: simulate(s, flow, classes, times, solver="kvaerno5", rtol=1e-8, atol=1e-10, observed=False)
+        lambda s: simulate(
+            s, flow, classes, times, method=Method(solver="kvaerno5", rtol=1e-8, atol=1e-10), observed=False
+        )
     )(stacked)
-    H, W, b = (runs.states[name][:, -1] for name in "HWb")
+    H, W, b = (getattr(runs.states, name)[:, -1] for name in "HWb")
     for i in range(3):
         # Slowest rate λ_H = 0.01: e^{−20} of the start.
         np.testing.assert_allclose(W[i] @ W[i].T, answer.weight_scale * simplex(C), atol=1e-6)
@@ -57,9 +60,9 @@ def test_margin_of_unregularised_cross_entropy():
     flow = models.max_margin(classes)
     start = scaled_start(3, classes, 0.5)
     times = np.linspace(0.0, 18.0, 13)
-    run = simulate(start, flow, classes, times, solver="kvaerno5", rtol=1e-6, atol=1e-8)
+    run = simulate(start, flow, classes, times, method=Method(solver="kvaerno5", rtol=1e-6, atol=1e-8))
     assert float(run["loss"][-1]) < -1500
-    seen = [models.max_margin.margins(H, W, classes) for H, W in zip(run.states["H"], run.states["W"], strict=True)]
+    seen = [models.max_margin.margins(H, W, classes) for H, W in zip(run.states.H, run.states.W, strict=True)]
     limit = float(models.max_margin.limit(classes))
     assert float(models.max_margin.limit(Classes.balanced(4, 5))) == pytest.approx(0.074536, abs=5e-7)
     # Approached like 1/log(1/L), here L < e^{−1500}: the smoothed margin lacks log(N(C − 1))/1500 = 1.7e-3, and
@@ -124,11 +127,11 @@ def test_layer_peeled_flow_stays_in_its_budgets():
     classes = Classes(sizes=(6, 3, 3))
     flow = models.layer_peeled(classes, 3.0, 1.0)
     start = flow.retract(scaled_start(4, classes, 1.0))
-    run = simulate(start, flow, classes, np.array([0.0, 3000.0, 6000.0]), solver="tsit5")
+    run = simulate(start, flow, classes, np.array([0.0, 3000.0, 6000.0]), method=Method(solver="tsit5"))
     best = models.layer_peeled.minimizer(np.array(classes.sizes), 3.0, 1.0, key=jax.random.key(1))
     # Exponentially near the minimum by then; the rest is the solver's tolerance.
     np.testing.assert_allclose(run["loss"][-1], best.value, rtol=1e-6)
-    for H, W in zip(run.states["H"], run.states["W"], strict=True):
+    for H, W in zip(run.states.H, run.states.W, strict=True):
         assert float(jnp.sum(W**2) / 3) <= 1 + 1e-12
         assert float(classes.means(jnp.sum(H**2, axis=0)).mean()) <= 3 + 1e-12
 
@@ -140,12 +143,12 @@ def test_fixed_etf_aligns_every_class(loss):
     np.testing.assert_allclose(W @ W.T / 2, 1.5 * simplex(3), atol=1e-12)
     flow = models.fixed_etf(classes, 3.0, 2.0, loss=loss)
     start = LastLayer(H=0.3 * random_state(4, classes).H, W=W, b=jnp.zeros(3))
-    run = simulate(start, flow, classes, np.array([0.0, 1e3, 1e5]), solver="tsit5", observed=False)
+    run = simulate(start, flow, classes, np.array([0.0, 1e3, 1e5]), method=Method(solver="tsit5"), observed=False)
     limit = models.fixed_etf.limit(W, 3.0, classes)
-    np.testing.assert_array_equal(run.states["W"][-1], W)
+    np.testing.assert_array_equal(run.states.W[-1], W)
     # Cross-entropy pulls along the sphere exponentially; the pull of dot regression vanishes as the square of the
     # angle, so that the angle falls like t^{−1/2}.
-    np.testing.assert_allclose(run.states["H"][-1], limit, atol=1e-5 if loss == "cross-entropy" else 3e-2)
+    np.testing.assert_allclose(run.states.H[-1], limit, atol=1e-5 if loss == "cross-entropy" else 3e-2)
 
 
 def test_spherical_features_and_logit_ball():
@@ -167,4 +170,4 @@ def test_spherical_features_and_logit_ball():
     start = LastLayer(H=0.1 * random_state(4, classes).H, W=jnp.eye(4), b=jnp.zeros(4))
     run = simulate(start, ball, classes, np.array([0.0, 5e3, 1e4]))
     np.testing.assert_allclose(run["loss"][-1], lowest.value, rtol=1e-7)
-    np.testing.assert_allclose(run.states["H"][-1], classes.expand(lowest.scale * jnp.asarray(simplex(4))), atol=1e-4)
+    np.testing.assert_allclose(run.states.H[-1], classes.expand(lowest.scale * jnp.asarray(simplex(4))), atol=1e-4)

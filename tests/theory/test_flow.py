@@ -1,5 +1,7 @@
 """The flow and its reduction against reference trajectories computed elsewhere, and against each other."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,15 @@ import pytest
 
 from ntkcollapse import BlockKernel, Classes, CrossEntropy, LastLayer, SquaredError
 from ntkcollapse.simulation import simulate
-from ntkcollapse.theory.flow import Flow, WeightDecay
+from ntkcollapse.theory.flow import Flow
+from ntkcollapse.theory.integrate import Method
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, spectral_radius
+from ntkcollapse.weight_decay import WeightDecay
 from tests import references
 from tests.cases import UNEQUAL, kernels, random_state
 
 # A reference solver: order 8 at tolerances that leave errors of about 1e-11 over these times.
-ACCURATE = {"solver": "dopri8", "rtol": 1e-12, "atol": 1e-14}
+ACCURATE = Method(solver="dopri8", rtol=1e-12, atol=1e-14)
 PADDED = 32
 
 
@@ -29,13 +33,17 @@ def test_reference_trajectory(name, reduced):
     ref = references.load(name)
     T = len(ref["t"])
     run = simulate(
-        ref.start, ref.kappa, ref.classes, padded(ref["t"]), weight_decay=ref.weight_decay, reduced=reduced, **ACCURATE
+        ref.start,
+        Flow(ref.kappa, ref.classes, weight_decay=ref.weight_decay),
+        times=padded(ref["t"]),
+        reduced=reduced,
+        method=ACCURATE,
     )
     H = np.stack([run.last_layer(i).H for i in range(T)])
     # 1e-10 is the accuracy stated for the references with a solver at rtol 1e-12.
     np.testing.assert_allclose(H, ref["H"], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(run.states["W"][:T], ref["W"], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(run.states["b"][:T], ref["b"], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(run.states.W[:T], ref["W"], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(run.states.b[:T], ref["b"], rtol=0, atol=1e-10)
     single, class_, global_ = (run[f"residual_{part}"][:T] for part in ("single", "class", "global"))
     for seen, key in ((single, "R_single_norm"), (class_, "R_class_centred_norm"), (global_, "R_global_norm")):
         # Square roots of sums of squares: an error of 1e-10 in R, times √(CN).
@@ -51,8 +59,9 @@ def test_reference_trajectory(name, reduced):
 
 
 class ExponentialDrift(BlockKernel):
-    """κ(t) = κ1 + (κ0 − κ1) e^{−t/τ}, as the reference with a drifting kernel has it."""
+    """κ(t) = κ1 + (κ0 − κ1) e^{−t/τ}, as the reference with a drifting kernel has it; a block kernel at every time."""
 
+    reducible: ClassVar[bool] = True
     start: jax.Array
     end: jax.Array
     tau: jax.Array
@@ -69,11 +78,11 @@ class ExponentialDrift(BlockKernel):
 def test_reference_with_drifting_kernel(reduced):
     ref = references.load("g_kernel_drift")
     kappa = ExponentialDrift(ref["kappa0"], ref["kappa1"], ref["tau"])
-    run = simulate(ref.start, kappa, ref.classes, padded(ref["t"]), reduced=reduced, **ACCURATE)
+    run = simulate(ref.start, kappa, ref.classes, padded(ref["t"]), reduced=reduced, method=ACCURATE)
     T = len(ref["t"])
     H = np.stack([run.last_layer(i).H for i in range(T)])
     np.testing.assert_allclose(H, ref["H"], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(run.states["W"][:T], ref["W"], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(run.states.W[:T], ref["W"], rtol=0, atol=1e-10)
 
 
 def test_reference_of_larger_reduced_state():
@@ -88,12 +97,12 @@ def test_reference_of_larger_reduced_state():
         return S + np.triu(S, 1).T
 
     start = ReducedStart(M=ref["M"][0], scatter=unpack(ref["S"][0]), W=ref["W"][0], b=ref["b"][0])
-    run = simulate(start, BlockKernel(*ref["kappa"]), Classes(sizes=tuple(ref["m_c"])), ref["t"], **ACCURATE)
-    P = np.asarray(run.states["P"][:, 0])
+    run = simulate(start, BlockKernel(*ref["kappa"]), Classes(sizes=tuple(ref["m_c"])), ref["t"], method=ACCURATE)
+    P = np.asarray(run.states.P[:, 0])
     S = P @ unpack(ref["S"][0]) @ np.swapaxes(P, -1, -2)
     # 1e-9 is the accuracy stated for this reference; S is a sum over 600 samples, so relative to its size.
-    np.testing.assert_allclose(run.states["M"], ref["M"], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(run.states["W"], ref["W"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(run.states.M, ref["M"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(run.states.W, ref["W"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(S, np.stack([unpack(s) for s in ref["S"]]), rtol=0, atol=1e-9 * np.abs(S).max())
     np.testing.assert_allclose(run["loss"], ref["loss"], rtol=1e-9, atol=1e-9)
     assert "nc1_seleznova2023" not in run.observables
@@ -116,7 +125,7 @@ def test_right_hand_sides_agree(kind):
         return UNEQUAL.expand(M) + jnp.einsum("gij,gjk->ik", P, groups)
 
     M = now.class_means(UNEQUAL)
-    reduced = ReducedFlow(kernel, UNEQUAL.weights, start.scatter, scale=0.7, decay=decay)
+    reduced = ReducedFlow(kernel, UNEQUAL.weights, start.scatter, scale=0.7, weight_decay=decay)
     state = start.state
     state = type(state)(M=M, P=P, W=now.W, b=now.b)
     slow = reduced(0.0, state)
@@ -167,9 +176,15 @@ def test_bias_that_does_not_move(bias):
     state = random_state(5, UNEQUAL)
     state = LastLayer(H=state.H, W=state.W, b=state.b if bias == "frozen" else 0 * state.b)
     for kernel in (kernels(UNEQUAL)["per class"], kernels(UNEQUAL)["dense"]):
-        run = simulate(state, kernel, UNEQUAL, np.linspace(0, 0.1, 3), bias=bias, solver="tsit5", observed=False)
-        np.testing.assert_array_equal(run.states["b"][-1], state.b)
-        assert np.abs(np.asarray(run.states["W"][-1] - state.W)).max() > 1e-2
+        run = simulate(
+            state,
+            Flow(kernel, UNEQUAL, bias=bias),
+            times=np.linspace(0, 0.1, 3),
+            method=Method(solver="tsit5"),
+            observed=False,
+        )
+        np.testing.assert_array_equal(run.states.b[-1], state.b)
+        assert np.abs(np.asarray(run.states.W[-1] - state.W)).max() > 1e-2
 
 
 def flat_matrix(jacobian: LastLayer, state: LastLayer) -> np.ndarray:
@@ -190,7 +205,7 @@ def test_spectral_radius_bounds_the_jacobian(kind):
     for seed in range(3):
         first = random_state(5, UNEQUAL, seed)
         start = ReducedStart.of(first, kernel, UNEQUAL)
-        flow = ReducedFlow(kernel, UNEQUAL.weights, start.scatter, decay=0.1)
+        flow = ReducedFlow(kernel, UNEQUAL.weights, start.scatter, weight_decay=0.1)
         full = Flow(kernel, UNEQUAL, SquaredError(), WeightDecay.of(0.1))
         jacobian = jax.jacfwd(lambda state, full=full: full(0.0, state))(first)
         jacobian = flat_matrix(jacobian, first)

@@ -15,7 +15,8 @@ from ntkcollapse import BlockKernel, Classes, CrossEntropy, DenseKernel, LastLay
 from ntkcollapse.commands.simulate import SimulateConfig, simulate_command
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
-from ntkcollapse.theory.integrate import integrate, named_solver
+from ntkcollapse.theory.flow import Flow
+from ntkcollapse.theory.integrate import Method, integrate, named_solver
 from ntkcollapse.theory.invariant import invariant
 from tests.cases import random_state
 from tests.theory.model_cases import scaled_start, simplex
@@ -75,7 +76,7 @@ def test_weight_decay_takes_the_invariant_to_zero():
     kernel = BlockKernel(3.0, 2.0, 0.6)
     flow = models.ntk_collapse(classes, kernel, weight_decay=λ, loss=CrossEntropy())
     start, times = random_state(5, classes), np.linspace(0.0, 4.0, 5)
-    run = simulate(start, flow, classes, times, solver="tsit5", rtol=1e-9, atol=1e-11)
+    run = simulate(start, flow, classes, times, method=Method(solver="tsit5", rtol=1e-9, atol=1e-11))
     first = float(run["invariant_norm"][0])
     # Solver error at rtol 1e-9 over this time, relative to a norm that falls by e^{−2.4}.
     np.testing.assert_allclose(run["invariant_norm"], first * np.exp(-2 * λ * times), rtol=1e-6)
@@ -149,10 +150,10 @@ def test_constraints_are_checked_at_the_start_and_corrected_on_the_way(name):
     start, times = scaled_start(3, classes, 1.0), np.array([0.0, 1.0, 5.0])
     with pytest.raises(ValueError, match=r"start: expected a state that satisfies .*off by .*retract"):
         simulate(start, flow, classes, times)
-    run = simulate(flow.retract(start), flow, classes, times, rtol=1e-4, atol=1e-6, observed=False)
+    run = simulate(flow.retract(start), flow, classes, times, method=Method(rtol=1e-4, atol=1e-6), observed=False)
     # Steps of a part in 10⁴ leave a curved surface by about that, which is on record; what is saved lies on it.
     assert 0 < float(run.statistics["largest_correction"]) < 1e-2
-    for H, W, b in zip(*(run.states[name] for name in "HWb"), strict=True):
+    for H, W, b in zip(run.states.H, run.states.W, run.states.b, strict=True):
         assert float(flow.constraint.violation(LastLayer(H=H, W=W, b=b), classes)) < 1e-9
 
 
@@ -196,8 +197,8 @@ def test_too_few_dimensions():
 
 def test_bad_input_is_named():
     flow = models.spherical_features(UNEVEN, 1.0, 1.0)
-    with pytest.raises(ValueError, match="expected none of them beside a model"):
-        simulate(random_state(3, UNEVEN), flow, UNEVEN, np.array([0.0, 1.0]), weight_decay=0.1)
+    with pytest.raises(TypeError, match="kernel: expected a kernel, got the function"):
+        Flow(flow, UNEVEN, weight_decay=0.1)
     with pytest.raises(AttributeError, match="has no 'minimiser', but minimizer"):
         _ = models.spherical_features.minimiser
     with pytest.raises(ValueError, match=r"kind: expected one of 'I', 'L'; got 'M'"):

@@ -8,6 +8,7 @@ import pytest
 from ntkcollapse import Classes, LastLayer
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
+from ntkcollapse.theory.integrate import Method
 from ntkcollapse.theory.models.deep_linear import DeepLastLayer
 from tests.cases import random_state
 from tests.theory.model_cases import descend, penalised, scaled_start, simplex
@@ -138,12 +139,12 @@ def test_deep_linear_flow_descends():
     rng = np.random.default_rng(0)
     layers = tuple(jnp.asarray(0.7 * rng.normal(size=s)) for s in ((4, 4), (3, 4)))
     start = DeepLastLayer(H=jnp.asarray(0.7 * rng.normal(size=(4, 11))), layers=layers)
-    run = simulate(start, flow, classes, np.array([0.0, 1000.0, 3000.0]), rtol=1e-8, atol=1e-10)
+    run = simulate(start, flow, classes, np.array([0.0, 1000.0, 3000.0]), method=Method(rtol=1e-8, atol=1e-10))
     # Slowest rate about λ_H = 0.01; the loss is of first order in the error of outputs, 1e-6 beside 1 − s = 0.04.
     answer = models.deep_linear.minimizer(classes, jnp.full(2, 0.02), 0.01)
     np.testing.assert_allclose(run["loss"][-1], jnp.sum((answer.outputs - 1) ** 2 * classes.weights) / 22, rtol=1e-4)
     np.testing.assert_allclose(
-        classes.means(run.last_layer(-1).W @ run.states["H"][-1]), np.diag(answer.outputs), atol=1e-6
+        classes.means(run.last_layer(-1).W @ run.states.H[-1]), np.diag(answer.outputs), atol=1e-6
     )
     with pytest.raises(ValueError, match="start: expected a DeepLastLayer for this model, got a LastLayer"):
         simulate(random_state(4, classes), flow, classes, np.array([0.0, 1.0]))
@@ -191,17 +192,15 @@ def test_central_path_law():
         simulate(state, flow, classes, np.linspace(0.0, 1.0, 2))
     start = flow.retract(state)
     times = np.array([0.0, 1e2, 1e3, 1e4])
-    run = simulate(start, flow, classes, times, rtol=1e-8, atol=1e-10)
-    seen = np.stack([models.central_path.signal_to_noise(H, classes) for H in run.states["H"]])
+    run = simulate(start, flow, classes, times, method=Method(rtol=1e-8, atol=1e-10))
+    seen = np.stack([models.central_path.signal_to_noise(H, classes) for H in run.states.H])
     # Solver tolerance 1e-8 per step, over some hundred steps.
     np.testing.assert_allclose(seen, models.central_path.law(times, seen[0], classes), rtol=1e-6)
     assert seen[-1].max() / seen[-1].min() < 0.5 * seen[0].max() / seen[0].min()
     # The constraint was left by the solver's error only, and that is on record.
     assert 0 < float(run.statistics["largest_correction"]) < 1e-5
     # Only singular values move: their vectors, of the centred means, stay. On the path the loss is theirs alone.
-    first, last = (
-        classes.means(H) - classes.means(H).mean(1)[:, None] for H in (run.states["H"][0], run.states["H"][-1])
-    )
+    first, last = (classes.means(H) - classes.means(H).mean(1)[:, None] for H in (run.states.H[0], run.states.H[-1]))
     (U, _, V), (U1, _, V1) = (np.linalg.svd(np.asarray(M), full_matrices=False) for M in (first, last))
     np.testing.assert_allclose(np.abs(np.sum(U[:, :3] * U1[:, :3], axis=0)), 1, atol=1e-6)
     np.testing.assert_allclose(np.abs(np.sum(V[:3] * V1[:3], axis=1)), 1, atol=1e-6)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from ntkcollapse import Classes, LastLayer
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
+from ntkcollapse.theory.integrate import Method
 from tests.cases import random_state
 from tests.theory.model_cases import simplex
 
@@ -25,12 +26,12 @@ def test_elastic_means_and_their_estimated_intensities():
     flow = models.elastic(classes, 0.9, 0.2)
     start = random_state(2, classes)
     times = np.linspace(0.0, 2.0, 5)
-    run = simulate(start, flow, classes, times, rtol=1e-9, atol=1e-11, observed=False)
-    means = jax.vmap(classes.means)(run.states["H"])
+    run = simulate(start, flow, classes, times, method=Method(rtol=1e-9, atol=1e-11), observed=False)
+    means = jax.vmap(classes.means)(run.states.H)
     np.testing.assert_allclose(means, models.elastic.solution(times, classes.means(start.H), flow), rtol=1e-7)
     # All samples of a class get the same push: deviations stay. So does the classifier.
-    np.testing.assert_allclose(classes.deviations(run.states["H"][-1]), classes.deviations(start.H), atol=1e-12)
-    np.testing.assert_array_equal(run.states["W"][-1], start.W)
+    np.testing.assert_allclose(classes.deviations(run.states.H[-1]), classes.deviations(start.H), atol=1e-12)
+    np.testing.assert_array_equal(run.states.W[-1], start.W)
     estimate = models.elastic.estimate(times, means)
     np.testing.assert_allclose(estimate.intra, 0.9, rtol=1e-6)
     np.testing.assert_allclose(estimate.inter, 0.2, rtol=1e-6)
@@ -42,8 +43,10 @@ def test_elasticity_from_measured_trajectories():
     times = np.linspace(1.0, 3.0, 5)
     for kind in ("I", "L"):
         flow = models.elastic(classes, 0.9, 0.2, kind=kind, power=1.0)
-        run = simulate(random_state(3, classes), flow, classes, times, rtol=1e-9, atol=1e-11, observed=False)
-        means = jax.vmap(classes.means)(run.states["H"])
+        run = simulate(
+            random_state(3, classes), flow, classes, times, method=Method(rtol=1e-9, atol=1e-11), observed=False
+        )
+        means = jax.vmap(classes.means)(run.states.H)
         estimate = models.elastic.estimate(times, means, kind=kind)
         # Means over each interval of α/t and β/t.
         falling = np.diff(np.log(times)) / np.diff(times)
@@ -58,9 +61,16 @@ def test_elasticity_from_measured_trajectories():
     start = looked_on(classes.expand(jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))), classes)
     times = np.array([0.0, 1.0, 2.0])
     run = simulate(
-        start, flow, classes, times, key=jax.random.key(0), rtol=1e-3, atol=1e-2, columns=False, observed=False
+        start,
+        flow,
+        classes,
+        times,
+        method=Method(rtol=1e-3, atol=1e-2),
+        key=jax.random.key(0),
+        columns=False,
+        observed=False,
     )
-    estimate = models.elastic.estimate(times, jax.vmap(classes.means)(run.states["H"]))
+    estimate = models.elastic.estimate(times, jax.vmap(classes.means)(run.states.H))
     # Noise σ/√m = 0.01 in each coordinate beside ‖x‖ of about 2: 0.5% of growth, times C in α, √2 in β; thrice that.
     np.testing.assert_allclose(estimate.intra, 0.9, atol=0.05)
     np.testing.assert_allclose(estimate.inter, 0.2, atol=0.03)
@@ -70,9 +80,14 @@ def test_elastic_l_model_tends_to_a_simplex():
     classes = Classes.balanced(4, 2)
     flow = models.elastic(classes, 3.0, 1.0, kind="L")
     run = simulate(
-        random_state(4, classes), flow, classes, np.array([0.0, 30.0, 60.0]), rtol=1e-8, atol=1e-10, observed=False
+        random_state(4, classes),
+        flow,
+        classes,
+        np.array([0.0, 30.0, 60.0]),
+        method=Method(rtol=1e-8, atol=1e-10),
+        observed=False,
     )
-    M = np.asarray(classes.means(run.states["H"][-1]))
+    M = np.asarray(classes.means(run.states.H[-1]))
     unit = M / np.linalg.norm(M, axis=0)
     # Differences die out relative to the mean as exp(−t β) ≥ e^{−60}.
     np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=1e-6)
@@ -80,12 +95,14 @@ def test_elastic_l_model_tends_to_a_simplex():
     noisy = models.elastic(Classes.balanced(4, 100), 3.0, 1.0, 0.1, kind="L")
     start = looked_on(noisy.classes.expand(classes.means(random_state(4, classes).H)), noisy.classes)
     times = np.array([0.0, 5.0, 10.0])
-    run = simulate(start, noisy, noisy.classes, times, key=jax.random.key(0), rtol=1e-3, atol=1e-2, observed=False)
-    M = np.asarray(noisy.classes.means(run.states["H"][-1]))
+    run = simulate(
+        start, noisy, noisy.classes, times, method=Method(rtol=1e-3, atol=1e-2), key=jax.random.key(0), observed=False
+    )
+    M = np.asarray(noisy.classes.means(run.states.H[-1]))
     unit = M / np.linalg.norm(M, axis=0)
     np.testing.assert_allclose(unit.T @ unit, 4 / 3 * simplex(4), atol=2e-3)
     # Relative error of a variance from 1,600 numbers: 3.5%; thrice that.
-    scatter = jnp.mean(jnp.square(noisy.classes.deviations(run.states["H"][-1])))
+    scatter = jnp.mean(jnp.square(noisy.classes.deviations(run.states.H[-1])))
     np.testing.assert_allclose(scatter, 0.1**2 * 10 * (1 - 1 / 100), rtol=0.1)
 
 
@@ -98,11 +115,13 @@ def test_elastic_sde_separates_at_the_threshold():
     for c, published in ((0.5, 0.480), (1.0, 0.309), (1.5, 3e-7)):
         flow = models.elastic(classes, jnp.asarray(c), 0.0, 1.0, power=1.0)
         times = np.array([1.0, 3.0, end])
-        run = simulate(start, flow, classes, times, key=jax.random.key(3), rtol=1e-3, atol=1e-1, observed=False)
+        run = simulate(
+            start, flow, classes, times, method=Method(rtol=1e-3, atol=1e-1), key=jax.random.key(3), observed=False
+        )
         # Pure Brownian motion about the class means; times between the solver's own steps are no less noisy.
-        middle_of_run = classes.deviations(run.states["H"][1])
+        middle_of_run = classes.deviations(run.states.H[1])
         np.testing.assert_allclose(jnp.var(middle_of_run) / 2, 1, rtol=0.1)
-        H = np.asarray(run.states["H"][-1][0])
+        H = np.asarray(run.states.H[-1][0])
         sign = np.repeat([-1.0, 1.0], m)
         middle = H.mean()
         error = np.mean((H - middle) * sign < 0)

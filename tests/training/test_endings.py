@@ -26,7 +26,7 @@ PLAIN = ("widths=(8, 10)",)
 def test_rates_that_decay_until_flow_times_tie_get_a_clock_of_steps(tmp_path):
     """Twenty decays by ten: 1 + 10⁻¹⁹ is 1 in float64."""
     run = train(small(epochs=20, decay_every=1, batch_size=120, measure=("train",)), tmp_path / "run")
-    assert run.settings["clock"] == "steps"
+    assert not run.equation.in_flow_time
     np.testing.assert_array_equal(run.times, run["step"])
     assert read_status(tmp_path / "run")["outcome"] == "finished"
 
@@ -34,9 +34,9 @@ def test_rates_that_decay_until_flow_times_tie_get_a_clock_of_steps(tmp_path):
 def test_ties_of_single_precision_as_well():
     """Twelve decays: apart in float64, not in float32."""
     config = small(epochs=12, decay_every=1, batch_size=120, measure=("train",))
-    assert train(config).settings["clock"] == "flow"
+    assert train(config).equation.in_flow_time
     with jax.enable_x64(False):
-        assert train(config).settings["clock"] == "steps"
+        assert not train(config).equation.in_flow_time
 
 
 def test_balanced_batches_of_unequal_classes_have_no_clock():
@@ -44,10 +44,10 @@ def test_balanced_batches_of_unequal_classes_have_no_clock():
     config = small(epochs=1, imbalance=4.0, measure=("train",), balanced=False)
     splits = config.build_splits()
     run = train(small(epochs=1, measure=("train",)), splits=splits)
-    assert run.settings["clock"] == "steps"
-    assert "every class weighs the same" in run.settings["without_clock"]
+    assert not run.equation.in_flow_time
+    assert "every class weighs the same" in run.equation.without_clock
     np.testing.assert_array_equal(run.times, run["step"])
-    assert train(config).settings["clock"] == "flow"
+    assert train(config).equation.in_flow_time
 
 
 def test_a_network_whose_kernel_is_dead_keeps_its_observables(tmp_path):

@@ -66,8 +66,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in runs[0].observables.keys() - {"seconds"}:
         np.testing.assert_array_equal(runs[0][name], runs[1][name], err_msg=name)
     np.testing.assert_array_equal(runs[0].times, runs[1].times)
-    for name, state in runs[0].states.items():
-        np.testing.assert_array_equal(state, runs[1].states[name])
+    jax.tree.map(np.testing.assert_array_equal, runs[0].states, runs[1].states)
     states = [saved_variables(saved_config(path), path) for path in (one, other)]
     assert states[0][2] == states[1][2] == 40
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])

@@ -52,7 +52,7 @@ def test_layers_and_ansatz_are_measured_along_training():
     assert run["ansatz_root_correlation"].shape == (T, 3)
     assert profiles[-1].layers == ("trunk/linear_0", "trunk/linear_1", "last_layer", "output")
     np.testing.assert_allclose(run["layers_nc2_seleznova2023"][-1], profiles[-1].train["nc2_seleznova2023"], rtol=1e-6)
-    assert run.settings["names"] == {
+    assert run.names == {
         "layers": list(profiles[-1].layers),
         "ansatz": ["trunk/linear_0", "trunk/linear_1", "last_layer"],
     }
@@ -141,9 +141,9 @@ def test_by_name_off_by_default_saved_and_resumed_with_its_names(tmp_path):
     # Resumed once more there is nothing left to measure, and what is known comes from the checkpoint.
     train(config, tmp_path, resume=True)
     read = Trajectory.load(tmp_path)
-    assert read.settings["names"] == run.settings["names"]
+    assert read.names == run.names
     np.testing.assert_array_equal(read["layers_width"], [[64, 12, 9, 10]] * 2)
-    assert len(read.settings["names"]["layers"]) == 4
+    assert len(read.names["layers"]) == 4
     assert read["ansatz_correlation"].shape == (2, 3)
     for name in extra:
         assert float(read.statistics[f"seconds_measuring_{name}"]) > 0

@@ -53,7 +53,7 @@ def test_a_run_goes_on_with_its_own_measurements_network_and_data_only(tmp_path)
     net, _, step = saved_variables(config, out, network=network, splits=splits)
     assert net.trunk == network.trunk
     assert train(longer, out, resume=True, **own)["step"].tolist() == [0, step, 2 * step]
-    assert "own_network" in Trajectory.load(out).settings
+    assert Trajectory.load(out).equation.own == ("network",)
 
 
 def test_what_was_measured_is_there_for_others_while_the_run_goes_on(tmp_path):

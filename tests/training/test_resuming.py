@@ -128,7 +128,7 @@ def test_states_of_any_optimiser_are_resumed_to_the_bit(tmp_path, changes):
     one, two = (Trajectory.load(tmp_path / name) for name in ("one", "two"))
     for name in one.observables.keys() - {"seconds"}:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-    np.testing.assert_array_equal(one.states["W"], two.states["W"])
+    np.testing.assert_array_equal(one.states.W, two.states.W)
 
 
 def test_measurements_of_nothing_are_resumed(tmp_path):

@@ -72,7 +72,7 @@ def test_what_is_recorded(measured):
 def test_the_clock_is_flow_time(measured):
     """η summed over steps / (1 − β) / (N C): 16 steps of 0.5, 16 of 0.05, 8 of 0.005."""
     run, _, _ = measured
-    assert run.settings["clock"] == "flow"
+    assert run.equation.in_flow_time
     assert float(run.times[-1]) == pytest.approx((8 + 0.8 + 0.04) / 0.1 / (240 * 10), rel=1e-12)
 
 
@@ -82,7 +82,7 @@ def test_states_are_those_of_the_network(measured):
     assert step == 40
     probe = small().build_splits().train.balanced(2)
     state, _ = network.last_layer(variables, probe.inputs, probe.labels)
-    np.testing.assert_array_equal(np.asarray(state.H, np.float64), run.states["H"][-1])
+    np.testing.assert_array_equal(np.asarray(state.H, np.float64), run.states.H[-1])
     last = run.last_layer(-1)
     right = np.asarray(last.logits).argmax(0) == probe.labels
     assert float(run["accuracy"][-1]) == pytest.approx(right.mean())
@@ -148,7 +148,7 @@ def test_a_measurement_of_ones_own(tmp_path):
         return {"largest_feature": moment.last_layer.H.max(), "per_class": moment.last_layer.b}
 
     run = train(small(epochs=1), measurements={"largest": largest})
-    np.testing.assert_array_equal(run["largest_feature"], run.states["H"].max((1, 2)))
+    np.testing.assert_array_equal(run["largest_feature"], run.states.H.max((1, 2)))
     assert run["per_class"].shape == (2, 10)
     assert "seconds_measuring_largest" in run.statistics
 
@@ -221,7 +221,7 @@ def test_recomputed_statistics_are_means_over_batches(scale):
 def test_measuring_on_the_batch():
     chosen = {"epochs": 1, "measure": ("kappa", "last-layer", "train")}
     run = train(small(measure_on="batch", **chosen))
-    assert run.states["H"].shape == (2, 10, 30)
+    assert run.states.H.shape == (2, 10, 30)
     assert run.classes.num_samples == 30
     # On both: states and classes are the probe's, and what is seen of the batch is what it is alone.
     both, probe = train(small(measure_on="both", **chosen)), train(small(**chosen))
@@ -254,7 +254,7 @@ compiled = _advance._cache_size()
 run = convolutional()
 found["compiled"] = _advance._cache_size() - compiled
 found["convolutional"] = {name: run[name].tolist() for name in ("train_loss", "batch_loss", "gradient_norm")}
-found["features"] = run.states["H"][-1].tolist()
+found["features"] = run.states.H[-1].tolist()
 json.dump(found, sys.stdout)
 """
 
@@ -277,8 +277,8 @@ def test_two_devices_agree_with_one():
     one = convolutional()
     for name, value in two["convolutional"].items():
         np.testing.assert_allclose(value, one[name], rtol=1e-3, err_msg=name)
-    size = float(np.abs(one.states["H"][-1]).max())
-    np.testing.assert_allclose(two["features"], one.states["H"][-1], atol=1e-3 * size)
+    size = float(np.abs(one.states.H[-1]).max())
+    np.testing.assert_allclose(two["features"], one.states.H[-1], atol=1e-3 * size)
     assert two["compiled"] == 1
 
 

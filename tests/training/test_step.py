@@ -8,11 +8,11 @@ import pytest
 from scipy.special import log_softmax
 
 from ntkcollapse.classes import Classes
+from ntkcollapse.clock import Staircase
 from ntkcollapse.data import Dataset, digits
 from ntkcollapse.networks import Variables, mlp
 from ntkcollapse.training import (
     NonFiniteLoss,
-    Staircase,
     Stepper,
     batch_loss,
     gradient_descent,

@@ -15,7 +15,8 @@ from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-from ntkcollapse.theory.integrate import integrate, integrate_by_steps
+from ntkcollapse.theory.flow import Flow
+from ntkcollapse.theory.integrate import Method, integrate, integrate_by_steps
 
 
 class Course(NamedTuple):
@@ -48,8 +49,9 @@ class Course(NamedTuple):
         require_memory(rung, columns(len(times), n, N))
         # What is observed of it is the ladder's affair, with the run's own kernel and alike for all rungs.
         # Tight, since what decays is followed far down.
-        options = {"rtol": 1e-8, "atol": 1e-14} | start.flow_options | options
-        run = simulate(start.state, kernel, start.classes, times, observed=False, **options)
+        method = Method(**{"rtol": 1e-8, "atol": 1e-14, **options})
+        flow = Flow(kernel, start.classes, **start.flow_options)
+        run = simulate(start.state, flow, times=times, method=method, observed=False)
         states = [run.last_layer(i) for i in range(len(run.times))]
         H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
         return cls(run.times, H, W, b, None, run.statistics, run.kernel)

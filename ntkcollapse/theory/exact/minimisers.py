@@ -10,7 +10,7 @@ from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.theory.exact.limits import LimitState
-from ntkcollapse.theory.flow import WeightDecay
+from ntkcollapse.weight_decay import WeightDecay
 
 
 class RegularisedMinimiser(NamedTuple):

@@ -20,7 +20,7 @@ from ntkcollapse.losses import CrossEntropy, SquaredError
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory import exact
 from ntkcollapse.theory.constraints import CentralPath, FixedFrame, NormBudget, Norms
-from ntkcollapse.theory.flow import Flow, WeightDecay
+from ntkcollapse.theory.flow import Flow
 from ntkcollapse.theory.invariant import invariant
 from ntkcollapse.theory.models import central_path as on_path
 from ntkcollapse.theory.models import cross_entropy, elasticity, squared_error
@@ -30,6 +30,7 @@ from ntkcollapse.theory.models import svag as amplified
 from ntkcollapse.theory.models.deep_linear import DeepLinearFlow
 from ntkcollapse.theory.models.losses import DotRegression, LogCrossEntropy
 from ntkcollapse.theory.models.registry import model
+from ntkcollapse.weight_decay import WeightDecay
 
 TESTS = "tests/theory/"
 Number = float | Float[Array, ""]

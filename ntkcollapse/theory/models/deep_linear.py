@@ -16,7 +16,8 @@ from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.constraints import Constraint, Unconstrained
-from ntkcollapse.theory.flow import AbstractFlow, WeightDecay
+from ntkcollapse.theory.flow import AbstractFlow
+from ntkcollapse.weight_decay import WeightDecay
 
 
 class DeepLastLayer(eqx.Module):
@@ -57,7 +58,7 @@ class DeepLinearFlow(AbstractFlow):
     loss: Loss
     decay_W: Float[Array, " L"]
     decay_H: Float[Array, ""]
-    decay: WeightDecay
+    weight_decay: WeightDecay
     kernel: SampleKernel | KernelPath
     bias: str = eqx.field(static=True)
     constraint: Constraint
@@ -71,7 +72,7 @@ class DeepLinearFlow(AbstractFlow):
         )
         # Of the layers' rates the minimum depends on the geometric mean alone.
         mean = jnp.exp(jnp.mean(jnp.log(self.decay_W)))
-        self.decay = WeightDecay(H=self.decay_H, W=mean, b=jnp.zeros_like(mean))
+        self.weight_decay = WeightDecay(H=self.decay_H, W=mean, b=jnp.zeros_like(mean))
         self.kernel, self.bias = BlockKernel(1.0, 0.0, 0.0), "absent"
         self.constraint, self.noise = Unconstrained(), None
 

@@ -16,7 +16,8 @@ from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss, SquaredError
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.constraints import Constraint, Unconstrained
-from ntkcollapse.theory.flow import AbstractFlow, WeightDecay
+from ntkcollapse.theory.flow import AbstractFlow
+from ntkcollapse.weight_decay import WeightDecay
 
 Kind = Literal["I", "L"]
 
@@ -54,7 +55,7 @@ class ElasticFlow(AbstractFlow):
     # In whose terms it is observed; the invariant of this kernel is not conserved here.
     kernel: SampleKernel | KernelPath = eqx.field(default_factory=lambda: BlockKernel(1.0, 0.0, 0.0))
     loss: Loss = SquaredError()
-    decay: WeightDecay = eqx.field(default_factory=lambda: WeightDecay.of(0.0))
+    weight_decay: WeightDecay = eqx.field(default_factory=lambda: WeightDecay.of(0.0))
     constraint: Constraint = Unconstrained()
     bias: str = eqx.field(static=True, default="frozen")
 
