@@ -84,7 +84,7 @@ class Trajectory(eqx.Module):
         observables: Mapping[str, Any],
         classes: Classes,
         *,
-        states: LastLayer | ReducedState | None = None,
+        states: Any = None,
         kernel: SampleKernel | KernelPath | None = None,
         deviations=None,
         statistics: Mapping[str, Any] | None = None,

@@ -65,7 +65,7 @@ def test_saved_and_loaded(tmp_path, kernel):
     assert jax.tree.structure(run) == jax.tree.structure(again)
     for a, b in zip(jax.tree.leaves(run), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
-        assert a.dtype == b.dtype
+        assert jnp.result_type(a) == jnp.result_type(b)
     assert again.settings == {"seed": 3, "nested": {"rate": 0.1}}
 
 
@@ -219,5 +219,6 @@ def test_files_of_before_load(tmp_path, name):
     with h5netcdf.File(file, "a") as data:
         del data.attrs["equation"], data.attrs["names"]
     again = Trajectory.load(tmp_path)
-    assert again.equation.as_mapping() == pytest.approx(equation.as_mapping())
+    assert jax.tree.structure(again.equation) == jax.tree.structure(equation)
+    assert jax.tree.leaves(again.equation) == pytest.approx(jax.tree.leaves(equation))
     assert again.names == settings.get("names", {})
