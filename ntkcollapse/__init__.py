@@ -7,22 +7,27 @@ kappa = nc.BlockKernel(diagonal=3.0, within=2.0, between=0.6)
 run = nc.simulate(nc.LastLayer(H=H, W=W, b=b), kappa, classes, times)
 """
 
-from ntkcollapse import collapse, ntk, theory
-from ntkcollapse.block_kernel import BlockKernel
-from ntkcollapse.classes import Classes, ResidualParts, class_order
-from ntkcollapse.clock import Clock, Staircase
-from ntkcollapse.equation import Equation
-from ntkcollapse.kernel_path import KernelPath
-from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
-from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
-from ntkcollapse.simulation import SimulationError, simulate
-from ntkcollapse.theory import models
-from ntkcollapse.theory.flow import AbstractFlow, Flow
-from ntkcollapse.theory.integrate import Method
-from ntkcollapse.theory.reduced import ReducedStart
-from ntkcollapse.trajectory import Trajectory
-from ntkcollapse.weight_decay import WeightDecay
+from typing import TYPE_CHECKING
+
+from ntkcollapse._lazy import import_on_use
+
+if TYPE_CHECKING:
+    from ntkcollapse import collapse, comparison, data, networks, ntk, plots, theory, training
+    from ntkcollapse.block_kernel import BlockKernel
+    from ntkcollapse.classes import Classes, ResidualParts, class_order
+    from ntkcollapse.clock import Clock, Staircase
+    from ntkcollapse.equation import Equation
+    from ntkcollapse.kernel_path import KernelPath
+    from ntkcollapse.last_layer import LastLayer
+    from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
+    from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
+    from ntkcollapse.simulation import SimulationError, simulate
+    from ntkcollapse.theory import models
+    from ntkcollapse.theory.flow import AbstractFlow, Flow
+    from ntkcollapse.theory.integrate import Method
+    from ntkcollapse.theory.reduced import ReducedStart
+    from ntkcollapse.trajectory import Trajectory
+    from ntkcollapse.weight_decay import WeightDecay
 
 __version__ = "0.1.0"
 
@@ -50,8 +55,15 @@ __all__ = [
     "WeightDecay",
     "class_order",
     "collapse",
+    "comparison",
+    "data",
     "models",
+    "networks",
     "ntk",
+    "plots",
     "simulate",
     "theory",
+    "training",
 ]
+
+import_on_use(__name__)

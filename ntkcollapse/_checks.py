@@ -5,24 +5,32 @@ Values that are being traced (under `jit`, `vmap` or `grad`) pass unseen: only t
 
 import difflib
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 
 def is_traced(*values: Any) -> bool:
     """Whether any array in these pytrees has no value yet."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+    from jax.core import Tracer
+
+    return any(isinstance(leaf, Tracer) for leaf in _leaves(values))
+
+
+def _leaves(value: Any) -> list[Any]:
+    # Names of choices are checked where JAX is not imported yet.
+    import jax
+
+    return jax.tree.leaves(value)
 
 
 def check_finite(name: str, value: Any) -> None:
     """Every number in the pytree is finite."""
     if is_traced(value):
         return
-    for leaf in jax.tree.leaves(value):
+    for leaf in _leaves(value):
         finite = np.isfinite(np.asarray(leaf))
         if not finite.all():
             bad = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -43,11 +51,15 @@ def check_shape(name: str, value: Any, expected: Sequence[int | None], meaning: 
         raise ValueError(f"{name}: expected shape {wanted}, {meaning}; got {shape}.")
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """The value is one of the names offered; the nearest one is suggested."""
+def check_choice(
+    name: str, value: Any, choices: Iterable[str], *, refused: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """The value is one of the names offered; the nearest one is suggested, or why the name is refused."""
     choices = list(choices)
     if value in choices:
         return
+    if value in refused:
+        raise ValueError(f"{name}: {value} is not offered: {refused[value]}.")
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}.{hint}")
@@ -58,7 +70,7 @@ def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
     check_finite(name, value)
     if is_traced(value):
         return
-    for leaf in jax.tree.leaves(value):
+    for leaf in _leaves(value):
         array = np.asarray(leaf)
         if not ((array >= 0) if zero else (array > 0)).all():
             wanted = "zero or above" if zero else "above zero"

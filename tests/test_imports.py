@@ -3,13 +3,23 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
+
+import ntkcollapse as nc
+from ntkcollapse import choices
+from ntkcollapse.cli import main
+from ntkcollapse.commands import COMMANDS
+from ntkcollapse.data.known_sets import SETS
 
 PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 
 # From the ground up. Names on one line are siblings: none imports another.
 FLOORS = (
-    {"_checks", "_files", "_palette", "_safe", "_table", "_types"},
+    {"_checks", "_files", "_lazy", "_palette", "_safe", "_table", "_types", "choices"},
+    {"_coercion"},
     {"classes", "_config", "_options"},
     {"sample_kernel", "losses", "last_layer", "clock", "weight_decay"},
     {"block_kernel", "equation"},
@@ -77,3 +87,64 @@ def test_import_changes_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+HEAVY = {"diffrax", "equinox", "flax", "jax", "matplotlib", "optax", "orbax", "pandas", "scipy", "sklearn", "xarray"}
+
+
+def modules_after(code: str) -> set[str]:
+    """First names of the modules that a fresh interpreter has imported by the end of some code."""
+    code += "\nimport sys; print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments):
+    code = f"""
+from ntkcollapse.cli import main
+try:
+    main({[*arguments, "--help"]!r})
+except SystemExit as ended:
+    assert ended.code == 0"""
+    assert not modules_after(code) & HEAVY
+
+
+def test_the_package_imports_on_use():
+    assert not modules_after("import ntkcollapse as nc; dir(nc), nc.__version__") & HEAVY
+    assert set(nc.__all__) <= set(dir(nc))
+    for package in (nc, nc.training, nc.comparison):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="module 'ntkcollapse' has no attribute 'simulat'"):
+        nc.simulat  # noqa: B018
+    # A function stays what it is where a module has its name, whoever imported that module first.
+    code = (
+        "import ntkcollapse.training.sweep; from ntkcollapse.training import sweep; assert not hasattr(sweep, 'sweep')"
+    )
+    modules_after(code)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [value for value in vars(choices).values() if isinstance(value, choices.Choices)],
+    ids=lambda t: next(iter(t)),
+)
+def test_tables_of_names_load(table):
+    for name in table:
+        assert callable(table[name])
+        assert table.meanings[name]
+
+
+def test_known_sets_are_in_the_table_of_names():
+    assert {"digits", *SETS} == set(choices.IMAGES)
+
+
+def test_one_version(capsys):
+    root = PACKAGE.parent
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ntkcollapse {nc.__version__}\n"
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["dynamic"] == ["version"]
+    assert f"\nversion: {nc.__version__}\n" in (root / "CITATION.cff").read_text()

@@ -1,24 +1,37 @@
-"""One sub-command a file: its settings as a frozen dataclass, and one function of them.
+"""One sub-command a file, each one function of its settings, which stand in `settings.py`.
 
-A command is added by one line in `COMMANDS`.
+A command is added by its settings and one line in `COMMANDS`.
 """
 
 from collections.abc import Callable
-from importlib import import_module
+from typing import NamedTuple
 
-# name → (module, settings, function). Modules are imported when their command runs: `--help` stays quick.
+from ntkcollapse.choices import imported
+from ntkcollapse.commands import settings
+
+
+class Command(NamedTuple):
+    """A sub-command: the class of its settings, and the function of them as "module:function"."""
+
+    settings: type
+    where: str
+
+    @property
+    def description(self) -> str:
+        """What it does, as `--help` says: the docstring of its settings without the first line."""
+        return (self.settings.__doc__ or "").partition("\n\n")[2].strip()
+
+    @property
+    def function(self) -> Callable:
+        """What runs it; imported here, so that `--help` is quick."""
+        return imported(f"ntkcollapse.commands.{self.where}")
+
+
 COMMANDS = {
-    "simulate": ("simulate", "SimulateConfig", "simulate_command"),
-    "train": ("train", "TrainCommandConfig", "train_command"),
-    "sweep": ("sweep", "SweepConfig", "sweep_command"),
-    "compare": ("compare", "CompareConfig", "compare_command"),
-    "rates": ("rates", "RatesConfig", "rates_command"),
-    "report": ("report", "ReportConfig", "report_command"),
+    "simulate": Command(settings.SimulateConfig, "simulate:simulate_command"),
+    "train": Command(settings.TrainCommandConfig, "train:train_command"),
+    "sweep": Command(settings.SweepConfig, "sweep:sweep_command"),
+    "compare": Command(settings.CompareConfig, "compare:compare_command"),
+    "rates": Command(settings.RatesConfig, "rates:rates_command"),
+    "report": Command(settings.ReportConfig, "report:report_command"),
 }
-
-
-def load(name: str) -> tuple[type, Callable]:
-    """The settings and the function of a command."""
-    module, settings, function = COMMANDS[name]
-    found = import_module(f"ntkcollapse.commands.{module}")
-    return getattr(found, settings), getattr(found, function)

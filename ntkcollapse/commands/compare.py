@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
-from ntkcollapse._config import check_run_directory, run_directory, setting, write_config
+from ntkcollapse._config import check_run_directory, run_directory, write_config
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
 from ntkcollapse.commands._measured import (
     MeasuredRun,
@@ -28,6 +28,7 @@ from ntkcollapse.commands._measured import (
     recorded_run,
 )
 from ntkcollapse.commands._summaries import files_line
+from ntkcollapse.commands.settings import CompareConfig
 from ntkcollapse.comparison import (
     RUNGS,
     Ladder,
@@ -44,38 +45,8 @@ from ntkcollapse.trajectory import Trajectory
 _DEMO = ("block-frozen", "block-path", "sample-frozen")
 
 
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """Settings of `ntkcollapse compare`; those of the network are for comparing without a run, on digits."""
-
-    run: str | None = setting(None, "directory of a measured run (default: train a network here)", positional=True)
-    starts: tuple[int, ...] = setting(
-        (), "optimiser steps at whose measured state theory starts (default: 80; of a run, a hundredth)", flag="--from"
-    )
-    rungs: tuple[str, ...] = setting(
-        (),
-        "rungs of the ladder, from strong assumptions to weak; default: three quick ones without a run, with a run all "
-        "but the sample kernel's path",
-        choices=("all", *RUNGS),
-    )
-    records: int = setting(24, "at how many of its steps a run is compared, log-spaced")
-    homogeneity: float = setting(0.0, "degree of the features in decaying weights: rungs 1 to 3 decay H at so many λ")
-    per_class: int = setting(30, "training images of each digit m")
-    widths: tuple[int, ...] = setting((256, 256, 64), "hidden widths; the last is the number of features n")
-    learning_rate: float = setting(0.3, "of full-batch gradient descent on the mean squared loss")
-    steps: int = setting(10240, "optimiser steps")
-    measurements: int = setting(40, "how often to measure, log-spaced in steps")
-    seed: int = setting(0, "of the network's initialisation")
-    out: str | None = setting(None, "run directory (default: runs/compare; of a run, the run's own)")
-    overwrite: bool = setting(False, "replace what is in the run directory")
-
-
 def compare_command(config: CompareConfig) -> None:
-    """A measured network beside predictions under assumptions from strong to weak, and which assumption costs what.
-
-    Without a run it trains a network on real digits first. The comparison of a run goes on where it is: starts and
-    rungs that it has are kept, the others are climbed.
-    """
+    """Does what `CompareConfig` says."""
     for rung in config.rungs:
         check_choice("rungs", rung, ("all", *RUNGS))
     check_positive("records", config.records)

@@ -1,14 +1,13 @@
 """`ntkcollapse rates`: the three decay rates of a run beside their predictions."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._config import setting
 from ntkcollapse._table import number, table, with_error
 from ntkcollapse.commands._measured import measured_again
+from ntkcollapse.commands.settings import RatesConfig
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
 from ntkcollapse.comparison.rates import without_eigenvalues
 from ntkcollapse.theory.rate_fit import RateVerdict
@@ -18,22 +17,8 @@ from ntkcollapse.trajectory import Trajectory
 SAID = {"single": "R - R_class", "class": "R_class - R_global", "global": "R_global"}
 
 
-@dataclass(frozen=True)
-class RatesConfig:
-    """Settings of `ntkcollapse rates`."""
-
-    run: str | None = setting(None, "directory of a run: simulated, or of a trained network", positional=True)
-    tolerance: float = setting(0.1, "relative change of the local rate that still counts as one rate")
-    spectrum: bool = setting(False, "train again to where R - R_class begins to decay; predict its sum of exponentials")
-    out: str | None = setting(None, "where the figure goes (default: the run's own figures)")
-
-
 def rates_command(config: RatesConfig) -> None:
-    """Decay rates of the three residual parts over windows chosen from the data, with uncertainty, beside predictions.
-
-    Predicted at the start of each window: from the output kernel (lazy training), and from last layer and feature
-    kernel together (feature learning).
-    """
+    """Does what `RatesConfig` says."""
     if config.run is None:
         raise ValueError("run: expected the directory of a run, as `simulate`, `train` and `compare` leave one.")
     path = Path(config.run)

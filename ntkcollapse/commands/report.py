@@ -2,19 +2,18 @@
 
 import importlib.metadata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._config import setting
 from ntkcollapse._files import replacing
 from ntkcollapse._table import number
 from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
 from ntkcollapse.commands.rates import rates_table
+from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
 from ntkcollapse.trajectory import Trajectory
 
@@ -30,17 +29,8 @@ THEORY = (
 )
 
 
-@dataclass(frozen=True)
-class ReportConfig:
-    """Settings of `ntkcollapse report`."""
-
-    run: str | None = setting(None, "run directory", positional=True)
-    out: str | None = setting(None, "file to write (default: report.html in the run directory)")
-    overwrite: bool = setting(False, "replace a report that is there")
-
-
 def report_command(config: ReportConfig) -> None:
-    """One self-contained HTML page of a run: figures, tables, settings, versions, how to cite."""
+    """Does what `ReportConfig` says."""
     if config.run is None:
         raise ValueError("run: expected a run directory, as `simulate`, `train` and `compare` leave one.")
     path = Path(config.run)

@@ -4,70 +4,26 @@ import dataclasses
 import inspect
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._checks import check_choice, check_positive
-from ntkcollapse._config import run_directory, setting, write_config
+from ntkcollapse._checks import check_positive
+from ntkcollapse._config import run_directory, write_config
+from ntkcollapse._options import check_options, parse_options
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS
 from ntkcollapse.classes import Classes
 from ntkcollapse.commands._summaries import files_line, rates_table, simulation_table
+from ntkcollapse.commands.settings import SimulateConfig
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.initial import INITIAL_CONDITIONS
-from ntkcollapse.theory.integrate import Method, named_solver
-from ntkcollapse.theory.models import MODELS
-
-# Models that start from any state; the others (see docs/models.md) are built in Python.
-MODELS_HERE = (
-    "ntk_collapse",
-    "unconstrained_features",
-    "regularised_features",
-    "cross_entropy_features",
-    "max_margin",
-    "central_path",
-    "layer_peeled",
-    "batch_norm_head",
-    "homogeneous",
-    "spherical_features",
-)
-
-
-@dataclass(frozen=True)
-class SimulateConfig:
-    """Settings of `ntkcollapse simulate`."""
-
-    classes: int = setting(4, "number of classes C")
-    per_class: tuple[int, ...] = setting((20,), "samples in each class m: one number, or one for each class")
-    features: int = setting(16, "number of features n")
-    model: str = setting(
-        "ntk_collapse", "which model; all but the first bring their own kernel, loss, decay", choices=MODELS_HERE
-    )
-    parameters: tuple[str, ...] = setting((), "of the model, as name=value: decay_W=0.01 decay_H=0.02")
-    kappa: tuple[float, ...] = setting((1.0, 0.5, 0.1), "feature kernel: diagonal, within, between classes")
-    initial: str = setting("gaussian", "initial condition", choices=tuple(INITIAL_CONDITIONS))
-    scale: float = setting(0.3, "size of the initial condition")
-    weight_decay: tuple[float, ...] = setting((0.0,), "decay rate of H, W and b, or three rates; per unit flow time")
-    bias: str = setting("free", "whether the bias moves", choices=("free", "frozen", "absent"))
-    until: float | None = setting(None, "flow time to stop at (default: 10 of the slowest predicted decay times)")
-    times: int = setting(200, "number of times to save, log-spaced")
-    solver: str | None = setting(
-        None,
-        "chebyshev, tsit5, dopri5, dopri8, kvaerno3, kvaerno5 (default: chebyshev where the flow reduces, else tsit5)",
-    )
-    rtol: float = setting(1e-6, "relative tolerance of the solver")
-    atol: float = setting(1e-9, "absolute tolerance of the solver")
-    seed: int = setting(0, "of the initial condition")
-    out: str = setting("runs/simulate", "run directory")
-    overwrite: bool = setting(False, "replace what is in the run directory")
+from ntkcollapse.theory.integrate import Method
 
 
 def simulate_command(config: SimulateConfig) -> None:
-    """Integrates the theory from named parameters; writes the run and its figures; prints rates, drift and NC."""
+    """Does what `SimulateConfig` says."""
     if config.classes < 2:
         raise ValueError(f"classes: expected at least 2, got {config.classes}.")
     per_class = config.per_class * (config.classes if len(config.per_class) == 1 else 1)
@@ -81,8 +37,6 @@ def simulate_command(config: SimulateConfig) -> None:
         raise ValueError(f"times: expected at least 10 times to save, got {config.times}.")
     check_positive("rtol, atol", (config.rtol, config.atol))
     check_positive("weight_decay", config.weight_decay, zero=True)
-    if config.solver is not None:
-        named_solver(config.solver)
     classes = Classes(sizes=per_class)
     kappa = BlockKernel(*config.kappa)
     kappa.check(classes)
@@ -142,20 +96,16 @@ def _model(config: SimulateConfig, classes: Classes) -> Flow | None:
             f"weight_decay, bias: expected none beside model {config.model!r}, which brings its own; "
             "use --parameters (for instance decay_W=0.01 decay_H=0.01)."
         )
-    build = MODELS[config.model].build
-    named = list(inspect.signature(build).parameters)[1:]
-    given: dict[str, Any] = {}
-    for pair in config.parameters:
-        name, _, value = pair.partition("=")
-        check_choice(f"parameters of {config.model}", name, named)
-        try:
-            given[name] = int(value) if value.lstrip("-").isdigit() and name == "layers" else float(value)
-        except ValueError:
-            given[name] = value
-    try:
-        return build(classes, **given)
-    except TypeError as error:
-        raise ValueError(f"parameters: {config.model} takes {', '.join(named) or 'none'}; {error}.") from None
+    build = SIMULATED_MODELS[config.model].build
+    given = check_options(config.model, build, dict(parse_options("parameters", config.parameters)), taken=("classes",))
+    parameters = list(inspect.signature(build).parameters.values())[1:]
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in given]
+    if missing:
+        raise ValueError(
+            f"parameters: expected {' and '.join(missing)} of {config.model}, as {missing[0]}=0.01; got "
+            f"{' '.join(config.parameters) or 'none'}."
+        )
+    return build(classes, **given)
 
 
 def _slowest_time(kappa: BlockKernel, classes: Classes) -> float:

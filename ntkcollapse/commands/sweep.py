@@ -5,45 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._summaries import training_figures
+from ntkcollapse.commands.settings import GRID
 from ntkcollapse.training import Interrupted, TrainConfig, parse_options, sweep
 from ntkcollapse.trajectory import Trajectory
 
-# What can take several values; all other settings are shared by all runs.
-GRID = (
-    "network", "dataset", "init", "init_scale", "last_layer_scale", "loss", "learning_rate", "weight_decay",
-    "label_noise", "imbalance", "seed",
-)  # fmt: skip
-
-
-def _fields() -> list[tuple[str, Any, Any]]:
-    fields = []
-    for field in dataclasses.fields(TrainConfig):
-        kind, default = field.type, field.default
-        if field.name in GRID:
-            kind, default = tuple[field.type, ...], (default,)  # pyright: ignore[reportGeneralTypeIssues]
-        fields.append((field.name, kind, dataclasses.field(default=default, metadata=field.metadata)))
-    return [
-        *fields,
-        ("out", str, setting("runs/sweep", "directory of all runs")),
-        ("executor", str, setting("local", "where runs go", choices=("local", "submitit"))),
-        ("executor_options", tuple[str, ...], setting((), "of submitit's executor, as name=value")),
-    ]
-
-
-SweepConfig = dataclasses.make_dataclass("SweepConfig", _fields(), frozen=True)
-SweepConfig.__doc__ = "Settings of `ntkcollapse sweep`: those of `train`, some of them with several values."
-SweepConfig.__module__ = __name__
-
 
 def sweep_command(config: Any) -> None:
-    """Trains every combination of the settings that are given several values; started again, it goes on.
-
-    Runs that diverge are recorded as such and do not stop the others. Each run has its own directory below
-    --out, with the figures of `train`.
-    """
+    """Does what `SweepConfig` says."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     grid = {name: values[name] for name in GRID if len(values[name]) > 1}
     if not grid:

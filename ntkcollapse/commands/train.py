@@ -2,13 +2,11 @@
 
 import dataclasses
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ntkcollapse._config import setting
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._summaries import files_line, training_figures
+from ntkcollapse.commands.settings import TrainCommandConfig
 from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, saved_config, train
 from ntkcollapse.trajectory import Trajectory
 
@@ -33,31 +31,8 @@ SHOWN = (
 )
 
 
-@dataclass(frozen=True)
-class TrainCommandConfig(TrainConfig):
-    """Settings of `ntkcollapse train`."""
-
-    out: str = setting("runs/train", "run directory")
-    resume: bool = setting(False, "go on with the run in --out, with its own settings where no others are given")
-    overwrite: bool = setting(False, "replace what is in the run directory")
-
-    def __new__(cls, **given: Any) -> "TrainCommandConfig":
-        self = super().__new__(cls)
-        self.__dict__["given"] = frozenset(given)
-        return self
-
-    @property
-    def given(self) -> frozenset[str]:
-        """The settings that were given, be it at their defaults."""
-        return self.__dict__["given"]
-
-
 def train_command(config: TrainCommandConfig) -> None:
-    """Trains a network on images, measures collapse and kernels on the way; can be stopped and resumed at any time.
-
-    Ctrl-C or SIGTERM writes a checkpoint and stops. With --resume, settings that are not given are those of the run in
-    --out.
-    """
+    """Does what `TrainCommandConfig` says."""
     settings = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
     if config.resume:
         changed = {name: value for name, value in vars(settings).items() if name in config.given}

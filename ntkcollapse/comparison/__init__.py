@@ -1,23 +1,28 @@
 """Theory beside networks: predictions from a measured state, and where, when and why the two part."""
 
-from ntkcollapse.comparison.attribution import Attribution, Share, attribute
-from ntkcollapse.comparison.files import load_ladders, save_ladders
-from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
-from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
-from ntkcollapse.comparison.network_at import NetworkAt
-from ntkcollapse.comparison.parametric import (
-    FeaturesLinearised,
-    FullNetwork,
-    NetworkLinearised,
-    Parameters,
-    ParametricFlow,
-    ParametricModel,
-)
-from ntkcollapse.comparison.predict import COMPARED, Gap, gaps
-from ntkcollapse.comparison.rates import MeasuredRate, implied_rates, measured_rates, within_class_spectrum
-from ntkcollapse.comparison.rungs import CHAINS, RUNGS, Assumption, Rung, chain
-from ntkcollapse.comparison.rungs._course import Course
-from ntkcollapse.comparison.start import MeasuredStart
+from typing import TYPE_CHECKING
+
+from ntkcollapse._lazy import import_on_use
+
+if TYPE_CHECKING:
+    from ntkcollapse.comparison.attribution import Attribution, Share, attribute
+    from ntkcollapse.comparison.files import load_ladders, save_ladders
+    from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
+    from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
+    from ntkcollapse.comparison.network_at import NetworkAt
+    from ntkcollapse.comparison.parametric import (
+        FeaturesLinearised,
+        FullNetwork,
+        NetworkLinearised,
+        Parameters,
+        ParametricFlow,
+        ParametricModel,
+    )
+    from ntkcollapse.comparison.predict import COMPARED, Gap, gaps
+    from ntkcollapse.comparison.rates import MeasuredRate, implied_rates, measured_rates, within_class_spectrum
+    from ntkcollapse.comparison.rungs import CHAINS, RUNGS, Assumption, Rung, chain
+    from ntkcollapse.comparison.rungs._course import Course
+    from ntkcollapse.comparison.start import MeasuredStart
 
 __all__ = [
     "CHAINS",
@@ -55,3 +60,5 @@ __all__ = [
     "save_ladders",
     "within_class_spectrum",
 ]
+
+import_on_use(__name__)

@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse.choices import IMAGES, OWN
 from ntkcollapse.data.dataset import Dataset, Splits
 from ntkcollapse.data.digits import digits
 from ntkcollapse.data.formats import DataFileError, check_labels, read_image_folder, read_npz
 from ntkcollapse.data.known_sets import SETS, read_set
 from ntkcollapse.data.transforms import resized, standardised_splits
-
-NAMES = ("digits", *SETS)
-OWN = ("folder", "npz")
 
 # A set of images in folders calls its parts by one of these; what comes first is taken where several are there.
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
@@ -52,7 +50,7 @@ def load(
         DataFileError: a file that is truncated, corrupt or mislabelled, by its name.
         ValueError: an unknown name, or more samples a class than there are.
     """
-    check_choice("name", name, (*NAMES, *OWN))
+    check_choice("name", name, (*IMAGES, *OWN))
     if name == "digits":
         splits = Splits(digits(), digits(part="test"))
     elif name == "folder":

@@ -5,10 +5,9 @@ import math
 import numpy as np
 
 from ntkcollapse._checks import check_positive
+from ntkcollapse.choices import IMBALANCES
 from ntkcollapse.classes import Classes
 from ntkcollapse.data.dataset import Dataset
-
-IMBALANCES = ("exponential", "step")
 
 
 def gaussian_mixture(

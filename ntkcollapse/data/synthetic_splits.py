@@ -5,18 +5,21 @@ from typing import Any
 
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse._options import check_options
+from ntkcollapse.choices import SYNTHETIC
 from ntkcollapse.classes import Classes
 from ntkcollapse.data.dataset import Dataset, Splits
 from ntkcollapse.data.synthetic import gaussian_mixture, orthogonal_inputs
 
 
-def _mixture(
+def mixture(
     each: int, seed: int, *, classes: int = 10, dimension: int = 64, separation: float = 4.0, noise: float = 1.0
 ) -> Dataset:
+    """`gaussian_mixture` of classes of `each` samples."""
     return gaussian_mixture(Classes.balanced(classes, each), dimension, separation=separation, noise=noise, seed=seed)
 
 
-def _orthogonal(each: int, seed: int, *, classes: int = 10, dimension: int | None = None) -> Dataset:
+def orthogonal(each: int, seed: int, *, classes: int = 10, dimension: int | None = None) -> Dataset:
+    """`orthogonal_inputs` of classes of `each` samples."""
     if dimension is not None and dimension < classes * each:
         raise ValueError(
             f"dimension (option of orthogonal): expected at least the {classes * each} samples of training and test "
@@ -25,7 +28,6 @@ def _orthogonal(each: int, seed: int, *, classes: int = 10, dimension: int | Non
     return orthogonal_inputs(Classes.balanced(classes, each), dimension=dimension, seed=seed)
 
 
-SYNTHETIC = {"gaussian-mixture": _mixture, "orthogonal": _orthogonal}
 _TAKEN = ("each", "seed")
 
 

@@ -1,6 +1,7 @@
 """Flax networks split into features and last layer; the paper's architectures and initialisations."""
 
-from ntkcollapse.networks.catalogue import NETWORKS, network
+from ntkcollapse.choices import NETWORKS
+from ntkcollapse.networks.catalogue import network
 from ntkcollapse.networks.densenet import DenseNetTrunk, densenet40
 from ntkcollapse.networks.initialisers import Initialiser
 from ntkcollapse.networks.mlp import MLPTrunk, mlp

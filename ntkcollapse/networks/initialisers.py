@@ -9,16 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse.choices import INITIALISERS
 
 LAST_LAYER = "last_layer"
 
 # fan-in: inputs that one output sums over; fan-out: outputs that one input enters. For convolutions both count the
 # positions of the window.
-_KERNELS = {
-    "lecun-normal": nn.initializers.lecun_normal(),
-    "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    "he-normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-}
+lecun_normal = nn.initializers.lecun_normal()
+uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Initialiser(eqx.Module):
@@ -44,7 +43,7 @@ class Initialiser(eqx.Module):
     last_layer_scale: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
-        check_choice("name", self.name, _KERNELS)
+        check_choice("name", self.name, INITIALISERS)
         check_positive("scale", self.scale)
         check_positive("last_layer_scale", self.last_layer_scale)
 
@@ -66,7 +65,7 @@ class Initialiser(eqx.Module):
         return redraw(params, (), key)
 
     def _kernel(self, key, kernel: Float[Array, "..."]) -> Float[Array, "..."]:
-        return _KERNELS[self.name](key, kernel.shape, kernel.dtype)
+        return INITIALISERS[self.name](key, kernel.shape, kernel.dtype)
 
     def _bias(self, key, bias: Float[Array, " out"], kernel: Float[Array, "..."]) -> Float[Array, " out"]:
         if self.name != "uniform":

@@ -16,8 +16,6 @@ All have one signature, (classes, n, kappa, *, scale, key), and can be mapped ov
 Arrays have JAX's default precision: float64 where jax_enable_x64 is set.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -25,6 +23,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.choices import INITIAL_CONDITIONS
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import SampleKernel
@@ -123,20 +122,6 @@ def collapsed(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 1
     U, V = _output_basis(classes.num_classes), _frame(key, n, classes.num_classes - 1)
     quarter = (classes.per_class / _block(kappa).lambda_class(classes)) ** 0.25
     return _centred(classes, M=V @ U.T / (s * quarter), W=s * quarter * U @ V.T)
-
-
-INITIAL_CONDITIONS: dict[str, Callable[..., LastLayer]] = {
-    "gaussian": gaussian,
-    "small": small,
-    "aligned": aligned,
-    "saddle": saddle,
-    "zero-invariant": zero_invariant,
-    "zero-invariant-scatter": zero_invariant_scatter,
-    "zero-invariant-uncentred": zero_invariant_uncentred,
-    "non-collapse": non_collapse,
-    "non-collapse-nc3": non_collapse_nc3,
-    "collapsed": collapsed,
-}
 
 
 def initial_condition(

@@ -13,20 +13,9 @@ from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
 from ntkcollapse._checks import check_choice, check_positive, check_whole
+from ntkcollapse.choices import SOLVERS
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.retraction import Retracted
-
-# What `solver=` may name; any diffrax solver instance is taken as well.
-SOLVERS = {
-    "tsit5": diffrax.Tsit5,
-    "dopri5": diffrax.Dopri5,
-    "dopri8": diffrax.Dopri8,
-    "kvaerno3": diffrax.Kvaerno3,
-    "kvaerno5": diffrax.Kvaerno5,
-    "shark": diffrax.ShARK,
-    "chebyshev": RungeKuttaChebyshev,
-}
-
 
 # From the cheapest to the richest; a solver says which it needs.
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)

@@ -1,22 +1,27 @@
 """Training with measurement on the way: one step, plain gradient descent, whole runs, sweeps of them."""
 
-from ntkcollapse._options import parse_options
-from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
-from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
-from ntkcollapse.training.config import TrainConfig
-from ntkcollapse.training.errors import CheckpointError, Interrupted, NonFiniteLoss, RunInUse
-from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
-from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
-from ntkcollapse.training.layer_measurements import FeatureAnsatz, HeldOutCollapse, LayerCollapse, saved_profile
-from ntkcollapse.training.measured import measure, measured_descent
-from ntkcollapse.training.measurements import Measurement, Moment
-from ntkcollapse.training.objectives import LOSSES, batch_loss, loss_scale
-from ntkcollapse.training.optimizers import OPTIMIZERS, optimizer
-from ntkcollapse.training.run import saved_variables, train
-from ntkcollapse.training.run_files import read_status, saved_config
-from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
-from ntkcollapse.training.sweep import combinations, summarise, sweep
-from ntkcollapse.training.sweep_run import run_one
+from typing import TYPE_CHECKING
+
+from ntkcollapse._lazy import import_on_use
+
+if TYPE_CHECKING:
+    from ntkcollapse._options import parse_options
+    from ntkcollapse.choices import DEFAULT_MEASUREMENTS, LOSSES, MEASUREMENTS, OPTIMIZERS
+    from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
+    from ntkcollapse.training.config import TrainConfig
+    from ntkcollapse.training.errors import CheckpointError, Interrupted, NonFiniteLoss, RunInUse
+    from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
+    from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
+    from ntkcollapse.training.layer_measurements import FeatureAnsatz, HeldOutCollapse, LayerCollapse, saved_profile
+    from ntkcollapse.training.measured import measure, measured_descent
+    from ntkcollapse.training.measurements import Measurement, Moment
+    from ntkcollapse.training.objectives import batch_loss, loss_scale
+    from ntkcollapse.training.optimizers import TakesRate, optimizer
+    from ntkcollapse.training.run import saved_variables, train
+    from ntkcollapse.training.run_files import read_status, saved_config
+    from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
+    from ntkcollapse.training.sweep import combinations, summarise, sweep
+    from ntkcollapse.training.sweep_run import run_one
 
 __all__ = [
     "DEFAULT_MEASUREMENTS",
@@ -37,6 +42,7 @@ __all__ = [
     "Snapshot",
     "StepRecord",
     "Stepper",
+    "TakesRate",
     "TrainConfig",
     "TrainingState",
     "batch_loss",
@@ -59,3 +65,5 @@ __all__ = [
     "sweep",
     "train",
 ]
+
+import_on_use(__name__)

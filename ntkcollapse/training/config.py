@@ -1,39 +1,36 @@
 """Everything that decides a training run."""
 
 import dataclasses
-import types
-import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import optax
-
-from ntkcollapse._checks import check_choice, check_momentum, check_positive
-from ntkcollapse._config import setting
+from ntkcollapse._checks import check_momentum, check_positive
+from ntkcollapse._coercion import Whole
+from ntkcollapse._config import Settings, setting
 from ntkcollapse._options import parse_options
-from ntkcollapse.classes import Classes
-from ntkcollapse.clock import Staircase
-from ntkcollapse.data import (
+from ntkcollapse.choices import (
+    DATASETS,
+    DEFAULT_MEASUREMENTS,
+    ENGINES,
     IMBALANCES,
-    NAMES,
+    INITIALISERS,
+    LOSSES,
+    MEASUREMENTS,
+    NETWORKS,
+    OPTIMIZERS,
     OWN,
+    REFUSED_OPTIMIZERS,
     SYNTHETIC,
-    Batches,
-    Splits,
-    check_synthetic,
-    imbalanced,
-    label_noise,
-    load,
-    random_labels,
-    standardised_splits,
-    synthetic_splits,
 )
-from ntkcollapse.networks import NETWORKS, Initialiser, Network, network
-from ntkcollapse.ntk.engines import ENGINES
-from ntkcollapse.training.catalogue import DEFAULT_MEASUREMENTS, MEASUREMENTS
-from ntkcollapse.training.gradient_descent import log_spaced
-from ntkcollapse.training.objectives import LOSSES
-from ntkcollapse.training.optimizers import OPTIMIZERS, optimizer
+
+# Settings alone need no JAX: what they build is imported where it is built.
+if TYPE_CHECKING:
+    import optax
+
+    from ntkcollapse.classes import Classes
+    from ntkcollapse.clock import Staircase
+    from ntkcollapse.data import Batches, Splits
+    from ntkcollapse.networks import Network
+
 
 # The convolutions of VGG halve the images five times.
 _SIZES = {"vgg11": 32, "vgg16": 32}
@@ -46,19 +43,17 @@ _SAID_ELSEWHERE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Settings of `train`, with the paper's values by default. Checked as a whole when built.
 
     Raises:
         ValueError: a value out of range, an unknown name, or options that network or optimiser do not take.
     """
 
-    network: str = setting("resnet20", "architecture", choices=tuple(NETWORKS))
+    network: str = setting("resnet20", "architecture", choices=NETWORKS)
     network_options: tuple[str, ...] = setting((), "options of the architecture, as name=value")
-    dataset: str = setting("mnist", "data set", choices=(*NAMES, *OWN, *SYNTHETIC))
-    dataset_options: tuple[str, ...] = setting(
-        (), "as name=value: classes, dimension, separation, noise of gaussian-mixture; classes, dimension of orthogonal"
-    )
+    dataset: str = setting("mnist", "data set", choices=DATASETS)
+    dataset_options: tuple[str, ...] = setting((), "of a synthetic set, as name=value")
     data_path: str | None = setting(None, "file or folder of the set; known sets are looked for without it")
     download: bool = setting(False, "fetch the official files where none are found")
     per_class: int | None = setting(None, "training samples of each class; all without it")
@@ -70,15 +65,15 @@ class TrainConfig:
     imbalance: float = setting(
         1.0, "largest class over smallest in the training set, sizes rounded; above 1 it asks for --no-balanced"
     )
-    imbalance_kind: str = setting(
-        "exponential", "sizes falling geometrically by class, or small in the second half of them", choices=IMBALANCES
-    )
-    init: str = setting("lecun-normal", "initial weights", choices=("lecun-normal", "uniform", "he-normal"))
+    imbalance_kind: str = setting("exponential", "how class sizes differ", choices=IMBALANCES)
+    init: str = setting("lecun-normal", "initial weights", choices=INITIALISERS)
     init_scale: float = setting(1.0, "factor on all initial weights")
     last_layer_scale: float = setting(1.0, "one more factor on those of the last layer")
     bias: bool = setting(True, "the last layer has a bias")
     loss: str = setting("squared", "loss, a mean over the batch", choices=LOSSES)
-    optimizer: str = setting("sgd", f"optimiser of optax or optax.contrib: {', '.join(OPTIMIZERS)}")
+    optimizer: str = setting(
+        "sgd", "optimiser of optax or optax.contrib", choices=OPTIMIZERS, refused=REFUSED_OPTIMIZERS
+    )
     optimizer_options: tuple[str, ...] = setting((), "options of the optimiser, as name=value")
     learning_rate: float = setting(0.05, "at the start, per step of the mean loss; 1 for lbfgs")
     momentum: float = setting(0.9, "of sgd")
@@ -92,9 +87,9 @@ class TrainConfig:
     batch_size: int = setting(120, "samples a step; 0 for all")
     balanced: bool = setting(True, "every batch has the same number of every class")
     measure: tuple[str, ...] = setting(
-        tuple(DEFAULT_MEASUREMENTS),
-        "what is measured, in place of the default; 'layers', 'test-collapse' and 'ansatz' only where named",
-        choices=tuple(MEASUREMENTS),
+        DEFAULT_MEASUREMENTS,
+        "what is measured, in place of the default",
+        choices=MEASUREMENTS,
     )
     measure_every: int = setting(1, "epochs between measurements; 0 for none of these")
     measure_log: int = setting(0, "so many more measurements, evenly spaced in the logarithm of the step")
@@ -104,26 +99,24 @@ class TrainConfig:
     )
     probe_per_class: int = setting(12, "samples of each class in the fixed probe set; 0 for the training set")
     recompute_statistics: bool = setting(False, "batch statistics of the whole training set before measuring")
-    ntk_engine: str = setting("layerwise", "engine of the empirical NTK", choices=("auto", *ENGINES))
+    ntk_engine: str = setting(
+        "layerwise", "engine of the empirical NTK", choices={"auto": "the quickest one", **ENGINES.meanings}
+    )
     keep_states: bool = setting(True, "keep H, W, b of the probe at every measurement")
     checkpoint_seconds: float = setting(60.0, "time between checkpoints; 0 for one after every step")
-    seed: int = setting(0, "of initial weights, order of the data, label noise and synthetic data")
+    seed: int = setting(
+        0,
+        "of initial weights, order of the data, label noise and synthetic data",
+        whole=Whole(0, 2**32 - 1, "from 0 to 2³² − 1"),
+    )
 
     def __post_init__(self):
-        hints = typing.get_type_hints(TrainConfig)
-        for field in dataclasses.fields(TrainConfig):
-            value = _typed(field.name, getattr(self, field.name), hints[field.name])
-            object.__setattr__(self, field.name, value)
-            if field.metadata["choices"]:
-                for one in value if isinstance(value, tuple) else (value,):
-                    check_choice(field.name, one, field.metadata["choices"])
-        if self.seed >= 2**32:
-            raise ValueError(f"seed: expected a whole number from 0 to 2³² − 1, got {self.seed}.")
+        super().__post_init__()
         for name in ("learning_rate", "init_scale", "last_layer_scale", "decay_factor", "epochs", "imbalance"):
             check_positive(name, getattr(self, name))
         for name in (
             "weight_decay", "decay_every", "batch_size", "measure_every", "measure_log", "probe_per_class",
-            "checkpoint_seconds", "seed", "measure_steps",
+            "checkpoint_seconds", "measure_steps",
         ):  # fmt: skip
             check_positive(name, getattr(self, name), zero=True)
         for name in ("per_class", "test_per_class", "image_size"):
@@ -143,6 +136,8 @@ class TrainConfig:
                 f"got {self.learning_rate} and {self.decay_every}."
             )
         if self.dataset in SYNTHETIC:
+            from ntkcollapse.data import check_synthetic
+
             check_synthetic(self.dataset, self._dataset_options())
         elif self.dataset_options:
             raise ValueError(
@@ -172,8 +167,17 @@ class TrainConfig:
         if self.measure_on != "probe" and not (self.balanced and self.batch_size):
             raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
 
-    def build_splits(self) -> Splits:
+    def build_splits(self) -> "Splits":
         """The training and test part, with what was asked to be done to them."""
+        from ntkcollapse.data import (
+            imbalanced,
+            label_noise,
+            load,
+            random_labels,
+            standardised_splits,
+            synthetic_splits,
+        )
+
         if self.dataset in SYNTHETIC:
             splits = synthetic_splits(
                 self.dataset,
@@ -205,8 +209,10 @@ class TrainConfig:
     def _dataset_options(self) -> dict[str, Any]:
         return dict(parse_options("dataset_options", self.dataset_options))
 
-    def build_network(self, num_classes: int) -> Network:
+    def build_network(self, num_classes: int) -> "Network":
         """The network, not initialised yet."""
+        from ntkcollapse.networks import Initialiser, network
+
         initialiser = Initialiser(self.init, self.init_scale, self.last_layer_scale)
         options = dict(parse_options("network_options", self.network_options))
         for option, said in _SAID_ELSEWHERE.items():
@@ -214,12 +220,14 @@ class TrainConfig:
                 raise ValueError(f"network_options: {option} is {said}; got it as an option.")
         return network(self.network, num_classes, initialiser=initialiser, use_bias=self.bias, **options)
 
-    def build_optimizer(self) -> optax.GradientTransformation:
+    def build_optimizer(self) -> "optax.GradientTransformation":
         """The optimiser, of learning rate 1."""
+        from ntkcollapse.training.optimizers import optimizer
+
         options = parse_options("optimizer_options", self.optimizer_options)
         return optimizer(self.optimizer, momentum=self.momentum, nesterov=self.nesterov, options=options)
 
-    def build_batches(self, classes: Classes) -> Batches:
+    def build_batches(self, classes: "Classes") -> "Batches":
         """The order of the samples.
 
         Raises:
@@ -231,10 +239,14 @@ class TrainConfig:
                 f"balanced: expected no balanced batches with imbalance {self.imbalance:g}, got balanced=True: every "
                 "class would weigh the same in every batch. Take --no-balanced (balanced=False), or batch_size 0."
             )
+        from ntkcollapse.data import Batches
+
         return Batches(classes, self.batch_size or None, self.seed, self.balanced)
 
-    def build_schedule(self, steps_per_epoch: int) -> Staircase:
+    def build_schedule(self, steps_per_epoch: int) -> "Staircase":
         """The learning rate along steps."""
+        from ntkcollapse.clock import Staircase
+
         return Staircase(self.learning_rate, self.decay_factor, self.decay_every * steps_per_epoch)
 
     def measured_steps(self, steps_per_epoch: int) -> frozenset[int]:
@@ -244,24 +256,7 @@ class TrainConfig:
         if self.measure_every:
             steps |= set(range(0, last + 1, self.measure_every * steps_per_epoch))
         if self.measure_log:
+            from ntkcollapse.training.gradient_descent import log_spaced
+
             steps |= set(log_spaced(last, self.measure_log))
         return frozenset(steps)
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value in the type of its field: also integers for floats, lists for tuples, numpy's numbers for Python's."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(name, value, typing.get_args(hint)[0])
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{name}: expected a list, got {value!r}.")
-        return tuple(_typed(name, entry, typing.get_args(hint)[0]) for entry in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: expected {hint.__name__}, got {value!r} ({type(value).__name__}).")
-    if hint is int and name != "seed" and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name}: expected a whole number of at most 64 bits, got {value}.")
-    return value

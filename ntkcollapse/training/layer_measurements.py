@@ -170,6 +170,9 @@ class FeatureAnsatz:
         }
 
 
+held_out_collapse, layer_collapse, feature_ansatz = HeldOutCollapse(), LayerCollapse(), FeatureAnsatz()
+
+
 def _first(part: Dataset, per_class: int) -> Dataset:
     """The first samples of each class; all of the part for 0."""
     return part.balanced(min(per_class, *part.classes.sizes)) if per_class else part

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -173,6 +173,12 @@ def parameters(moment: Moment) -> dict[str, Any]:
     """Norm of all parameters, and of all weights (tensors with more than one axis): what weight decay pulls on."""
     every, weights = _norms(moment.variables.params)
     return {"parameter_norm": every, "all_weights_norm": weights}
+
+
+kappa = partial(kernel, "kappa")
+gamma = partial(kernel, "gamma")
+train_split = partial(split, "train")
+test_split = partial(split, "test")
 
 
 @jax.jit

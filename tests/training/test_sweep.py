@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ntkcollapse._coercion import coerced
 from ntkcollapse.training import Checkpoints, Interrupted, combinations, read_status, run_one, summarise, sweep, train
-from ntkcollapse.training.config import _typed
 from ntkcollapse.training.run_files import locked
 from ntkcollapse.trajectory import Trajectory
 from tests.training.settings import small
@@ -182,7 +182,7 @@ def test_grids_of_numpy_numbers_are_those_of_pythons():
     configs = combinations(small(), arrays)
     assert configs == combinations(small(), {"seed": [0, 1], "learning_rate": [0.5, 0.25], "bias": [True]})
     assert {type(config.seed) for config in configs.values()} == {int}
-    assert _typed("seed", np.int64(1), int) == 1
+    assert coerced("seed", np.int64(1), int) == 1
     # What is not a short number in half the digits is named as what it is.
     assert list(combinations(small(), {"learning_rate": [np.float32(0.1)]})) == ["learning_rate=0.10000000149011612"]
     (lists,) = combinations(small(), {"measure_steps": np.array([[3, 1]])}).values()

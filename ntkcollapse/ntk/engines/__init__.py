@@ -1,19 +1,13 @@
 """Ways to compute the empirical NTK: one signature, the same numbers."""
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse.choices import ENGINES
 from ntkcollapse.ntk.engines._contract import OUTPUTS, Outputs, kernel_shape, mirror
 from ntkcollapse.ntk.engines._engine import Chunks, Engine
 from ntkcollapse.ntk.engines.jacobian import Jacobian
 from ntkcollapse.ntk.engines.layerwise import Layerwise
 from ntkcollapse.ntk.engines.neural_tangents import NeuralTangents
 from ntkcollapse.ntk.engines.ntvp import NTVP
-
-ENGINES: dict[str, type[Engine]] = {
-    "layerwise": Layerwise,
-    "jacobian": Jacobian,
-    "ntvp": NTVP,
-    "neural-tangents": NeuralTangents,
-}
 
 
 def get_engine(engine: str | Engine) -> Engine:
