@@ -101,9 +101,9 @@ def _model(config: SimulateConfig, classes: Classes) -> Flow | None:
     parameters = list(inspect.signature(build).parameters.values())[1:]
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in given]
     if missing:
+        takes = ", ".join(p.name for p in parameters)
         raise ValueError(
-            f"parameters: expected {' and '.join(missing)} of {config.model}, as {missing[0]}=0.01; got "
-            f"{' '.join(config.parameters) or 'none'}."
+            f"parameters: {config.model} takes {takes}; {', '.join(missing)} missing: give each as name=value."
         )
     return build(classes, **given)
 

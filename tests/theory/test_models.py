@@ -229,10 +229,14 @@ def test_models_on_the_command_line(tmp_path):
     def command(**settings):
         simulate_command(SimulateConfig(classes=2, per_class=(3,), features=2, out=str(tmp_path / "run"), **settings))
 
-    with pytest.raises(ValueError, match=r"parameters of layer_peeled: expected one of 'energy_H', 'energy_W'"):
+    with pytest.raises(ValueError, match=r"option of layer_peeled: expected one of 'energy_H', 'energy_W'"):
         command(model="layer_peeled", parameters=("energy=3",))
     with pytest.raises(ValueError, match=r"parameters: layer_peeled takes energy_H, energy_W; .*missing"):
         command(model="layer_peeled", parameters=("energy_H=3",))
+    with pytest.raises(ValueError, match=r"decay \(option of batch_norm_head\): expected a number, got 'abc' \(str\)"):
+        command(model="batch_norm_head", parameters=("decay=abc",))
+    with pytest.raises(ValueError, match="parameters: expected every option once, got energy_H again"):
+        command(model="layer_peeled", parameters=("energy_H=3", "energy_W=3", "energy_H=4"))
     with pytest.raises(ValueError, match="weight_decay, bias: expected none beside model 'max_margin'"):
         command(model="max_margin", weight_decay=(0.1,))
     assert not (tmp_path / "run").exists()
