@@ -94,12 +94,12 @@ spectra = np.array([jnp.linalg.eigvalsh(invariant(run.last_layer(i), kappa, clas
 print(f"‖E(t) − E(0)‖ / ‖E(0)‖ at most {float(jnp.max(run['invariant_drift'])):.1e}")
 with plots.style():
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
-    axes[0].semilogx(times[shown][1:], spectra[1:], color=plots.COLOURS["invariant_norm"])
+    axes[0].semilogx(times[shown][1:], spectra[1:], color=plots.described("invariant_norm").colour)
     axes[0].set_ylabel("eigenvalues of $E$")
     for part in ("single", "class", "global"):
         name = f"residual_{part}"
         rate = -np.gradient(np.log(np.asarray(run[name])), times)
-        axes[1].loglog(times[1:], np.where(rate > 0, rate, np.nan)[1:], color=plots.COLOURS[name], label=part)
+        axes[1].loglog(times[1:], np.where(rate > 0, rate, np.nan)[1:], color=plots.described(name).colour, label=part)
         print(f"rate of the {part} part at t = {times[-2]:.0f}: {rate[-2]:.4f}")
     axes[1].set_ylabel(r"rate $-\mathrm{d}\ln\|\cdot\|/\mathrm{d}t$")
     axes[1].legend()

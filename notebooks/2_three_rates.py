@@ -92,11 +92,11 @@ print(f"rate of the norm: {float(decay.rate[0]):.3f} at t = 0, {float(decay.rate
 # %%
 with plots.style():
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
-    colour = plots.COLOURS["residual_single"]
+    colour = plots.described("residual_single").colour
     axes[0].semilogy(late, decay.norm, color=colour, label="28 rates")
     axes[0].semilogy(late, decay.norm[0] * np.exp(-marks["mean"][0] * late), "--", color="black", label="their mean")
     axes[0].set_ylim(1e-3, 20)
-    axes[0].set_ylabel(plots.LABELS["residual_single"])
+    axes[0].set_ylabel(plots.described("residual_single").label)
     axes[1].plot(late, decay.rate, color=colour)
     for name, (rate, dashes) in marks.items():
         axes[1].axhline(rate, linestyle=dashes, color="black", linewidth=1, label=name)

@@ -79,7 +79,7 @@ with plots.style():
             ax.loglog(run.times[1:], np.maximum(run[name][1:], 1e-12), dash, color=colour, label=label)
         ax.set_ylim(bottom=1e-6)
         ax.set_xlabel("flow time $t$")
-        ax.set_ylabel(plots.LABELS[name])
+        ax.set_ylabel(plots.described(name).label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 # %% [markdown]

@@ -53,7 +53,7 @@ with plots.style():
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("flow time $t$")
-        ax.set_ylabel(plots.LABELS[name])
+        ax.set_ylabel(plots.described(name).label)
     axes[0].set_ylim(1e-6, 3)
     axes[1].set_ylim(1e-4, 1)
     # What is below is rounding: without decay the loss goes to 0.

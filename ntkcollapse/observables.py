@@ -4,19 +4,21 @@ Everything but `column_observables` is a function of class means and within-clas
 for every number of samples.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse import collapse
+from ntkcollapse import collapse, observable_table
 from ntkcollapse._safe import norm, root
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss
+from ntkcollapse.observable_table import Observable
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.invariant import alignment, feature_gram, necessary_condition_residual
 
@@ -49,16 +51,23 @@ def residual_observables(
     }
 
 
-def collapse_observables(statistics: ClassStatistics, W: Float[Array, "C n"], b: Float[Array, " C"]) -> Observables:
-    """NC1 to NC3 under the names of their sources (see `ntkcollapse.collapse`), and the sizes behind them."""
+def collapse_observables(
+    statistics: ClassStatistics,
+    W: Float[Array, "C n"],
+    b: Float[Array, " C"],
+    metrics: Sequence[Observable] | None = None,
+) -> Observables:
+    """Evaluates the metrics of collapse that are observed along runs, and the sizes behind them.
+
+    Args:
+        statistics, W, b: of one state.
+        metrics: entries of the table of observables; by default those that it has now. What is compiled once and called
+            again takes them as a static argument: `observable_table.metrics(along_runs=True)`.
+    """
     M = statistics.means
     mean_feature = M.mean(1)
-    return {
-        "nc1_papyan2020": collapse.nc1_papyan2020(statistics),
-        "nc1_seleznova2023": collapse.nc1_seleznova2023(statistics),
-        "nc1_tirer2022": collapse.nc1_tirer2022(statistics),
-        "nc2_seleznova2023": collapse.nc2_seleznova2023(statistics),
-        "nc3_seleznova2023": collapse.nc3_seleznova2023(statistics, W),
+    entries = observable_table.metrics(along_runs=True) if metrics is None else metrics
+    return collapse.evaluate(entries, statistics, W, b) | {
         "weight_norm": norm(W),
         "bias_norm": norm(b),
         "class_means_norm": norm(M - mean_feature[:, None]),
@@ -96,14 +105,15 @@ def column_observables(state: LastLayer, classes: Classes) -> Observables:
 
 
 def kernel_observables(kernel: SampleKernel, name: str = "kappa") -> Observables:
-    """The three numbers of a block kernel in the theorem's form; nothing for other kernels."""
+    """Names the three numbers of a block kernel in the theorem's form; nothing for other kernels."""
     if not (isinstance(kernel, BlockKernel) and kernel.is_uniform):
         return {}
-    return {
-        f"{name}_diagonal": kernel.diagonal,
-        f"{name}_within": kernel.within,
-        f"{name}_between": kernel.between,
-    }
+    return block_observables((kernel.diagonal, kernel.within, kernel.between), name)
+
+
+def block_observables(means: Sequence[Any], name: str = "kappa") -> dict[str, Any]:
+    """Names the three block means of a kernel: over i = j, within classes (i ≠ j), and between classes."""
+    return dict(zip((f"{name}_{part}" for part in ("diagonal", "within", "between")), means, strict=True))
 
 
 def observe(
@@ -113,8 +123,9 @@ def observe(
     loss: Loss | None = None,
     *,
     gram: Float[Array, "n n"] | None = None,
+    metrics: Sequence[Observable] | None = None,
 ) -> Observables:
-    """Everything that is observed of one full state.
+    """Observes everything of one full state.
 
     Args:
         state: features in class-major columns.
@@ -122,17 +133,18 @@ def observe(
         kernel: of the features; without one nothing is said of the invariant.
         loss: the loss to report; ½‖R‖² without one.
         gram: H K⁻¹ Hᵀ, where it is known already.
+        metrics: of collapse, as for `collapse_observables`.
     """
     statistics = ClassStatistics.from_columns(state.H, classes)
     W, b = state.W, state.b
-    seen: dict[str, Any] = residual_observables(statistics, classes.deviations(state.H), W, b)
+    observables: dict[str, Any] = residual_observables(statistics, classes.deviations(state.H), W, b)
     if loss is not None:
-        seen["loss"] = loss.value(state.logits, classes.Y.astype(state.H.dtype))
-    seen |= collapse_observables(statistics, W, b)
+        observables["loss"] = loss.value(state.logits, classes.Y.astype(state.H.dtype))
+    observables |= collapse_observables(statistics, W, b, metrics)
     if kernel is not None:
         gram = feature_gram(state.H, kernel, classes) if gram is None else gram
-        seen |= invariant_observables(W, gram, statistics.means.mean(1)) | kernel_observables(kernel)
-    return seen | column_observables(state, classes)
+        observables |= invariant_observables(W, gram, statistics.means.mean(1)) | kernel_observables(kernel)
+    return observables | column_observables(state, classes)
 
 
 def stack(records: list[Observables]) -> Observables:

@@ -30,7 +30,10 @@ SCALES = (0.3, 0.7, 1.0, 1.5, 2.0)
 DECAYS = (0.0, 5e-4, 2e-3)
 NOISES = (0.0, 0.2)
 LOSSES = ("squared", "cross-entropy")
-COLOURS = {"squared": plots.COLOURS["residual_class"], "cross-entropy": plots.COLOURS["residual_single"]}
+COLOURS = {
+    "squared": plots.described("residual_class").colour,
+    "cross-entropy": plots.described("residual_single").colour,
+}
 WITH = ("invariant_end", "alignment_end", "condition_end", "block_strength")
 
 

@@ -108,7 +108,7 @@ def main() -> None:
     with plots.style():
         figure, ax = plt.subplots(figsize=(4.6, 3.4), constrained_layout=True)
         for i, part in enumerate(PARTS):
-            colour = plots.COLOURS[f"residual_{part}"]
+            colour = plots.described(f"residual_{part}").colour
             network, linearised = (np.array(of)[:, i] for of in means.values())
             ax.loglog(widths, network, "o-", color=colour, label=rf"$\lambda_{{\mathrm{{{part}}}}}$")
             ax.loglog(widths, linearised, "o:", color=colour, markerfacecolor="none")

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 # From the ground up. Names on one line are siblings: none imports another.
 FLOORS = (
     {"_checks", "_files", "_lazy", "_palette", "_safe", "_table", "_types", "choices"},
-    {"_coercion"},
+    {"_coercion", "observable_table"},
     {"classes", "_config", "_options"},
     {"sample_kernel", "losses", "last_layer", "clock", "weight_decay"},
     {"block_kernel", "equation"},

@@ -46,7 +46,7 @@ from ntkcollapse.collapse.rfm import (
 )
 from ntkcollapse.collapse.statistics import ClassStatistics
 from ntkcollapse.collapse.streaming import RunningStatistics
-from ntkcollapse.collapse.summary import measure
+from ntkcollapse.collapse.summary import evaluate, measure
 
 __all__ = [
     "ClassStatistics",
@@ -65,6 +65,7 @@ __all__ = [
     "cdnv_galanti2022",
     "concentration_block",
     "deep_rfm",
+    "evaluate",
     "fisher_ratio_zarka2021",
     "flax_activations",
     "kernel_nc1_kothapalli2025",

@@ -14,6 +14,7 @@ from ntkcollapse.collapse.nearest_centre import ncc_depth
 from ntkcollapse.collapse.statistics import check_label_range, check_labels, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
 from ntkcollapse.collapse.summary import measure
+from ntkcollapse.observable_table import shown_in
 
 
 class LayerProfile(NamedTuple):
@@ -221,11 +222,10 @@ def _train_values(sums: RunningStatistics, inside: RunningStatistics, seen: _Dis
         # That a narrow layer cannot hold a simplex ETF is no news here; its width stands in the profile.
         warnings.simplefilter("ignore", UserWarning)
         values = measure(compressed)
-    names = ("nc1_papyan2020", "nc1_tirer2022", "nc2_seleznova2023", "mean_cdnv_galanti2022")
-    return {name: values[name] for name in names} | {
-        "nc1_seleznova2023": float(np.sqrt(sums.square_deviations / sums.sizes).mean()),
-        "ncc_accuracy": seen.hits / sums.num_samples,
-    }
+    # This one changes with the rotation of the features.
+    values["nc1_seleznova2023"] = float(np.sqrt(sums.square_deviations / sums.sizes).mean())
+    values["ncc_accuracy"] = seen.hits / sums.num_samples
+    return {name: values[name] for name in shown_in("layers")}
 
 
 def _test_values(train: RunningStatistics, own: RunningStatistics, seen: _Distances) -> dict[str, float]:

@@ -1,24 +1,27 @@
-"""All metrics of one set of features at once, in float64."""
+"""The metrics of the table of observables, evaluated on one set of features."""
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from ntkcollapse import collapse
 from ntkcollapse._checks import check_finite
-from ntkcollapse.collapse import nc1, nc2, nc3, pairs
+from ntkcollapse.collapse import nc2
 from ntkcollapse.collapse.statistics import ClassStatistics, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
+from ntkcollapse.observable_table import Observable, metrics
 
 
 def measure(
     statistics: ClassStatistics | RunningStatistics, W: Float[ArrayLike, "C n"] | None = None
 ) -> dict[str, float]:
-    """Every metric that statistics (and a classifier) determine, by name.
+    """Evaluates every metric of the table of observables that statistics (and a classifier) determine.
 
     Evaluated in float64 on whichever device holds the statistics, whatever JAX's x64 flag says: metrics subtract means
     that may be close, while features are usually float32.
@@ -53,28 +56,43 @@ def measure(
         with warnings.catch_warnings():
             # Said above in every call; each metric would say so again, and only while it is compiled.
             warnings.simplefilter("ignore", UserWarning)
-            values = _measure(wide, None if W is None else jnp.asarray(np.asarray(W, dtype=np.float64)))
+            values = _measure(metrics(), wide, None if W is None else jnp.asarray(np.asarray(W, dtype=np.float64)))
         return {name: float(value) for name, value in values.items()}
 
 
-@jax.jit
-def _measure(statistics: ClassStatistics, W) -> dict[str, Any]:
-    of_statistics = (
-        nc1.nc1_papyan2020,
-        nc1.nc1_han2022,
-        nc1.nc1_tirer2022,
-        nc1.nc1_seleznova2023,
-        pairs.mean_cdnv_galanti2022,
-    )
-    of_frame = (
-        nc2.nc2_seleznova2023,
-        nc2.nc2_equinorm_papyan2020,
-        nc2.nc2_equiangle_papyan2020,
-        nc2.nc2_maximal_angle_papyan2020,
-    )
-    values = {f.__name__: f(statistics) for f in (*of_statistics, *of_frame)}
-    if W is not None:
-        values |= {f.__name__: f(statistics, W) for f in (nc3.nc3_seleznova2023, nc3.nc3_han2022, nc3.nc3_zhu2021)}
-        values["nc2_zhu2021"] = nc2.nc2_zhu2021(W)
-        values |= {f"{f.__name__}_of_weights": f(W) for f in of_frame[1:]}
-    return values
+def evaluate(
+    entries: Sequence[Observable],
+    statistics: ClassStatistics,
+    W: Float[ArrayLike, "C n"] | None = None,
+    b: Float[ArrayLike, " C"] | None = None,
+) -> dict[str, Array]:
+    """Evaluates these metrics, those that need W or b only where these are given.
+
+    Args:
+        entries: of the table of observables.
+        statistics: of a set of features.
+        W, b: classifier.
+    """
+    given = {"statistics": statistics, "W": W, "b": b}
+    return {
+        entry.name: _function(entry)(*(given[argument] for argument in entry.of))
+        for entry in entries
+        if all(given[argument] is not None for argument in entry.of)
+    }
+
+
+def _function(entry: Observable) -> Callable[..., Array]:
+    if callable(entry.function):
+        return entry.function
+    name = entry.function or entry.name
+    if not hasattr(collapse, name):
+        raise ValueError(
+            f"observable {entry.name!r}: expected a function {name!r} that ntkcollapse.collapse exports, got none; "
+            "export it there, or give the function itself in the entry."
+        )
+    return getattr(collapse, name)
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure(entries: tuple[Observable, ...], statistics: ClassStatistics, W) -> dict[str, Array]:
+    return evaluate(entries, statistics, W)

@@ -8,22 +8,9 @@ from ntkcollapse import collapse, plots
 from ntkcollapse._table import number
 from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.commands import _html
+from ntkcollapse.observable_table import described, group
 from ntkcollapse.training import saved_profile
 from ntkcollapse.trajectory import Trajectory
-
-# How names of metrics end, and who is behind it.
-SOURCES = {
-    "papyan2020": "Papyan, Han & Donoho (2020)",
-    "han2022": "code of Han, Papyan & Donoho (2022)",
-    "tirer2022": "Tirer & Bruna (2022)",
-    "seleznova2023": "Seleznova et al. (2023)",
-    "zhu2021": "Zhu et al. (2021)",
-    "galanti2022": "Galanti, György & Hutter (2022)",
-    "zarka2021": "Zarka, Guth & Mallat (2021)",
-    "nc4_mismatch": "Papyan, Han & Donoho (2020)",
-    "nc4_mismatch_without_bias": "as some published code has it",
-    "ncc_accuracy": "Galanti, Galanti & Ben-Shaul (2022); Ben-Shaul & Dekel (2022)",
-}
 
 
 def collapse_sections(run: Trajectory) -> Iterator[str]:
@@ -90,13 +77,8 @@ def _by_source(run: Trajectory) -> Iterator[str]:
         "is large where classes separate: class means that differ in a direction without scatter, as any do where "
         "samples are fewer than features and classes together."
     )
-    rows = [[name, number(value), _source(name)] for name, value in sorted(values.items())]
+    rows = [[name, number(value), described(name).source] for name, value in sorted(values.items())]
     yield _html.grid(["metric", "value", "source"], rows)
-
-
-def _source(name: str) -> str:
-    found = next((said for end, said in SOURCES.items() if name.removesuffix("_of_weights").endswith(end)), "")
-    return f"{found}, of W" if name.endswith("_of_weights") or name == "nc2_zhu2021" else found
 
 
 def _depth_table(run: Trajectory) -> str:
@@ -110,8 +92,8 @@ def _depth_table(run: Trajectory) -> str:
 def _held_out_table(run: Trajectory) -> str:
     metrics = [name.removeprefix("weak_") for name in run.observables if name.startswith("weak_")]
     parts = ("train", "weak", "strong", "test")
-    metrics += [name for name in ("ncc_accuracy", "nc4_mismatch") if f"test_{name}" in run.observables]
-    rows = [[name, *(_last(run, f"{part}_{name}") for part in parts), _source(name)] for name in metrics]
+    metrics += [name for name in group("Nearest class mean") if f"test_{name}" in run.observables]
+    rows = [[name, *(_last(run, f"{part}_{name}") for part in parts), described(name).source] for name in metrics]
     header = ["at the end", "training", "weak, test", "strong, test", "test, about its own means", "source"]
     return _html.grid(header, rows)
 

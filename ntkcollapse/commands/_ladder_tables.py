@@ -4,21 +4,8 @@ import numpy as np
 
 from ntkcollapse._table import number, percent, table
 from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Ladder, attribute, chain, gaps
+from ntkcollapse.observable_table import described, shown_in
 from ntkcollapse.theory.rates import stability_bound
-
-# Observable → column head.
-SHOWN = {
-    "loss": "loss",
-    "residual_single": "R_single",
-    "residual_class": "R_class",
-    "residual_global": "R_global",
-    "nc1_seleznova2023": "NC1",
-    "nc2_seleznova2023": "NC2",
-    "nc3_seleznova2023": "NC3",
-}
-# Shown along the run, but no part of the horizons and prices: the first moves in steps of one sample, the others are
-# the kernel that a rung assumes rather than something it predicts, and the invariant that goes with it.
-COURSE_ONLY = ("nc4_mismatch", "invariant_relative", "kappa_diagonal", "kappa_within", "kappa_between")
 
 
 def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
@@ -49,7 +36,7 @@ def course_table(ladder: Ladder, *, times: int = 5) -> str:
     steps = ladder.network.observables.get("step")
     said = ["" if steps is None else str(int(steps[i])) for i in indices]
     rows = [["flow time t", "", *(number(ladder.network.times[i]) for i in indices)]]
-    for name in (*_present(ladder), *(name for name in COURSE_ONLY if name in ladder.network.observables)):
+    for name in _of_course(ladder):
         rows.append([name, "network", *(number(ladder.network.observables[name][i]) for i in indices)])
         for rung, run in ladder.rungs.items():
             if name not in run.observables:
@@ -76,7 +63,7 @@ def horizon_table(ladder: Ladder) -> str:
                 row.append(str(int(steps[int(np.searchsorted(times, horizon))])))
         rows.append(row)
     unit = "flow time" if steps is None else "step"
-    return table([f"within 10% until {unit}", *(SHOWN[name] for name in names)], rows)
+    return table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
 
 
 def share_table(found: dict[str, Attribution], ladder: Ladder) -> str:
@@ -96,7 +83,7 @@ def share_table(found: dict[str, Attribution], ladder: Ladder) -> str:
             *(_factor(a.gap[-1]) for a in found.values()),
         ]
     )
-    return table(["price of each assumption, at the end", *(SHOWN[name] for name in found)], rows)
+    return table(["price of each assumption, at the end", *(described(name).symbol for name in found)], rows)
 
 
 def _prices_at(found: dict[str, Attribution], ladder: Ladder) -> list[str]:
@@ -131,8 +118,19 @@ def edge_of_stability(ladder: Ladder) -> str | None:
 
 
 def _present(ladder: Ladder) -> list[str]:
+    """Observables that network and rungs have and that have a price."""
     runs = [ladder.network, *ladder.rungs.values()]
-    return [name for name in SHOWN if all(name in run.observables for run in runs)]
+    return [name for name in shown_in("prices") if all(name in run.observables for run in runs)]
+
+
+def _of_course(ladder: Ladder) -> list[str]:
+    """Observables to follow along the run: those with a price, and others of the network.
+
+    The others have neither horizon nor price: NC4 moves in steps of one sample, and κ and the invariant are the kernel
+    that a rung assumes rather than something that it predicts.
+    """
+    priced, network = _present(ladder), ladder.network.observables
+    return priced + [name for name in shown_in("gaps") if name not in shown_in("prices") and name in network]
 
 
 def _factor(logarithm: float) -> str:

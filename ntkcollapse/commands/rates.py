@@ -6,15 +6,15 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse._table import number, table, with_error
+from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.commands.settings import RatesConfig
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
 from ntkcollapse.comparison.rates import without_eigenvalues
+from ntkcollapse.observable_table import described
 from ntkcollapse.theory.rate_fit import RateVerdict
-from ntkcollapse.theory.rates import SpectrumDecay
+from ntkcollapse.theory.rates import SpectrumDecay, collapse_rates
 from ntkcollapse.trajectory import Trajectory
-
-SAID = {"single": "R - R_class", "class": "R_class - R_global", "global": "R_global"}
 
 
 def rates_command(config: RatesConfig) -> None:
@@ -23,55 +23,50 @@ def rates_command(config: RatesConfig) -> None:
         raise ValueError("run: expected the directory of a run, as `simulate`, `train` and `compare` leave one.")
     path = Path(config.run)
     run = Trajectory.load(path)
-    found = measured_rates(run, tolerance=config.tolerance)
+    rates = measured_rates(run, tolerance=config.tolerance)
     decay = None
     if config.spectrum:
-        decay = spectrum_of(path, run, found["single"])
+        decay = spectrum_of(path, run, rates["single"])
     folder = path / "figures" if config.out is None else Path(config.out)
-    files = plots.save(plots.rates_figure(run, found, decay, title=str(path)), folder / "rates")
-    print(rates_table(run, found))
+    files = plots.save(plots.rates_figure(run, rates, decay, title=str(path)), folder / "rates")
+    print(rates_table(run, rates))
     if decay is not None:
         print(f"\n{spectrum_table(decay[1])}")
     print(f"\nfigure  {files[-1]}  (and pdf)")
 
 
-def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
-    """Fit, both predictions and both verdicts, one line a part; below them, why a fit or a prediction is missing."""
-    header = [
-        "decay rate of",
-        "fitted ± error",
-        "e-folds",
-        "window in t",
-        "λ(γ)",
-        "ratio",
-        "implied",
-        "ratio",
-        "agrees",
-    ]
+def rates_table(run: Trajectory, rates: dict[str, MeasuredRate]) -> str:
+    """Tabulates the fit of each part beside its predictions, with verdicts; below it, why one of them is missing.
+
+    The columns λ(κ) and "at collapse" are there where a constant κ of three numbers and equal classes give them, those
+    of λ(γ) where γ was measured.
+    """
+    known = _of_constant_kernel(run)
+    lazy = any(np.isfinite(rate.eigenvalue) for rate in rates.values()) or not known
+    header = ["decay rate of", *known, "fitted ± error", "e-folds", "window in t"]
+    header += ["λ(γ)", "ratio"] * lazy + ["implied", "ratio", "agrees"]
     rows = []
-    for part, rate in found.items():
-        fit = rate.fit
+    for i, (part, rate) in enumerate(rates.items()):
+        fit, verdicts = rate.fit, rate.verdicts
+        row = [_of(part), *(number(values[i]) for values in known.values())]
         if fit is None:
-            predictions = [number(rate.eigenvalue), "-", number(rate.implied), "-"]
-            rows.append([SAID[part], "no exponential", "-", "-", *predictions, "-"])
-            continue
-        rows.append(
-            [
-                SAID[part],
-                with_error(fit.rate, fit.uncertainty),
-                f"{fit.efolds:.1f}",
-                f"{fit.window[0]:.3g} to {fit.window[1]:.3g}",
-                number(rate.eigenvalue),
-                _ratio(rate.verdicts.get("eigenvalue")),
-                number(rate.implied),
-                _ratio(rate.verdicts.get("implied")),
-                _agreement(rate),
-            ]
-        )
+            row += ["no exponential", "-", "-"]
+        else:
+            row.append(with_error(fit.rate, fit.uncertainty))
+            row += [f"{fit.efolds:.1f}", f"{fit.window[0]:.3g} to {fit.window[1]:.3g}"]
+        row += [number(rate.eigenvalue), _ratio(verdicts.get("eigenvalue"))] * lazy
+        rows.append([*row, number(rate.implied), _ratio(verdicts.get("implied")), _agreement(rate)])
     note = (
         "Rates are of norms, per flow time of ½‖R‖²; predictions from the record where the window begins, the first\n"
         "one where no exponential was found.\n"
-        "λ(γ): eigenvalues of the block-structured output kernel, the rates of lazy training.\n"
+    )
+    if known:
+        note += (
+            "λ(κ): λ_single, λ_class, λ_global of κ. At collapse: the rates for invariant 0, outputs orthogonal to 1.\n"
+        )
+    if lazy:
+        note += "λ(γ): eigenvalues of the block-structured output kernel, the rates of lazy training.\n"
+    note += (
         "Implied: -d ln|R_part|/dt of Θ = WWᵀ⊗K + I⊗(HᵀH + 11ᵀ), the rate of that moment in feature learning.\n"
         "Ratio: fitted / predicted. Agrees: within two errors of the fit (noise and drift), or 10%."
     )
@@ -80,18 +75,32 @@ def rates_table(run: Trajectory, found: dict[str, MeasuredRate]) -> str:
             f"\nMeasured on {run.classes.num_samples} of {run.training_classes.num_samples} training samples: λ(γ) is "
             "for all of them; implied rates need the\nfeatures of all: train with --probe-per-class 0."
         )
-    return "\n".join([table(header, rows), *_reasons(run, found), note])
+    return "\n".join([table(header, rows), *_reasons(run, rates, lazy=lazy), note])
 
 
-def _reasons(run: Trajectory, found: dict[str, MeasuredRate]) -> list[str]:
+def _of(part: str) -> str:
+    """R - R_class, of which `residual_single` is the norm; and so on."""
+    return described(f"residual_{part}").meaning.removeprefix("norm of ")
+
+
+def _of_constant_kernel(run: Trajectory) -> dict[str, tuple[float, ...]]:
+    """Rates of the three parts that a constant κ of three numbers gives; empty for other kernels, and of networks."""
+    kernel, classes = run.kernel, run.classes
+    if not isinstance(kernel, BlockKernel) or not kernel.is_uniform or not classes.is_balanced:
+        return {}
+    rates = {"λ(κ)": kernel.rates(classes), "at collapse": collapse_rates(kernel, classes).perpendicular}
+    return {name: tuple(float(rate) for rate in values) for name, values in rates.items()}
+
+
+def _reasons(run: Trajectory, rates: dict[str, MeasuredRate], *, lazy: bool) -> list[str]:
     """Why an exponential or an eigenvalue is missing from the table; parts with one reason share a line."""
-    said: dict[str, list[str]] = {}
-    for part, rate in found.items():
+    reasons: dict[str, list[str]] = {}
+    for part, rate in rates.items():
         if rate.fit is None:
-            said.setdefault(f"no exponential: {rate.reason}", []).append(SAID[part])
-        if why := without_eigenvalues(run, rate.record):
-            said.setdefault(f"no λ(γ): {why}.", []).append(SAID[part])
-    return [f"{', '.join(parts)}: {reason}" for reason, parts in said.items()]
+            reasons.setdefault(f"no exponential: {rate.reason}", []).append(_of(part))
+        if lazy and (why := without_eigenvalues(run, rate.record)):
+            reasons.setdefault(f"no λ(γ): {why}.", []).append(_of(part))
+    return [f"{', '.join(parts)}: {reason}" for reason, parts in reasons.items()]
 
 
 def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.ndarray, SpectrumDecay]:

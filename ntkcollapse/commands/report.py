@@ -15,13 +15,8 @@ from ntkcollapse.commands._ladder_tables import attributions, chains, course_tab
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
+from ntkcollapse.observable_table import shown_in
 from ntkcollapse.trajectory import Trajectory
-
-SHOWN = (
-    "train_loss train_accuracy test_accuracy loss residual_single residual_class residual_global nc1_papyan2020 "
-    "nc1_seleznova2023 nc2_seleznova2023 nc3_seleznova2023 nc4_mismatch invariant_relative invariant_alignment "
-    "necessary_condition kappa_diagonal kappa_within kappa_between gamma_diagonal gamma_within gamma_between"
-).split()
 
 THEORY = (
     "M. Seleznova, D. Weitzner, R. Giryes, G. Kutyniok, H.-H. Chou: Neural (Tangent Kernel) Collapse. "
@@ -87,7 +82,7 @@ def _course(run: Trajectory) -> Iterator[str]:
     indices = sorted(set(np.linspace(0, len(run.times) - 1, 6).round().astype(int).tolist()))
     rows = [
         [name, *(number(run.observables[name][i]) for i in indices)]
-        for name in SHOWN
+        for name in shown_in("report")
         if name in run.observables and run.observables[name].ndim == 1
     ]
     steps = run.observables.get("step")

@@ -15,8 +15,10 @@ from ntkcollapse._options import check_options, parse_options
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS
 from ntkcollapse.classes import Classes
-from ntkcollapse.commands._summaries import files_line, rates_table, simulation_table
+from ntkcollapse.commands._summaries import files_line, simulation_table
+from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import SimulateConfig
+from ntkcollapse.comparison import measured_rates
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
 from ntkcollapse.theory.integrate import Method
@@ -75,7 +77,7 @@ def simulate_command(config: SimulateConfig) -> None:
     print(simulation_table(run, seconds))
     if model is None:
         print()
-        print(rates_table(run))
+        print(rates_table(run, measured_rates(run)))
     if "largest_correction" in run.statistics:
         print(
             f"largest correction back to the constraint: {float(run.statistics['largest_correction']):.2g} (relative)"

@@ -8,6 +8,7 @@ from typing import Any
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._summaries import training_figures
 from ntkcollapse.commands.settings import GRID
+from ntkcollapse.observable_table import shown_in
 from ntkcollapse.training import Interrupted, TrainConfig, parse_options, sweep
 from ntkcollapse.trajectory import Trajectory
 
@@ -60,9 +61,9 @@ def _draw(run: Path, outcome: str) -> None:
 def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> str:
     """One line a run: what varies, how it ended, and the last measurement."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [c for c in columns if c in (*varied, "outcome", "step")] + [
-        c for c in columns if c not in (*varied, "outcome", "step", "error", "train_loss", "invariant_norm")
-    ]
+    first = (*varied, "outcome", "step")
+    shown = [c for c in columns if c in first]
+    shown += [c for c in columns if c in shown_in("sweep") and c not in first]
     header = [c.replace("_seleznova2023", "") for c in shown]
 
     def cell(row: dict[str, Any], column: str) -> str:

@@ -7,28 +7,9 @@ from pathlib import Path
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._summaries import files_line, training_figures
 from ntkcollapse.commands.settings import TrainCommandConfig
+from ntkcollapse.observable_table import shown_in
 from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, saved_config, train
 from ntkcollapse.trajectory import Trajectory
-
-SHOWN = (
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "nc1_seleznova2023",
-    "nc2_seleznova2023",
-    "nc3_seleznova2023",
-    "nc4_mismatch",
-    "train_nc1_tirer2022",
-    "weak_nc1_tirer2022",
-    "strong_nc1_tirer2022",
-    "kappa_alignment",
-    "gamma_alignment",
-    "invariant_norm",
-    "invariant_alignment",
-    "seconds",
-)
 
 
 def train_command(config: TrainCommandConfig) -> None:
@@ -58,7 +39,10 @@ def training_table(run: Trajectory) -> str:
     indices = sorted({round(i * (T - 1) / 5) for i in range(6)})
     header = ["epoch", *(number(run.observables["epoch"][i]) for i in indices)]
     rows = [["flow time t" if run.equation.in_flow_time else "step", *(number(run.times[i]) for i in indices)]]
-    rows += [[name, *(number(run.observables[name][i]) for i in indices)] for name in SHOWN if name in run.observables]
+    names = shown_in("train") + [
+        f"{way}_{name}" for name in shown_in("test data") for way in ("train", "weak", "strong")
+    ]
+    rows += [[name, *(number(run.observables[name][i]) for i in indices)] for name in names if name in run.observables]
     seconds = {name.removeprefix("seconds_"): float(value) for name, value in run.statistics.items()}
     costs = ", ".join(
         f"{name.removeprefix('measuring_')} {value:.3g}"

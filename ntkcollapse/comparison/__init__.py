@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         ParametricFlow,
         ParametricModel,
     )
-    from ntkcollapse.comparison.predict import COMPARED, Gap, gaps
+    from ntkcollapse.comparison.predict import Gap, gaps
     from ntkcollapse.comparison.rates import MeasuredRate, implied_rates, measured_rates, within_class_spectrum
     from ntkcollapse.comparison.rungs import CHAINS, RUNGS, Assumption, Rung, chain
     from ntkcollapse.comparison.rungs._course import Course
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAINS",
-    "COMPARED",
     "RUNGS",
     "Assumption",
     "Attribution",

@@ -9,11 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ntkcollapse._checks import check_positive
+from ntkcollapse.observable_table import group, shown_in
 from ntkcollapse.theory.rate_fit import NoExponential, RateFit, fit_rate
 from ntkcollapse.trajectory import Trajectory
-
-COURSE = ("invariant_norm", "invariant_relative", "invariant_alignment", "necessary_condition")
-POINT = (*COURSE, "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023", "accuracy")
 
 
 class InvariantCourse(NamedTuple):
@@ -72,7 +70,7 @@ def invariant_course(run: Trajectory, *, decay: float | None = None) -> Invarian
     References:
         Seleznova et al. (2023), Section 5.2 and equation (26); the decay is derived here.
     """
-    _check(run, COURSE)
+    _check(run, group("Invariant", "points"))
     if decay is None:
         decay = _named_decay(run)
     else:
@@ -109,12 +107,9 @@ def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoin
     """
     points = []
     for name, run in runs:
-        _check(run, POINT, f" {name}")
+        _check(run, shown_in("points"), f" {name}")
         seen = run.observables
-        κ = [
-            float(seen[f"kappa_{k}"][-1]) if f"kappa_{k}" in seen else math.nan
-            for k in ("diagonal", "within", "between")
-        ]
+        κ = [float(seen[name][-1]) if name in seen else math.nan for name in group("Feature kernel")]
         points.append(
             CollapsePoint(
                 name=name,

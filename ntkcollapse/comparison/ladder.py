@@ -17,7 +17,8 @@ from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.observables import Observables, observe
+from ntkcollapse.observable_table import group
+from ntkcollapse.observables import Observables, block_observables, observe
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.trajectory import Trajectory
 
@@ -124,7 +125,7 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
     observables = {k: v for k, v in observables.items() if not k.startswith("kappa_")}
     if course.kernel is not None:
         means = _block_means(course.kernel, course.times, start.classes)
-        observables |= dict(zip(("kappa_diagonal", "kappa_within", "kappa_between"), means, strict=True))
+        observables |= block_observables(means)
     return Trajectory(
         course.times,
         observables,
@@ -151,7 +152,7 @@ def _observe(states, logits, kernels: SampleKernel, classes: Classes) -> Observa
         seen = observe(LastLayer(H=H, W=W, b=b), classes, kernel)
         R = f - classes.Y
         norms = [jnp.linalg.norm(part) for part in classes.parts(R)]
-        seen |= dict(zip(("residual_single", "residual_class", "residual_global"), norms, strict=True))
+        seen |= dict(zip(group("Residual parts"), norms, strict=True))
         decided = jnp.argmax(f, axis=0)
         mismatch = decided != nearest_class_mean(H, classes.means(H))
         return seen | {

@@ -6,23 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ntkcollapse.observable_table import shown_in
 from ntkcollapse.trajectory import Trajectory
-
-# What is compared where nothing else is asked for.
-COMPARED = (
-    "loss",
-    "residual_single",
-    "residual_class",
-    "residual_global",
-    "nc1_seleznova2023",
-    "nc2_seleznova2023",
-    "nc3_seleznova2023",
-    "nc4_mismatch",
-    "invariant_relative",
-    "kappa_diagonal",
-    "kappa_within",
-    "kappa_between",
-)
 
 
 class Gap(NamedTuple):
@@ -40,10 +25,14 @@ class Gap(NamedTuple):
 
 
 def gaps(
-    network: Trajectory, theory: Trajectory, names: Sequence[str] = COMPARED, *, tolerance: float = 0.1
+    network: Trajectory, theory: Trajectory, names: Sequence[str] | None = None, *, tolerance: float = 0.1
 ) -> dict[str, Gap]:
     """The gap in each observable that both trajectories have, at the times that both have.
 
+    Args:
+        network, theory: the two trajectories.
+        names: of observables; by default those that the table of observables names for gaps.
+        tolerance: on |relative|, for the horizon.
     Raises:
         ValueError: no time in common.
     """
@@ -51,7 +40,7 @@ def gaps(
     if common.size == 0:
         raise ValueError("gaps: the two trajectories have no time in common; compare rungs of one ladder.")
     found = {}
-    for name in names:
+    for name in shown_in("gaps") if names is None else names:
         if name not in network.observables or name not in theory.observables:
             continue
         y = np.asarray(network.observables[name], dtype=float)[at_network]

@@ -14,13 +14,14 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.comparison._memory import pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import check_clock
+from ntkcollapse.observable_table import group
 from ntkcollapse.sample_kernel import GroupedKernel
 from ntkcollapse.theory.rate_fit import NoExponential, RateFit, RateVerdict, compare_rates, fit_rate
 from ntkcollapse.theory.rates import Rates, SpectrumDecay, instantaneous_rates, lazy_rates, within_class_decay
 from ntkcollapse.trajectory import Trajectory
 
-PARTS = ("single", "class", "global")
-GAMMA = ("gamma_diagonal", "gamma_within", "gamma_between")
+PARTS = tuple(name.removeprefix("residual_") for name in group("Residual parts"))
+GAMMA = tuple(group("Output kernel"))
 
 
 class MeasuredRate(NamedTuple):

@@ -11,23 +11,28 @@ from matplotlib.lines import Line2D
 
 from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 from ntkcollapse.collapse import LayerProfile
-from ntkcollapse.plots.style import LABELS, label_short_decades, style
+from ntkcollapse.observable_table import described, group, shown_in
+from ntkcollapse.plots.style import label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
-# Title, metrics as (part, name, line), scale of the axis.
-PROFILE_PANELS = (
-    (r"NC1: $\mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$", (("train", "nc1_tirer2022", "-"),), "log"),
-    (r"NC1: $\mathrm{tr}(\Sigma_W\Sigma_B^{+})/C$", (("train", "nc1_papyan2020", "-"),), "log"),
-    ("NC2: distance from simplex ETF", (("train", "nc2_seleznova2023", "-"),), "linear"),
-    ("error of nearest class mean", (("train", "ncc_error", "-"), ("test", "ncc_error", "--")), "linear"),
-    (
-        "test features about training means",
-        (("test", "weak_nc1_tirer2022", "--"), ("test", "strong_nc1_tirer2022", ":")),
-        "log",
-    ),
-)
 _COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
+_WAYS = {"weak": "--", "strong": ":"}
 _LINES: dict[Any, str] = {"-": "training data", "--": "test data (right panel: weak)", ":": "test data, strong"}
+
+
+def profile_panels(*, tested: bool) -> list[tuple[str, list[tuple[str, str, str]], str]]:
+    """Title, metrics as (part, name, line), and scale of the panels of a profile; the last with test data alone.
+
+    Metrics that are measured on test data about the means of training, weak and strong, have that panel.
+    """
+    panels = []
+    for name in shown_in("depth figure"):
+        lines = [("train", name, "-")] + [("test", name, "--")] * (name == "ncc_error")
+        panels.append((described(name).label, lines, described(name).scale))
+    if tested:
+        lines = [("test", f"{way}_{name}", line) for name in shown_in("test data") for way, line in _WAYS.items()]
+        panels.append(("test features about training means", lines, "log"))
+    return panels
 
 
 def collapse_profile_figure(profiles: Mapping[str, LayerProfile], *, title: str | None = None) -> Figure:
@@ -37,7 +42,7 @@ def collapse_profile_figure(profiles: Mapping[str, LayerProfile], *, title: str 
     layers on the axis.
     """
     tested = any(profile.test for profile in profiles.values())
-    panels = PROFILE_PANELS if tested else PROFILE_PANELS[:4]
+    panels = profile_panels(tested=tested)
     with style():
         figure, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.3), constrained_layout=True)
         for ax, (name, metrics, scale) in zip(axes, panels, strict=True):
@@ -82,7 +87,7 @@ def held_out_figure(
             ax.set_yscale("log")
             ax.set_title(name, loc="left")
         label_short_decades(axes[0, 0].yaxis)
-        axes[0, 0].set_ylabel(LABELS.get(metric, metric))
+        axes[0, 0].set_ylabel(described(metric).label)
         figure.legend(handles=axes[0, 0].lines, loc="outside lower center", ncols=4, handlelength=2.6)
         if title:
             figure.suptitle(title, fontsize=10)
@@ -93,17 +98,16 @@ def ansatz_figure(run: Trajectory, *, title: str | None = None) -> Figure:
     """Correlation of WᵀW with the AGOP, and with its square root, along training: a line a layer, dark at the input."""
     names = run.names["ansatz"]
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
-    panels = (("ansatz_correlation", "with the AGOP"), ("ansatz_root_correlation", "with the root of the AGOP"))
     with style():
         figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.1), sharey=True, constrained_layout=True)
-        for ax, (observable, label) in zip(axes, panels, strict=True):
+        for ax, observable in zip(axes, group("Neural feature ansatz"), strict=True):
             for values, name, colour in zip(np.asarray(run[observable]).T, names, colours, strict=True):
                 ax.plot(
                     np.asarray(run["epoch"]), values, "o-", markersize=2.5, color=colour, label=name.split("/", 1)[-1]
                 )
             _epochs(ax, run)
             ax.set_ylim(0, 1.05)
-            ax.set_title(f"correlation {label}", loc="left")
+            ax.set_title(described(observable).label, loc="left")
         axes[0].set_ylabel(r"$W^\top W$ and the input of the layer")
         handles = axes[0].lines if len(names) <= 8 else [axes[0].lines[i] for i in (0, len(names) // 2, -1)]
         figure.legend(handles=handles, loc="outside right upper", handlelength=1.6)

@@ -12,28 +12,11 @@ from matplotlib.lines import Line2D
 from ntkcollapse._palette import BLACK
 from ntkcollapse.comparison import RUNGS, Attribution, Ladder, Rung, Share
 from ntkcollapse.comparison.rungs.assumptions import STATISTICS_AT_REST
-from ntkcollapse.plots.style import LABELS, label_short_decades, style
+from ntkcollapse.observable_table import described, shown_in
+from ntkcollapse.plots.style import label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 NETWORK_STYLE = {"color": BLACK, "linestyle": "none", "marker": "o", "markersize": 3.2, "markeredgewidth": 0}
-
-PANELS = (
-    "residual_single",
-    "residual_class",
-    "residual_global",
-    "nc1_seleznova2023",
-    "nc2_seleznova2023",
-    "nc3_seleznova2023",
-)
-SHORT = {
-    "loss": "loss",
-    "residual_single": r"$\|R-R_{\mathrm{class}}\|$",
-    "residual_class": r"$\|R_{\mathrm{class}}-R_{\mathrm{global}}\|$",
-    "residual_global": r"$\|R_{\mathrm{global}}\|$",
-    "nc1_seleznova2023": "NC1",
-    "nc2_seleznova2023": "NC2",
-    "nc3_seleznova2023": "NC3",
-}
 
 
 def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
@@ -45,7 +28,7 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
         _draw(ax, run, observable, rung_style(RUNGS[name]))
     _draw(ax, ladder.network, observable, NETWORK_STYLE)
     ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
-    ax.set_ylabel(LABELS.get(observable, observable))
+    ax.set_ylabel(described(observable).label)
     if not any(np.size(line.get_xdata()) for line in ax.lines):
         ax.set_title("no number above 0")
         ax.set(xticks=[], yticks=[])
@@ -62,17 +45,22 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
     return ax
 
 
-def ladder_figure(ladder: Ladder, observables: Sequence[str] = PANELS, *, title: str | None = None) -> Figure:
+def ladder_figure(ladder: Ladder, observables: Sequence[str] | None = None, *, title: str | None = None) -> Figure:
     """A panel for each of these observables that the network has, one legend for all.
 
+    Args:
+        ladder: to draw.
+        observables: by default those that the table of observables shows in this figure.
+        title: above all panels.
     Raises:
         ValueError: the network has none of them.
     """
-    names = [name for name in observables if name in ladder.network.observables]
+    wanted = shown_in("ladder figure") if observables is None else list(observables)
+    names = [name for name in wanted if name in ladder.network.observables]
     if not names:
         raise ValueError(
             f"observables: expected one at least of the network's, {', '.join(sorted(ladder.network.observables))}; "
-            f"got {list(observables)}."
+            f"got {wanted}."
         )
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -120,7 +108,7 @@ def attribution_figure(attributions: Mapping[str, Attribution], *, title: str | 
         ax.axvline(0, color=BLACK, linewidth=0.8)
         # Where a rung decays below what its solver resolves, the prices are of a time before the end.
         rows = [
-            SHORT.get(name, name) + ("" if a.complete else f"\nat $t$ = {a.times[-1]:.3g}")
+            described(name).short + ("" if a.complete else f"\nat $t$ = {a.times[-1]:.3g}")
             for name, a in attributions.items()
         ]
         ax.set_yticks(range(len(attributions)), rows)

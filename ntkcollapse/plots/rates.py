@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from ntkcollapse._palette import BLACK, BLUE, ORANGE, PURPLE
 from ntkcollapse._table import with_error
 from ntkcollapse.comparison import MeasuredRate
-from ntkcollapse.plots.style import COLOURS, LABELS, NETWORK, label_short_decades, style
+from ntkcollapse.observable_table import described
+from ntkcollapse.plots.style import NETWORK, label_short_decades, style
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
 
@@ -58,12 +59,12 @@ def rates_figure(
             y = np.asarray(run.observables[name], dtype=float)
             seen = np.isfinite(y) & (y > 0)
             ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
-            ax.set_ylabel(LABELS[name])
+            ax.set_ylabel(described(name).label)
             if not seen.any():
                 ax.set_title("0 throughout" if (y == 0).all() else "no number above 0")
                 ax.set(xticks=[], yticks=[])
                 continue
-            ax.plot(t[seen], y[seen], color=COLOURS[name], **kind)
+            ax.plot(t[seen], y[seen], color=described(name).colour, **kind)
             low, high = ax.get_ylim()
             if rate.fit is not None:
                 a, b = rate.fit.window

@@ -14,66 +14,6 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 
 from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
-COLOURS = {
-    "loss": BLACK,
-    "residual_single": BLUE,
-    "residual_class": RED,
-    "residual_global": GREEN,
-    "nc1_papyan2020": SKY,
-    "nc1_seleznova2023": BLUE,
-    "nc1_tirer2022": PURPLE,
-    "nc2_seleznova2023": RED,
-    "nc3_seleznova2023": GREEN,
-    "nc4_mismatch": ORANGE,
-    "invariant_norm": BLACK,
-    "invariant_relative": BLACK,
-    "invariant_alignment": PURPLE,
-    "necessary_condition": ORANGE,
-    "kappa_diagonal": BLUE,
-    "kappa_within": RED,
-    "kappa_between": GREEN,
-    "gamma_diagonal": BLUE,
-    "gamma_within": RED,
-    "gamma_between": GREEN,
-    "kappa_alignment": BLUE,
-    "gamma_alignment": ORANGE,
-    "accuracy": BLACK,
-    "train_loss": BLUE,
-    "test_loss": ORANGE,
-    "train_accuracy": BLUE,
-    "test_accuracy": ORANGE,
-}
-
-LABELS = {
-    "loss": r"$\frac{1}{2}\|R\|^2$",
-    "residual_single": r"$\|R-R_{\mathrm{class}}\|$",
-    "residual_class": r"$\|R_{\mathrm{class}}-R_{\mathrm{global}}\|$",
-    "residual_global": r"$\|R_{\mathrm{global}}\|$",
-    "nc1_papyan2020": r"NC1 $\mathrm{tr}(\Sigma_W\Sigma_B^{+})/C$",
-    "nc1_seleznova2023": r"NC1 mean feature std",
-    "nc1_tirer2022": r"NC1 $\mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$",
-    "nc2_seleznova2023": "NC2 (class means: simplex ETF)",
-    "nc3_seleznova2023": "NC3 (means aligned with $W$)",
-    "nc4_mismatch": "NC4 (mismatch with nearest mean)",
-    "invariant_norm": r"$\|W^\top W-HK^{-1}H^\top\|$",
-    "invariant_relative": r"$\|W^\top W-HK^{-1}H^\top\|$, relative",
-    "invariant_alignment": r"alignment of $W^\top W$, $HK^{-1}H^\top$",
-    "necessary_condition": "distance from the form that collapse needs",
-    "kappa_diagonal": r"$\kappa_d$",
-    "kappa_within": r"$\kappa_c$",
-    "kappa_between": r"$\kappa_n$",
-    "gamma_diagonal": r"$\gamma_d$",
-    "gamma_within": r"$\gamma_c$",
-    "gamma_between": r"$\gamma_n$",
-    "kappa_alignment": r"of $\Theta^h$ with $Y^\top Y$",
-    "gamma_alignment": r"of $\Theta$ with $Y^\top Y$",
-    "accuracy": "accuracy",
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "train_accuracy": "training accuracy",
-    "test_accuracy": "test accuracy",
-}
-
 # The network is measured: dots. Theory is computed: lines.
 NETWORK = {"linestyle": "none", "marker": "o", "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.85}
 THEORIES = (

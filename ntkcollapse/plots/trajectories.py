@@ -11,20 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ntkcollapse._palette import BLACK
-from ntkcollapse.plots.style import COLOURS, LABELS, NETWORK, THEORIES, label_short_decades, style
+from ntkcollapse.observable_table import described, group, groups, shown_in
+from ntkcollapse.plots.style import NETWORK, THEORIES, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
-
-PANELS = (
-    ("Loss", ("loss", "train_loss", "test_loss"), "log"),
-    ("Accuracy", ("train_accuracy", "test_accuracy"), "linear"),
-    ("Residual parts", ("residual_single", "residual_class", "residual_global"), "log"),
-    ("Within-class variability", ("nc1_seleznova2023", "nc1_papyan2020"), "log"),
-    ("Geometry of means and weights", ("nc2_seleznova2023", "nc3_seleznova2023"), "log"),
-    ("Invariant", ("invariant_relative", "invariant_alignment", "necessary_condition"), "linear"),
-    ("Feature kernel", ("kappa_diagonal", "kappa_within", "kappa_between"), "linear"),
-    ("Output kernel", ("gamma_diagonal", "gamma_within", "gamma_between"), "linear"),
-    ("Kernel alignment", ("kappa_alignment", "gamma_alignment"), "linear"),
-)
 
 
 def line_styles(runs: Mapping[str, Trajectory]) -> dict[str, dict[str, Any]]:
@@ -45,9 +34,9 @@ def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[s
             t, y = np.asarray(run.times), np.asarray(run.observables[name])
             keep = (t > 0) & np.isfinite(y) & ((y > 0) | (scale != "log"))
             points += int(keep.sum())
-            ax.plot(t[keep], y[keep], color=COLOURS.get(name, BLACK), **styles[label])
+            ax.plot(t[keep], y[keep], color=described(name).colour, **styles[label])
         if present:
-            drawn.append(Line2D([], [], color=COLOURS.get(name, BLACK), label=LABELS.get(name, name)))
+            drawn.append(Line2D([], [], color=described(name).colour, label=described(name).label))
     # Without a point above 0 (a run that ended where it began) there is nothing to take the logarithm of.
     if points:
         ax.set_xscale("log")
@@ -62,23 +51,28 @@ def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[s
     return ax
 
 
-def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, tuple[str, ...], str]]:
-    """(title, observables, scale) of the panels that at least one of the runs has something for."""
-    return [panel for panel in PANELS if any(name in run.observables for run in runs.values() for name in panel[1])]
+def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, list[str], str]]:
+    """Title, observables and scale of the panels that at least one of the runs has something for.
+
+    A panel is a group of the table of observables that are shown in figures; its scale is that of the first of them.
+    """
+    panels = ((title, group(title, "figure")) for title in groups("figure"))
+    return [
+        (title, names, described(names[0]).scale)
+        for title, names in panels
+        if any(name in run.observables for run in runs.values() for name in names)
+    ]
 
 
 def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = None) -> Figure:
-    """The same observables of every run: loss, accuracy, residual parts, NC1, NC2 and NC3, invariant, κ, γ.
-
-    See `comparison_panels` for what is drawn.
+    """The same observables of every run, in the panels that `comparison_panels` names.
 
     Raises:
         ValueError: runs that have none of these.
     """
     panels = comparison_panels(runs)
     if not panels:
-        names = [name for _, observables, _ in PANELS for name in observables]
-        raise ValueError(f"runs: expected some of the observables {', '.join(names)}, got none of them.")
+        raise ValueError(f"runs: expected some of the observables {', '.join(shown_in('figure'))}, got none of them.")
     with style():
         rows, columns = -(-len(panels) // 3), min(len(panels), 3)
         size = (3.5 * columns, 3.2 * rows)

@@ -18,7 +18,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset, Splits
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.networks import Network, Variables
-from ntkcollapse.observables import Observables, observe
+from ntkcollapse.observables import Observables, block_observables, observe
 from ntkcollapse.training.evaluation import evaluate
 from ntkcollapse.training.step import StepRecord
 
@@ -146,7 +146,7 @@ def kernel(name: str, moment: Moment) -> dict[str, Any]:
     upper bound, since what is spread within blocks adds to ‖K‖ alone.
     """
     seen: MeasuredKernel = getattr(moment, name)
-    numbers = {f"{name}_{part}": getattr(seen, part) for part in ("diagonal", "within", "between", "class_pairs")}
+    numbers = block_observables(seen[:3], name) | {f"{name}_class_pairs": seen.class_pairs}
     if seen.matrix is None:
         d, c, n = seen.diagonal, seen.within, seen.between
         sizes = np.asarray(moment.probe.classes.sizes, float)

@@ -5,19 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from ntkcollapse.observable_table import OBSERVABLES, group
 from ntkcollapse.training.checkpoints import Checkpoint
 
 _PREFIX = "record/"
 # Names that a run gives its own values.
-_RESERVED = ("step", "epoch", "seconds", "learning_rate")
-# What a progress bar shows, and which of the measured values it is, the first one that is there.
-_HEADLINE = {
-    "loss": ("train_loss", "batch_loss"),
-    "acc": ("train_accuracy", "batch_accuracy"),
-    "test": ("test_accuracy",),
-    "nc1": ("nc1_seleznova2023",),
-    "align": ("kappa_alignment", "gamma_alignment"),
-}
+_RESERVED = group("Course of training")
 
 
 def checked_values(measurement: str, found: Any, taken: Iterable[str]) -> dict[str, np.ndarray]:
@@ -81,8 +74,11 @@ class Records:
     def headline(self) -> dict[str, str]:
         """The newest of what a progress bar shows."""
         newest = self.rows[-1]
-        found = {label: next((newest[n] for n in names if n in newest), None) for label, names in _HEADLINE.items()}
-        return {label: f"{float(value):.3g}" for label, value in found.items() if value is not None}
+        shown: dict[str, str] = {}
+        for name, entry in OBSERVABLES.items():
+            if entry.progress and name in newest:
+                shown.setdefault(entry.progress, f"{float(newest[name]):.3g}")
+        return shown
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a checkpoint saves of the rows."""

@@ -6,26 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from ntkcollapse._files import replacing
+from ntkcollapse.observable_table import shown_in
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss, RunInUse
 from ntkcollapse.training.measurements import Measurement
 from ntkcollapse.training.run import train
 from ntkcollapse.training.run_files import check_settings, read_status, saved_config
 from ntkcollapse.trajectory import Trajectory
-
-# What the table of a sweep shows of each run, at its last measurement.
-SUMMARY = (
-    "train_loss",
-    "train_accuracy",
-    "test_accuracy",
-    "nc1_seleznova2023",
-    "nc2_seleznova2023",
-    "nc3_seleznova2023",
-    "kappa_alignment",
-    "gamma_alignment",
-    "invariant_norm",
-    "invariant_alignment",
-)
 
 
 def run_one(
@@ -83,7 +70,7 @@ def last_measured(path: Path) -> dict[str, float]:
         return {}
     try:
         seen = Trajectory.load(file).observables
-        return {key: float(np.asarray(seen[key])[-1]) for key in SUMMARY if key in seen}
+        return {key: float(np.asarray(seen[key])[-1]) for key in shown_in("summary") if key in seen}
     # Damage comes as errors of any type from the libraries that read the file.
     except Exception as error:
         raise ValueError(

@@ -21,7 +21,7 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse._table import table
-from ntkcollapse.commands._ladder_tables import SHOWN, attributions, ladder_tables
+from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
 from ntkcollapse.commands._measured import MeasuredRun, digits_run, trained_run
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import (
@@ -34,6 +34,7 @@ from ntkcollapse.comparison import (
     measured_rates,
     save_ladders,
 )
+from ntkcollapse.observable_table import described
 from ntkcollapse.training import TrainConfig, log_spaced
 
 HERE = Path(__file__).parent
@@ -134,7 +135,7 @@ def spread_table(ladders: list[Ladder], said: str) -> str:
         shares = [(one, at[assumption]) for one, at in zip(found, priced, strict=True)]
         rows.append([assumption, *(_spread([one[name].shares[i].change[-1] for one, i in shares]) for name in names)])
     rows.append(["all of them", *(_spread([one[name].gap[-1] for one in found]) for name in names)])
-    return table([said, *(SHOWN[name] for name in names)], rows)
+    return table([said, *(described(name).symbol for name in names)], rows)
 
 
 def _spread(logarithms: list[np.floating]) -> str:

@@ -11,9 +11,10 @@ import pytest
 from ntkcollapse import LastLayer, Trajectory, collapse
 from ntkcollapse.cli import main
 from ntkcollapse.collapse import ClassStatistics
-from ntkcollapse.commands._collapse_sections import SOURCES, last_layer_metrics
+from ntkcollapse.commands._collapse_sections import last_layer_metrics
 from ntkcollapse.comparison import save_ladders
 from ntkcollapse.equation import Equation
+from ntkcollapse.observable_table import described
 from tests.comparison.test_files_and_attribution import CLASSES, TIMES, ladder
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -97,7 +98,7 @@ def test_every_metric_of_the_last_state_with_its_source():
     measured = collapse.measure(ClassStatistics.from_columns(state.H, CLASSES), state.W)
     assert {name: values[name] for name in measured} == measured
     for name in values:
-        assert any(name.removesuffix("_of_weights").endswith(end) for end in SOURCES), name
+        assert described(name).source, name
 
 
 def test_sections_of_what_a_run_measured(tmp_path):

@@ -10,6 +10,8 @@ from ntkcollapse import Trajectory, _config
 from ntkcollapse._config import setting
 from ntkcollapse._table import number, percent, table
 from ntkcollapse.cli import main
+from ntkcollapse.commands.rates import rates_table
+from ntkcollapse.comparison import measured_rates
 
 SMALL = "--classes 3 --per-class 4 --features 5 --kappa 3 2 .6 --scale 0.5 --times 40".split()
 
@@ -50,6 +52,19 @@ def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
     assert main(["simulate", *SMALL, "--out", str(tmp_path), "--overwrite"]) == 2
     assert "found other files" in capsys.readouterr().err
     assert (other / "mine.png").exists()
+
+
+def test_one_table_of_rates_for_every_command(tmp_path, capsys):
+    """The same fits, predictions and verdicts, whichever command is asked."""
+    out = tmp_path / "run"
+    assert main(["simulate", *SMALL, "--until", "3", "--out", str(out)]) == 0
+    simulated = capsys.readouterr().out
+    assert main(["rates", str(out)]) == 0
+    asked = capsys.readouterr().out.split("\n\nfigure")[0]
+    assert "λ(κ)  at collapse" in asked
+    assert asked in simulated
+    run = Trajectory.load(out)
+    assert rates_table(run, measured_rates(run)) == asked
 
 
 def test_simulate_a_named_model(tmp_path, capsys):

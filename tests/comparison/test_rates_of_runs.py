@@ -102,6 +102,18 @@ def test_wrong_prediction_is_called_wrong():
     assert not measured_rates(moved)["single"].verdicts["eigenvalue"].agrees
 
 
+def test_the_table_calls_a_rate_that_is_not_the_predicted_one_so():
+    """Of the same fits: eigenvalues that are theirs, and eigenvalues that are 30% larger."""
+    run = lazy_run(noise=0.01)
+    names = [name for name in run.observables if name.startswith("gamma_")]
+    verdicts = {}
+    for factor in (1.0, 1.3):
+        seen = Trajectory(run.times, run.observables | {name: factor * run[name] for name in names}, CLASSES)
+        rows = rates_table(seen, measured_rates(seen)).splitlines()[2:5]
+        verdicts[factor] = [row.split()[-1] for row in rows]
+    assert verdicts == {1.0: ["λ(γ)"] * 3, 1.3: ["neither"] * 3}
+
+
 def test_a_part_that_is_not_finite_costs_the_others_nothing():
     run = lazy_run()
     broken = np.asarray(run["residual_class"]).copy()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Trajectory, collapse, plots
-from ntkcollapse.plots.collapse import HELD_OUT_LINES, PROFILE_PANELS
+from ntkcollapse.plots.collapse import HELD_OUT_LINES, profile_panels
 from ntkcollapse.training import (
     DEFAULT_MEASUREMENTS,
     MEASUREMENTS,
@@ -74,8 +74,9 @@ def test_layers_and_ansatz_are_measured_along_training():
 
     with mpl.rc_context({"backend": "agg"}):
         figure = plots.collapse_profile_figure({"first": profiles[0], "last": profiles[-1]}, title="two")
-        assert len(figure.axes) == len(PROFILE_PANELS)
-        for ax, (_, metrics, _) in zip(figure.axes, PROFILE_PANELS, strict=True):
+        panels = profile_panels(tested=True)
+        assert len(figure.axes) == len(panels) == 5
+        for ax, (_, metrics, _) in zip(figure.axes, panels, strict=True):
             assert len(ax.lines) == 2 * len(metrics)
         drawn = figure.axes[0].lines[1].get_ydata()
         np.testing.assert_allclose(np.asarray(drawn), profiles[-1].train["nc1_tirer2022"])
