@@ -32,7 +32,7 @@ class Devices:
         """The arrays of a pytree on every device."""
         if self.count == 1:
             return tree
-        arrays, rest = eqx.partition(tree, eqx.is_array_like)
+        arrays, rest = eqx.partition(tree, eqx.is_array)
         return eqx.combine(jax.device_put(arrays, self._everywhere), rest)
 
     def fetch(self, tree: Any):

@@ -1,5 +1,6 @@
 """What every kernel computation starts from: a pure f, the parameters it is differentiated in, and samples."""
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +24,19 @@ class Restricted(eqx.Module):
 
     def __call__(self, params: PyTree, x: Array) -> Any:
         return self.f(eqx.combine(params, self.frozen), x)
+
+
+class Merged(eqx.Module):
+    """(state, x) ↦ f(the flax nnx module of that state, x): f as a function of arrays alone.
+
+    nnx modules are mutable and compared by the values in them, so that JAX cannot find compiled code by them.
+    """
+
+    f: Callable
+    graph: Any = eqx.field(static=True)
+
+    def __call__(self, state: PyTree, x: Array) -> Any:
+        return self.f(sys.modules["flax.nnx"].merge(self.graph, state), x)
 
 
 class Problem(eqx.Module):
@@ -53,6 +67,9 @@ def prepare(f: Callable, params: PyTree, samples: dict[str, Any], parameters: An
     """
     if not callable(f):
         raise TypeError(f"f: expected a function f(params, x) -> (N, K), got {type(f).__name__}.")
+    params, graph = _without_modules(params)
+    if graph is not None:
+        f = Merged(f, graph)
     chosen, frozen = _partition(params, parameters)
     for name, x in samples.items():
         if not hasattr(x, "dtype"):
@@ -83,14 +100,26 @@ def one_like(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), jnp.result_type(x))
 
 
+def _without_modules(params: PyTree) -> tuple[PyTree, Any]:
+    """(params, None), or where it has flax nnx modules in it their (state, graph definition), each array once."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return params, None
+    is_module = lambda node: isinstance(node, nnx.Module)  # noqa: E731
+    if not any(is_module(node) for node in jax.tree.leaves(params, is_leaf=is_module)):
+        return params, None
+    graph, state = nnx.split(params)
+    return state, graph
+
+
 def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
     """(chosen, frozen): two trees of one structure, each None where the other has the array."""
-    # Python's own numbers but for floats are not data: f may count with them.
-    is_data = lambda leaf: eqx.is_array_like(leaf) and not isinstance(leaf, int)  # noqa: E731
+    # Python's own numbers are settings: f may count with them, or ask whether they are zero.
+    is_data = lambda leaf: eqx.is_array_like(leaf) and type(leaf) not in (bool, int, float, complex)  # noqa: E731
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_data(leaf) else leaf, params)
-    floating = jax.tree.map(eqx.is_inexact_array, params)
+    trained = jax.tree.map(lambda leaf, state: eqx.is_inexact_array(leaf) and not state, params, _is_state(params))
     if parameters is None:
-        wanted = floating
+        wanted = trained
     elif isinstance(parameters, str):
         wanted = _by_path(params, [parameters])
     elif isinstance(parameters, list | tuple | set) and all(isinstance(p, str) for p in parameters):
@@ -104,7 +133,7 @@ def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
                 f"shaped like params or like its upper levels; got a tree that does not fit: {error}"
             ) from error
         wanted = mask
-    wanted = jax.tree.map(lambda keep, ok: keep and ok, wanted, floating)
+    wanted = jax.tree.map(lambda keep, ok: keep and ok, wanted, trained)
     for path, leaf in jax.tree.leaves_with_path(eqx.filter(params, wanted)):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(
@@ -113,15 +142,49 @@ def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
             )
     if not any(jax.tree.leaves(wanted)):
         raise ValueError(
-            "parameters: expected at least one floating-point array to differentiate in, got none; "
-            "the kernel is a sum over the chosen parameters."
+            "parameters: expected at least one floating-point array to differentiate in, got none; the kernel is a sum "
+            "over the chosen parameters. Python's own numbers are none (jnp.asarray makes arrays of them), nor are "
+            "running statistics (give them as params by themselves if they are meant)."
         )
     return eqx.partition(params, wanted)
 
 
+# What flax calls the variables beside "params" that are updated in a forward pass, never trained.
+_STATE = ("batch_stats", "cache", "intermediates", "perturbations")
+
+
+def _is_state(params: PyTree) -> PyTree:
+    """True on every leaf that a forward pass updates and training does not: running statistics, keys, counts.
+
+    Those are: collections such as "batch_stats" beside "params" (in flax's variables, or as fields of an object),
+    variables of flax nnx that are no `nnx.Param` where there is any beside them, and `equinox.nn.State`.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    variable, trained = ((), ()) if nnx is None else (nnx.Variable, nnx.Param)
+    kinds = (eqx.nn.State, variable)
+    nodes = jax.tree.leaves_with_path(params, is_leaf=lambda node: isinstance(node, kinds))
+    beside_params = "params" in {_name(path[:1]) for path, _ in nodes}
+    beside_trained = any(isinstance(node, trained) for _, node in nodes)
+
+    def is_state(path, node):
+        if isinstance(node, variable):
+            return beside_trained and not isinstance(node, trained)
+        return isinstance(node, eqx.nn.State) or (beside_params and _name(path[:1]) in _STATE)
+
+    return jax.tree.map_with_path(
+        lambda path, node: jax.tree.map(lambda _: is_state(path, node), node),
+        params,
+        is_leaf=lambda node: isinstance(node, kinds),
+    )
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def _by_path(params: PyTree, paths: Iterable[str]) -> PyTree:
     """True on every leaf whose path, 'trunk/Dense_0/kernel', is or begins with one of `paths`."""
-    names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params)
+    names = jax.tree.map_with_path(lambda path, _: _name(path), params)
     for path in paths:
         if not any(_within(name, path) for name in jax.tree.leaves(names)):
             some = ", ".join(map(repr, jax.tree.leaves(names)[:8]))
@@ -137,7 +200,16 @@ def _within(name: str, path: str) -> bool:
 def _check_outputs(f: Restricted, params: PyTree, x: Any) -> int:
     """K, where f maps one sample to (1, K) and two to (2, K)."""
     for n in (1, 2):
-        out = _shape_of_outputs(f, params, jax.ShapeDtypeStruct((n, *np.shape(x)[1:]), jnp.result_type(x)))
+        try:
+            out = _shape_of_outputs(f, params, jax.ShapeDtypeStruct((n, *np.shape(x)[1:]), jnp.result_type(x)))
+        except Exception as error:
+            # By name: flax need not be there.
+            if type(error).__name__ != "TraceContextError":
+                raise
+            raise ValueError(
+                "f: expected a pure function, it changes the state of a flax nnx module that it closes over (running "
+                f"statistics, or the count of a random stream); {_EVALUATION}, or give the module itself as params."
+            ) from error
         if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 2 or out.shape[0] != n:
             got = getattr(out, "shape", type(out).__name__)
             raise ValueError(
@@ -147,6 +219,12 @@ def _check_outputs(f: Restricted, params: PyTree, x: Any) -> int:
         if not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(f"f: expected real floating-point outputs, got {out.dtype}.")
     return int(out.shape[1])  # pyright: ignore
+
+
+_EVALUATION = (
+    "use the network in evaluation mode (batch normalisation with running averages: train=False, "
+    "use_running_average=True; no dropout; model.eval() of a flax nnx module)"
+)
 
 
 @eqx.filter_jit
@@ -192,8 +270,7 @@ def _check_uncoupled(f: Restricted, params: PyTree, x: Any) -> None:
             if not change <= tolerance * size:
                 raise ValueError(
                     f"f: the outputs of one sample change by {change:.2g} {why}, so a kernel between samples has no "
-                    "meaning; use the network in evaluation mode (batch normalisation with running averages: "
-                    "train=False, use_running_average=True; no dropout)."
+                    f"meaning; {_EVALUATION}."
                 )
 
 

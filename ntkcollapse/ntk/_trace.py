@@ -14,6 +14,7 @@ One backward pass to the taps then serves all parameters, and nothing is ever gu
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,9 @@ class Traced:
     """f for one sample, by entries and taps."""
 
     def __init__(self, f: Callable, params: PyTree, x: jax.ShapeDtypeStruct):
-        closed = jax.make_jaxpr(f)(params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+        # JAX looks for an earlier trace of an equal function, and functions that hold arrays cannot be compared.
+        function = f if not any(map(eqx.is_array, jax.tree.leaves(f))) else lambda params, x: f(params, x)
+        closed = jax.make_jaxpr(function)(params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
         leaves, self.treedef = jax.tree.flatten(params)
         self._equations: list[Equation] = []
         self._constants: dict[int, Any] = {}

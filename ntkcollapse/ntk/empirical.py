@@ -38,7 +38,9 @@ def empirical_ntk(
 
     Args:
         f: (params, x) ↦ (N, K), one row a sample, in evaluation mode.
-        params: any pytree; its floating-point arrays are what the kernel is a sum over. Compiled code is found again
+        params: any pytree, or a flax nnx module; the kernel is a sum over its floating-point arrays. Python's own
+            numbers are none of them, nor is what a forward pass updates: collections such as "batch_stats" beside
+            "params", variables of flax nnx that are no `nnx.Param`, an `equinox.nn.State`. Compiled code is found again
             for the same f: arrays that f closes over are read when it is compiled, those in `params` at every call.
         x1: samples, (A, ...).
         x2: samples, (B, ...); x1 with itself where None.
@@ -47,7 +49,7 @@ def empirical_ntk(
             "auto": the fastest of the first two, and of the third where the samples are few, by trying each on some
             samples, once for every f and shape (compilation included, so for long work or many calls; under `jit`,
             where nothing can be tried, "layerwise").
-        parameters: part of the parameters: a path such as "trunk/Dense_0", several paths, or a pytree of True and
+        parameters: part of these parameters: a path such as "trunk/Dense_0", several paths, or a pytree of True and
             False shaped like `params` or like its upper levels.
         memory: bytes for intermediate arrays, on each device; what peaks is one chunk of samples in the engine.
             Default: a quarter of what is free, on a CPU at most 512 MiB. The kernel itself comes on top.
