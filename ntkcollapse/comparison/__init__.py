@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ntkcollapse.comparison.files import load_ladders, save_ladders
     from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
     from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
+    from ntkcollapse.comparison.measured_run import MeasuredRun
     from ntkcollapse.comparison.network_at import NetworkAt
     from ntkcollapse.comparison.parametric import (
         FeaturesLinearised,
@@ -37,6 +38,7 @@ __all__ = [
     "InvariantCourse",
     "Ladder",
     "MeasuredRate",
+    "MeasuredRun",
     "MeasuredStart",
     "NetworkAt",
     "NetworkLinearised",

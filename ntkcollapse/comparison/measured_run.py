@@ -1,0 +1,73 @@
+"""A measured run together with its network at some of its records: what ladders are climbed from."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ntkcollapse.comparison.network_at import NetworkAt
+from ntkcollapse.comparison.start import MeasuredStart
+from ntkcollapse.data import Dataset
+from ntkcollapse.networks import Network, Variables
+from ntkcollapse.trajectory import Trajectory
+
+
+class MeasuredRun(NamedTuple):
+    """A run measured on everything that its network is trained on, and the network itself at some of its records.
+
+    trajectory: with optimiser steps, states H, W, b and a block kernel; networks: index of a record → the network at
+    that moment.
+    """
+
+    trajectory: Trajectory
+    networks: dict[int, NetworkAt]
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, kept: Mapping[int, tuple[Network, Variables]], data: Dataset) -> "MeasuredRun":
+        """The run of a network on `data`, and what was kept on the way: optimiser step → network and its variables.
+
+        What `training.train(..., keep_networks_at=steps)` returns is of this kind.
+
+        Raises:
+            ValueError: a network at a step that was not measured.
+        """
+        run = cls(trajectory, {})
+        networks = {
+            run.record(step): NetworkAt.of(network, variables, data) for step, (network, variables) in kept.items()
+        }
+        return run._replace(networks=networks)
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimiser step of each record."""
+        return [int(step) for step in np.asarray(self.trajectory["step"])]
+
+    def record(self, step: int) -> int:
+        """The index of the record at an optimiser step.
+
+        Raises:
+            ValueError: the run was not measured there.
+        """
+        steps = self.steps
+        if step not in steps:
+            some = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
+            raise ValueError(f"step: expected one that the run was measured at, among {some}; got {step}.")
+        return steps.index(step)
+
+    def at_steps(self, steps: Iterable[int]) -> "MeasuredRun":
+        """The same run with the records at these steps alone.
+
+        Raises:
+            ValueError: the run was not measured at one of them.
+        """
+        kept = sorted(self.record(step) for step in set(steps))
+        networks = {new: self.networks[old] for new, old in enumerate(kept) if old in self.networks}
+        return MeasuredRun(self.trajectory.at_records(kept), networks)
+
+    def start(self, step: int, *, homogeneity: float = 0.0) -> MeasuredStart:
+        """The start of a prediction at an optimiser step that was measured; see `MeasuredStart`.
+
+        Raises:
+            ValueError: it was not measured; or as `MeasuredStart`.
+        """
+        return MeasuredStart(self.trajectory, self.record(step), self.networks, homogeneity=homogeneity)
