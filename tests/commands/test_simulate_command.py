@@ -1,12 +1,14 @@
 """`ntkcollapse simulate` and the machinery of settings that every command shares."""
 
+import inspect
+import re
 import tomllib
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from ntkcollapse import Trajectory, _config
+from ntkcollapse import Trajectory, _config, choices
 from ntkcollapse._config import setting
 from ntkcollapse._table import number, percent, table
 from ntkcollapse.cli import main
@@ -135,6 +137,14 @@ def test_settings_from_file_and_flags(tmp_path):
         ("name = 'b'", r"name: expected one of 'a', 'bc'; got 'b'"),
         ("rates = 'x'", "rates: expected a number, got 'x'"),
         ("= 3", "is not one"),
+        ("count = " + "1" * 40, r"some.toml: count: expected a whole number of at most 64 bits, got 1{40}"),
+        ("count = " + "1" * 5000, "some.toml is not one"),
+        ("limit = inf", r"some.toml: limit: expected a number, got inf \(float\)"),
+        ("limit = " + "9" * 400, r"limit: expected a number, got 9{60} \.\.\. 9{20} \(int\)"),
+        (r'name = "a\u0000"', r"some.toml: name: expected text that UTF-8 can hold, without NUL; got 'a\\x00'"),
+        ("count = " + "[" * 5000, "some.toml has lists or tables too deep"),
+        ("count = [1, 2]", r"some.toml: count: expected a whole number, got \[1, 2\] \(list\)"),
+        ("[count]\nof = 3", r"some.toml: count: expected a whole number, got \{'of': 3\} \(dict\)"),
     ],
 )
 def test_bad_settings(tmp_path, text, message):
@@ -142,6 +152,62 @@ def test_bad_settings(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         _config.resolve(Example, {"config": str(file)})
+
+
+def test_files_in_other_encodings(tmp_path):
+    file = tmp_path / "some.toml"
+    file.write_bytes("count = 5\n".encode("utf-8-sig"))
+    assert _config.resolve(Example, {"config": str(file)}).count == 5
+    file.write_bytes("count = 5\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"some.toml is not: byte 0 is 0xff; save it as UTF-8"):
+        _config.resolve(Example, {"config": str(file)})
+    for wrong, message in ((tmp_path, "is not one: .*directory"), (f"{tmp_path}/a\0b", "is not one: .*null byte")):
+        with pytest.raises(ValueError, match=message):
+            _config.resolve(Example, {"config": str(wrong)})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--classes", "5.5"], "classes: expected a whole number, got '5.5' (str)"),
+        (["--classes", "4" * 40], f"classes: expected a whole number of at most 64 bits, got {'4' * 40}"),
+        (["--seed", "4" * 5000], "seed: expected a whole number, got '44444"),
+        (["--scale", "nan"], "scale: expected a number, got nan (float)"),
+        (["--kappa", "1", "x", "0"], "kappa: expected a number, got 'x' (str)"),
+        (["--out", "a\0b"], "out: expected text that UTF-8 can hold, without NUL; got 'a\\x00b'"),
+        (["--config", "a\0b"], "config: expected a TOML file, 'a\\x00b' is not one"),
+        (
+            ["--model", "homogeneous", "--parameters", "decay=1", "decay=2"],
+            "expected every option once, got decay again",
+        ),
+        (["--model", "homogeneous", "--parameters", "decay=abc"], "decay (option of homogeneous): expected a number"),
+    ],
+)
+def test_flags_are_read_as_files_are(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert len(said) < 400
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_says_what_choices_mean(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, meaning in choices.meanings(choices.OPTIMIZERS).items():
+        assert f"{name}: {meaning}" in said
+    assert "auto: the quickest one" in said
+    assert "(default: batch train test kappa gamma last-layer parameters)" in said
+
+
+def test_parameters_named_in_the_help_are_those_of_the_model():
+    for name, meaning in choices.SIMULATED_MODELS.meanings.items():
+        takes = list(inspect.signature(choices.SIMULATED_MODELS[name].build).parameters)[1:]
+        named = re.findall(r"parameters? ([\w, ]+)$", meaning)
+        assert named == ([", ".join(takes)] if takes and name != "ntk_collapse" else [])
 
 
 def test_tables():

@@ -144,6 +144,19 @@ def test_decays_that_would_act_on_biases():
         optimizer("adamw", options=(("weight_decay", -0.1),))
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_table_is_as_optax_has_it(name):
+    entry = OPTIMIZERS[name]
+    parameters = inspect.signature(entry.make(name)).parameters
+    assert entry.rate == ("" if name == "lbfgs" else next(iter(parameters)))
+    assert [entry.mask] == ([mask for mask in ("mask", "weight_decay_mask") if mask in parameters] or [""])
+    assert bool(entry.decay) == bool(entry.mask)
+    assert not entry.decay or entry.decay in parameters
+    assert entry.module == ("optax" if hasattr(optax, name) else "optax.contrib")
+    made = optimizer(name)
+    assert isinstance(made, TakesRate) == (not entry.linear)
+
+
 def test_names_of_optimisers():
     assert {"sgd", "adam", "adamw", "lbfgs", "lion", "nadam", "fromage", "polyak_sgd", "muon", "prodigy"} <= set(
         OPTIMIZERS
