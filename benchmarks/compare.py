@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-from ntkcollapse._table import number, percent, table
+from ntkcollapse.commands import number, percent, table
 from ntkcollapse.commands._measured import digits_run
 from ntkcollapse.comparison import RUNGS, available_rungs, climb, gaps
 from ntkcollapse.data import digits

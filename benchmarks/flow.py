@@ -31,7 +31,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from ntkcollapse import BlockKernel, Classes
-from ntkcollapse._table import table
+from ntkcollapse.commands import table
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.integrate import integrate
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, spectral_radius

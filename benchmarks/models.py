@@ -34,7 +34,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import ntkcollapse as nc
-from ntkcollapse._table import number, table
+from ntkcollapse.commands import number, table
 
 C, M_PER_CLASS, FEATURES, END = 3, 10, 8, 30.0
 # Loosest to tightest.

@@ -114,7 +114,7 @@ def neural_tangents(problem: Problem):
 
     import jax
 
-    from ntkcollapse.ntk._neural_tangents import neural_tangents
+    from ntkcollapse.ntk import neural_tangents
 
     warnings.simplefilter("ignore")
     _, f, params = _functions(problem)
@@ -381,7 +381,7 @@ def write(file: Path, network_name: str, per_class: int) -> None:
 
 
 def measure(rows: list[Row], folder: Path, torch: str | None) -> str:
-    from ntkcollapse._table import number, table
+    from ntkcollapse.commands import number, table
 
     cells, base = [], None
     for row in rows:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax.training import train_state
 
-from ntkcollapse._table import table
+from ntkcollapse.commands import table
 from ntkcollapse.data import Batches, load
 from ntkcollapse.networks import network, num_params
 from ntkcollapse.training import MEASUREMENTS, Moment, Stepper, optimizer

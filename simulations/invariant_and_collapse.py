@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from ntkcollapse import plots
-from ntkcollapse._table import number, table
+from ntkcollapse.commands import number, table
 from ntkcollapse.comparison import CollapsePoint, collapse_points, invariant_course
 from ntkcollapse.training import TrainConfig, train
 

@@ -20,8 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ntkcollapse import BlockKernel, Classes, Trajectory, ntk, plots
-from ntkcollapse._table import table
 from ntkcollapse.clock import Clock
+from ntkcollapse.commands import table
 from ntkcollapse.comparison import measured_rates
 from ntkcollapse.equation import Equation
 from ntkcollapse.observables import kernel_observables

@@ -141,6 +141,22 @@ def test_known_sets_are_in_the_table_of_names():
     assert {"digits", *SETS} == set(choices.IMAGES)
 
 
+def test_experiments_need_nothing_private():
+    root, wrong = PACKAGE.parent, []
+    for file in sorted(
+        file for folder in ("simulations", "benchmarks", "notebooks") for file in root.glob(f"{folder}/**/*.py")
+    ):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            parts = [part for name in names for part in f"{module}.{name}".split(".") if part]
+            if module == "ntkcollapse.commands._measured":  # which `comparison` takes over
+                continue
+            if parts[:1] == ["ntkcollapse"] and any(part.startswith("_") and part != "__version__" for part in parts):
+                wrong.append(f"{file.relative_to(root)} imports {module}: {', '.join(names)}")
+    assert wrong == []
+
+
 def test_one_version(capsys):
     root = PACKAGE.parent
     with pytest.raises(SystemExit, match="0"):

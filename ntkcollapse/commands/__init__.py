@@ -1,13 +1,30 @@
 """One sub-command a file, each one function of its settings, which stand in `settings.py`.
 
-A command is added by its settings and one line in `COMMANDS`.
+A command is added by its settings and one line in `COMMANDS`. The tables that commands print are at hand for
+experiments: `table` with `number`, `percent` and `with_error`, and `ladder_tables`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ntkcollapse._lazy import import_on_use
 from ntkcollapse.choices import imported
 from ntkcollapse.commands import settings
+
+if TYPE_CHECKING:
+    from ntkcollapse._table import number, percent, table, with_error
+    from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
+
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "attributions",
+    "ladder_tables",
+    "number",
+    "percent",
+    "table",
+    "with_error",
+]
 
 
 class Command(NamedTuple):
@@ -35,3 +52,5 @@ COMMANDS = {
     "rates": Command(settings.RatesConfig, "rates:rates_command"),
     "report": Command(settings.ReportConfig, "report:report_command"),
 }
+
+import_on_use(__name__)

@@ -1,5 +1,6 @@
 """The empirical NTK of any pure f(params, x): which kernel, apart from how it is computed."""
 
+from ntkcollapse.ntk._neural_tangents import neural_tangents
 from ntkcollapse.ntk.alignment import Alignment, label_alignment, matrix_alignment
 from ntkcollapse.ntk.empirical import empirical_ntk
 from ntkcollapse.ntk.heads import output_ntk_from_features
@@ -20,6 +21,7 @@ __all__ = [
     "infinite_width_kernel",
     "label_alignment",
     "matrix_alignment",
+    "neural_tangents",
     "ntk_vector_product",
     "output_ntk_from_features",
     "predict_lazily",

@@ -20,8 +20,7 @@ import jax
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._table import table
-from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
+from ntkcollapse.commands import attributions, ladder_tables, table
 from ntkcollapse.commands._measured import MeasuredRun, digits_run, trained_run
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import (

@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ntkcollapse import Trajectory, plots
-from ntkcollapse._table import number, percent, table
 from ntkcollapse.clock import Clock
+from ntkcollapse.commands import number, percent, table
 from ntkcollapse.commands._measured import trained_run
 from ntkcollapse.comparison import climb, gaps
 from ntkcollapse.training import TrainConfig, log_spaced

@@ -24,8 +24,8 @@ from ladder import SETTINGS
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ntkcollapse import Trajectory, plots
-from ntkcollapse._table import number, table
 from ntkcollapse.clock import Clock
+from ntkcollapse.commands import number, table
 from ntkcollapse.data import Dataset, load
 from ntkcollapse.networks import Network, Variables, network
 from ntkcollapse.training import gradient_descent, log_spaced, parse_options
