@@ -1,7 +1,7 @@
 """Settings of a command: one frozen dataclass, filled from defaults, then a TOML file, then flags.
 
 A field is declared once, with its help and unit in its metadata; the flag, the key in the file and the line in the
-saved `config.toml` all follow from it.
+saved settings all follow from it.
 """
 
 import argparse
@@ -16,11 +16,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tomli_w
-
 from ntkcollapse._checks import check_choice
 from ntkcollapse._coercion import ANY_WHOLE, Whole, coerced
-from ntkcollapse._files import replacing
 from ntkcollapse.choices import meanings
 
 Config = TypeVar("Config")
@@ -152,61 +149,6 @@ def as_mapping(config: Any) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value is not None
     }
-
-
-def run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
-    """The directory of a run, made if missing; refused where it holds something and `overwrite` is False.
-
-    With `overwrite`, what was made from the earlier run (comparison, report, figures) goes, since it would be taken for
-    the new one's; its settings and trajectory stay until they are replaced.
-
-    Raises:
-        FileExistsError: as `check_run_directory`.
-    """
-    path = check_run_directory(out, overwrite=overwrite)
-    path.mkdir(parents=True, exist_ok=True)
-    remove_derived(path)
-    return path
-
-
-def check_run_directory(out: str | os.PathLike, *, overwrite: bool) -> Path:
-    """Refuses what `run_directory` would, and changes nothing.
-
-    Raises:
-        FileExistsError: something is there already; or, with `overwrite`, something that is no run.
-    """
-    path = Path(out)
-    used = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if used and not overwrite:
-        raise FileExistsError(
-            f"{path}: expected a new or empty run directory, found one in use; choose another --out, "
-            "or pass --overwrite to replace what is there."
-        )
-    if used and not holds_run(path):
-        raise FileExistsError(f"{path}: expected a run to overwrite, found other files; choose another --out.")
-    return path
-
-
-def holds_run(path: Path) -> bool:
-    """Whether a directory has the settings or the trajectory of a run."""
-    return any((path / name).exists() for name in ("config.toml", "trajectory.nc"))
-
-
-def remove_derived(path: Path) -> None:
-    """Removes what was made from the run in a directory: comparison, report, figures."""
-    figures = [file for kind in ("png", "pdf") for file in path.glob(f"figures/*.{kind}")]
-    for file in (path / "comparison.nc", path / "report.html", *figures):
-        file.unlink(missing_ok=True)
-
-
-def write_config(config: Any, path: Path) -> Path:
-    """Writes everything resolved to `config.toml`, all or nothing; `--config` reads it back."""
-    file = path / "config.toml"
-    # Whether to replace a run is said anew each time, not remembered with its settings.
-    text = tomli_w.dumps({k: v for k, v in as_mapping(config).items() if k != "overwrite"})
-    with replacing(file) as part:
-        part.write_text(text)
-    return file
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +12,36 @@ from pathlib import Path
 def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place when the block ends without an error, and goes otherwise.
 
-    Whoever reads `file` meanwhile, or after the process was killed, finds the old one. Permissions are those of any
-    file that the user makes.
+    Whoever reads `file` meanwhile, or after the process was killed, finds the old one. What was written is on the disk
+    before it takes the place of `file`, and the new name before the block is left: a machine that loses its power has
+    the old file or the new one. Permissions are those of any file that the user makes.
 
     mark: in the name of the path, for files that have one writer: what a killed process left of it is then written
-        over by the next, where names of their own, the default, would pile up.
+        over by the next, where names of their own, the default, would pile up until `remove_leftovers`.
     """
     part = file.with_name(f".{file.stem}-{mark or uuid.uuid4().hex[:8]}{file.suffix}")
     try:
         yield part
+        _to_disk(part)
         os.replace(part, file)
+        _to_disk(file.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_leftovers(file: Path) -> None:
+    """Removes what killed processes left of `file` while they wrote it; for who knows that nobody writes it now."""
+    name = re.compile(rf"\.{re.escape(file.stem)}-([0-9a-f]{{8}}|part\d*){re.escape(file.suffix)}")
+    if file.parent.is_dir():
+        for part in file.parent.iterdir():
+            if name.fullmatch(part.name) and part.is_file():
+                part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's bytes, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

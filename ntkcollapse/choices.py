@@ -133,19 +133,22 @@ LOSSES = Choices(
 
 # What a run measures unless told otherwise. In the order in which they are made: what is shared is paid for by the
 # first that needs it. The others look at every layer, or at all features of both parts.
-_MEASUREMENTS, _LAYERS = "ntkcollapse.training.measurements", "ntkcollapse.training.layer_measurements"
+_MEASUREMENTS = "ntkcollapse.training.measurements"
 MEASUREMENTS = Choices(
     {
-        "batch": ("loss, accuracy and gradient norm on the batch of the last step", f"{_MEASUREMENTS}:batch"),
-        "train": ("loss and accuracy on the training set", f"{_MEASUREMENTS}:train_split"),
-        "test": ("loss and accuracy on the test set", f"{_MEASUREMENTS}:test_split"),
-        "kappa": ("the kernel of the features and its alignment", f"{_MEASUREMENTS}:kappa"),
-        "gamma": ("the kernel of the outputs and its alignment", f"{_MEASUREMENTS}:gamma"),
-        "last-layer": ("collapse, residual and invariant of the last layer", f"{_MEASUREMENTS}:last_layer"),
-        "parameters": ("norms of parameters and weights", f"{_MEASUREMENTS}:parameters"),
-        "test-collapse": ("collapse of test features; only where named", f"{_LAYERS}:held_out_collapse"),
-        "layers": ("collapse in every layer; only where named", f"{_LAYERS}:layer_collapse"),
-        "ansatz": ("weights beside gradient outer products; only where named", f"{_LAYERS}:feature_ansatz"),
+        "batch": ("loss, accuracy and gradient norm on the batch of the last step", f"{_MEASUREMENTS}.losses:batch"),
+        "train": ("loss and accuracy on the training set", f"{_MEASUREMENTS}.losses:train_split"),
+        "test": ("loss and accuracy on the test set", f"{_MEASUREMENTS}.losses:test_split"),
+        "kappa": ("the kernel of the features and its alignment", f"{_MEASUREMENTS}.kernels:kappa"),
+        "gamma": ("the kernel of the outputs and its alignment", f"{_MEASUREMENTS}.kernels:gamma"),
+        "last-layer": ("collapse, residual and invariant of the last layer", f"{_MEASUREMENTS}.last_layer:last_layer"),
+        "parameters": ("norms of parameters and weights", f"{_MEASUREMENTS}.parameters:parameters"),
+        "test-collapse": ("collapse of test features; only where named", f"{_MEASUREMENTS}.held_out:held_out_collapse"),
+        "layers": ("collapse in every layer; only where named", f"{_MEASUREMENTS}.layers:layer_collapse"),
+        "ansatz": (
+            "weights beside gradient outer products; only where named",
+            f"{_MEASUREMENTS}.ansatz:feature_ansatz",
+        ),
     }
 )
 DEFAULT_MEASUREMENTS = ("batch", "train", "test", "kappa", "gamma", "last-layer", "parameters")

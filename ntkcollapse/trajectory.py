@@ -25,6 +25,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
 from ntkcollapse.theory.reduced import ReducedState
 
@@ -239,7 +240,7 @@ class Trajectory(eqx.Module):
         Raises:
             FileExistsError: the directory holds a trajectory already and `overwrite` is False.
         """
-        file = Path(path) / "trajectory.nc"
+        file = RunDirectory(path).trajectory
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another directory, or pass overwrite=True to replace it.")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -256,9 +257,11 @@ class Trajectory(eqx.Module):
             ValueError: the file is not a trajectory that `save` wrote.
         """
         file = Path(path)
-        file = file / "trajectory.nc" if file.is_dir() else file
+        file = RunDirectory(file).trajectory if file.is_dir() else file
         if not file.exists():
-            raise FileNotFoundError(f"{file}: no trajectory here; a run directory holds trajectory.nc.")
+            raise FileNotFoundError(
+                f"{file}: no trajectory here; a run directory holds {RunDirectory(file).trajectory.name}."
+            )
         try:
             with xr.open_dataset(file, engine="h5netcdf") as data:
                 data.load()

@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 FLOORS = (
     {"_checks", "_files", "_lazy", "_palette", "_safe", "_table", "_types", "choices"},
     {"_coercion", "observable_table"},
-    {"classes", "_config", "_options"},
+    {"classes", "_config", "_options", "checkpoints"},
+    {"run_directory"},
     {"sample_kernel", "losses", "last_layer", "clock", "weight_decay"},
     {"block_kernel", "equation"},
     {"kernel_path", "_earlier_files"},

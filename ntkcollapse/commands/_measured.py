@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ntkcollapse.comparison import MeasuredStart, NetworkAt
 from ntkcollapse.comparison.start import check_clock
-from ntkcollapse.data import Dataset, digits
-from ntkcollapse.networks import Network, Variables, mlp
-from ntkcollapse.training import Moment, TrainConfig, measured_descent, train
-from ntkcollapse.training.run_files import saved_config
+from ntkcollapse.run_directory import RunDirectory
+from ntkcollapse.training import TrainConfig, preset, saved_config, train
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -62,28 +59,16 @@ def digits_run(
     It is measured at the steps `at`, at the starts, and at the last one.
     """
     check_starts(starts, steps)
-    data = digits(per_class)
-    network = mlp(widths, data.classes.num_classes)
-    at = sorted({*at, *starts, steps})
-    networks = {}
-    with tqdm(total=steps, desc="training and measuring", unit="step", disable=not sys.stderr.isatty()) as bar:
-
-        def seen(snapshot):
-            bar.update(snapshot.step - bar.n)
-            if keep_all or snapshot.step in starts:
-                networks[at.index(snapshot.step)] = NetworkAt.of(network, snapshot.variables, data)
-
-        run = measured_descent(
-            network,
-            network.init(jax.random.key(seed), data.inputs),
-            data,
-            learning_rate=learning_rate,
-            at=at,
-            settings={"network": f"mlp {'-'.join(map(str, widths))}", "seed": seed, "per_class": per_class},
-            on_snapshot=seen,
-        )
-    said = f"{data.name}, m={per_class}: MLP {'-'.join(map(str, widths))}, full-batch gradient descent"
-    return MeasuredRun(run, networks, 0.0, said)
+    config = dataclasses.replace(
+        preset("digits"),
+        network_options=(f"widths=({', '.join(map(str, widths))},)",),
+        per_class=per_class,
+        learning_rate=learning_rate,
+        epochs=steps,
+        seed=seed,
+    )
+    title = f"digits/train, m={per_class}: MLP {'-'.join(map(str, widths))}, full-batch gradient descent"
+    return trained_run(config, sorted({*at, *starts, steps}), starts, keep_all=keep_all)._replace(title=title)
 
 
 def _some(steps: Sequence[int]) -> str:
@@ -126,7 +111,7 @@ def recorded_run(path: Path) -> tuple[Trajectory, list[int]]:
 
 def made_by_settings(path: Path, recorded: Trajectory) -> bool:
     """Whether the settings of a run make it again: they do not know networks and data that were given from Python."""
-    return (path / "config.toml").exists() and not recorded.equation.own
+    return RunDirectory(path).settings.exists() and not recorded.equation.own
 
 
 def as_recorded(path: Path, starts: Iterable[int]) -> MeasuredRun:
@@ -190,7 +175,7 @@ def has_batch_norm(path: Path) -> bool:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    file = path / "config.toml"
+    file = RunDirectory(path).settings
     try:
         return tomllib.loads(file.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -204,7 +189,7 @@ def _digits_again(
     missing = [name for name in names if name not in settings]
     if missing:
         raise ValueError(
-            f"{path / 'config.toml'}: expected the settings of `compare`, without which it cannot be made "
+            f"{RunDirectory(path).settings}: expected the settings of `compare`, without which it cannot be made "
             f"again; got none for {', '.join(missing)}."
         )
     values = {name: settings[name] for name in names}
@@ -230,24 +215,18 @@ def trained_run(
         keep_states=True,
         recompute_statistics=True,
     )
-    networks: dict[int, tuple[Network, Variables, Dataset]] = {}
-
-    def keep(moment: Moment) -> dict:
-        if keep_all or moment.step in starts:
-            networks[moment.step] = (moment.network, moment.variables, moment.probe)
-        return {}
-
-    run = train(
+    run, networks = train(
         config,
-        measurements={"network": keep},
+        keep_networks_at=at if keep_all else starts,
         statistics_batch_size=0,
         progress=sys.stderr.isatty(),
     )
+    data = config.build_splits().train
     index = {int(s): i for i, s in enumerate(np.asarray(run.observables["step"]))}
     N, C = run.classes.num_samples, run.classes.num_classes
     return MeasuredRun(
         run,
-        {index[step]: NetworkAt.of(*parts) for step, parts in networks.items()},
+        {index[step]: NetworkAt.of(kept.network, kept.variables, data) for step, kept in networks.items()},
         config.weight_decay * N * C,
         f"{run.settings['data']}, N={N}: {config.network}, sgd",
     )

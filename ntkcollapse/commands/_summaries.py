@@ -10,6 +10,7 @@ from ntkcollapse import plots
 from ntkcollapse._table import number, table
 from ntkcollapse.commands._collapse_sections import collapse_figures
 from ntkcollapse.observable_table import shown_in
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -37,15 +38,18 @@ def training_figures(run: Trajectory, out: Path) -> list[Path]:
         f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
     )
     if plots.comparison_panels({"network": run}):
-        figures = plots.save(plots.comparison_figure({"network": run}, title=title), out / "figures" / "training")
+        figures = plots.save(
+            plots.comparison_figure({"network": run}, title=title), RunDirectory(out).figure("training")
+        )
     for name, figure in collapse_figures(run).items():
-        plots.save(figure, out / "figures" / name)
+        plots.save(figure, RunDirectory(out).figure(name))
     return figures
 
 
 def files_line(out: Path, figures: Sequence[Path]) -> str:
     """Where the run and its figure lie."""
-    said = f"\nrun     {out}/  (trajectory.nc, config.toml)"
+    directory = RunDirectory(out)
+    said = f"\nrun     {out}/  ({directory.trajectory.name}, {directory.settings.name})"
     if figures:
         said += f"\nfigure  {figures[-1]}  (and {', '.join(file.suffix[1:] for file in figures[:-1])})"
     return said

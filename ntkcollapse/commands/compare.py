@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
-from ntkcollapse._config import check_run_directory, run_directory, write_config
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
 from ntkcollapse.commands._measured import (
     MeasuredRun,
@@ -39,6 +38,7 @@ from ntkcollapse.comparison import (
     save_ladders,
 )
 from ntkcollapse.comparison.rungs import Needs
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import log_spaced
 from ntkcollapse.trajectory import Trajectory
 
@@ -61,14 +61,14 @@ def compare_command(config: CompareConfig) -> None:
         ladder = plan.ladders[step]
         if plan.starts:
             title = f"{plan.title}; theory from step {step}"
-            figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out / "figures" / f"ladder_{step}")
+            figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out.figure(f"ladder_{step}"))
             if "frozen" in chains(ladder):
                 figure = plots.attribution_figure(attributions(ladder), title=title)
-                plots.save(figure, plan.out / "figures" / f"attribution_{step}")
+                plots.save(figure, plan.out.figure(f"attribution_{step}"))
         print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
     if not plan.starts:
         print("all of it was there already; --overwrite climbs again")
-    print(files_line(plan.out, figures))
+    print(files_line(plan.out.path, figures))
 
 
 class _Plan(NamedTuple):
@@ -78,7 +78,7 @@ class _Plan(NamedTuple):
     starts: where they are climbed from, none where nothing is missing; title: of figures.
     """
 
-    out: Path
+    out: RunDirectory
     ladders: dict[int, Ladder]
     missing: dict[int, tuple[str, ...]]
     starts: dict[int, MeasuredStart]
@@ -100,7 +100,8 @@ def _on_digits(config: CompareConfig) -> _Plan:
     starts = config.starts or (80,)
     check_starts(starts, config.steps)
     rungs = _without_batch_norm(_chosen(config.rungs) or _DEMO, config)
-    check_run_directory(config.out or "runs/compare", overwrite=config.overwrite)
+    out = RunDirectory(config.out or "runs/compare")
+    out.check(overwrite=config.overwrite)
     measured = digits_run(
         per_class=config.per_class,
         widths=config.widths,
@@ -112,9 +113,8 @@ def _on_digits(config: CompareConfig) -> _Plan:
         keep_all=_need(rungs, "network along the path"),
     )
     # Not before it is known that there is something to put in the place of an earlier run.
-    out = run_directory(config.out or "runs/compare", overwrite=config.overwrite)
-    write_config(config, out)
-    measured.trajectory.save(out, overwrite=config.overwrite)
+    out.begin(config)
+    measured.trajectory.save(out.path)
     begin = {step: measured.start(step, homogeneity=config.homogeneity) for step in starts}
     return _Plan(out, {}, dict.fromkeys(starts, rungs), begin, measured.title)
 
@@ -122,7 +122,7 @@ def _on_digits(config: CompareConfig) -> _Plan:
 def _on_run(config: CompareConfig, run: Path) -> _Plan:
     recorded, steps = recorded_run(run)
     elsewhere = config.out is not None and Path(config.out).resolve() != run.resolve()
-    out = Path(config.out) if elsewhere and config.out is not None else run
+    out = RunDirectory(config.out if elsewhere and config.out is not None else run)
     ladders = _held(config, recorded, out, elsewhere)
     starts = config.starts or tuple(ladders) or (default_start(steps),)
     check_starts(starts, steps[-1])
@@ -148,11 +148,12 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
     begin = {step: _start(measured, step, ladders.get(step), out, config.homogeneity) for step in climbed}
     if elsewhere:
         if not ladders:
-            run_directory(out, overwrite=True)
+            out.path.mkdir(parents=True, exist_ok=True)
+            out.remove_derived()
         # A directory of its own holds all that a report needs.
-        measured.trajectory.save(out, overwrite=True)
-        if (run / "config.toml").exists():
-            shutil.copyfile(run / "config.toml", out / "config.toml")
+        measured.trajectory.save(out.path, overwrite=True)
+        if RunDirectory(run).settings.exists():
+            shutil.copyfile(RunDirectory(run).settings, out.settings)
     return _Plan(out, ladders, missing, begin, measured.title)
 
 
@@ -173,7 +174,7 @@ def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig) -> tuple[
     return kept
 
 
-def _held(config: CompareConfig, recorded: Trajectory, out: Path, elsewhere: bool) -> dict[int, Ladder]:
+def _held(config: CompareConfig, recorded: Trajectory, out: RunDirectory, elsewhere: bool) -> dict[int, Ladder]:
     """What a comparison has already, nothing where it is to be made anew; changes nothing.
 
     Raises:
@@ -181,17 +182,17 @@ def _held(config: CompareConfig, recorded: Trajectory, out: Path, elsewhere: boo
     """
     if config.overwrite:
         if elsewhere:
-            check_run_directory(out, overwrite=True)
+            out.check(overwrite=True)
         return {}
-    if elsewhere and (out / "trajectory.nc").exists():
-        apart = apart_at(recorded, Trajectory.load(out))
+    if elsewhere and out.trajectory.exists():
+        apart = apart_at(recorded, Trajectory.load(out.path))
         if not apart or max(apart.values()) > 1e-2:
             raise FileExistsError(
                 f"{out}: holds another run than this one; choose another --out, or pass --overwrite to replace it."
             )
     elif elsewhere:
-        check_run_directory(out, overwrite=False)
-    return load_ladders(out) if (out / "comparison.nc").exists() else {}
+        out.check()
+    return load_ladders(out.path) if out.comparison.exists() else {}
 
 
 def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig) -> tuple[str, ...]:
@@ -226,7 +227,9 @@ def _steps(ladder: Ladder | None) -> list[int]:
     return [] if ladder is None else [int(s) for s in np.asarray(ladder.network["step"])]
 
 
-def _start(measured: MeasuredRun, step: int, held: Ladder | None, out: Path, homogeneity: float) -> MeasuredStart:
+def _start(
+    measured: MeasuredRun, step: int, held: Ladder | None, out: RunDirectory, homogeneity: float
+) -> MeasuredStart:
     """Where rungs are climbed from.
 
     Raises:
@@ -250,9 +253,8 @@ def _climb(plan: _Plan, step: int, rungs: tuple[str, ...]) -> None:
         more = climb(plan.starts[step], [name])
         first = not plan.ladders
         plan.ladders[step] = joined(plan.ladders.get(step), more)
-        save_ladders(plan.out, plan.ladders)
+        save_ladders(plan.out.path, plan.ladders)
         # What was written and drawn of what is now another comparison.
-        (plan.out / "report.html").unlink(missing_ok=True)
+        plan.out.report.unlink(missing_ok=True)
         if first:
-            for file in (file for kind in ("ladder", "attribution") for file in plan.out.glob(f"figures/{kind}_*.*")):
-                file.unlink()
+            plan.out.remove_figures("ladder", "attribution")

@@ -12,6 +12,7 @@ from ntkcollapse.commands.settings import RatesConfig
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
 from ntkcollapse.comparison.rates import without_eigenvalues
 from ntkcollapse.observable_table import described
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.theory.rate_fit import RateVerdict
 from ntkcollapse.theory.rates import SpectrumDecay, collapse_rates
 from ntkcollapse.trajectory import Trajectory
@@ -27,8 +28,8 @@ def rates_command(config: RatesConfig) -> None:
     decay = None
     if config.spectrum:
         decay = spectrum_of(path, run, rates["single"])
-    folder = path / "figures" if config.out is None else Path(config.out)
-    files = plots.save(plots.rates_figure(run, rates, decay, title=str(path)), folder / "rates")
+    file = RunDirectory(path).figure("rates") if config.out is None else Path(config.out) / "rates"
+    files = plots.save(plots.rates_figure(run, rates, decay, title=str(path)), file)
     print(rates_table(run, rates))
     if decay is not None:
         print(f"\n{spectrum_table(decay[1])}")

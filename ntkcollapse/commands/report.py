@@ -16,6 +16,7 @@ from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
 from ntkcollapse.observable_table import shown_in
+from ntkcollapse.run_directory import RunDirectory, check_not_owned
 from ntkcollapse.trajectory import Trajectory
 
 THEORY = (
@@ -29,14 +30,16 @@ def report_command(config: ReportConfig) -> None:
     if config.run is None:
         raise ValueError("run: expected a run directory, as `simulate`, `train` and `compare` leave one.")
     path = Path(config.run)
-    file = path / "report.html" if config.out is None else Path(config.out)
+    directory = RunDirectory(path)
+    file = directory.report if config.out is None else Path(config.out)
+    check_not_owned("out", file)
     if file.exists() and not config.overwrite:
         raise FileExistsError(f"{file} exists: name another file with --out, or pass --overwrite.")
     run = Trajectory.load(path)
-    ladders = load_ladders(path) if (path / "comparison.nc").exists() else {}
+    ladders = load_ladders(path) if directory.comparison.exists() else {}
     text = report(run, ladders, title=path.resolve().name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
+    with replacing(file, "part") as part:
         part.write_text(text, encoding="utf-8")
     print(f"report  {file}  ({file.stat().st_size / 1e6:.1f} MB, one file, opens offline)")
 

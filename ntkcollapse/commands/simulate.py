@@ -10,7 +10,6 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse._checks import check_positive
-from ntkcollapse._config import run_directory, write_config
 from ntkcollapse._options import check_options, parse_options
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS
@@ -19,6 +18,7 @@ from ntkcollapse.commands._summaries import files_line, simulation_table
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import SimulateConfig
 from ntkcollapse.comparison import measured_rates
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
 from ntkcollapse.theory.integrate import Method
@@ -55,9 +55,8 @@ def simulate_command(config: SimulateConfig) -> None:
     if not until > 0:
         raise ValueError(f"until: expected a flow time above 0, got {until}.")
     times = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, config.times - 1) * until])
-    out = run_directory(config.out, overwrite=config.overwrite)
-    write_config(dataclasses.replace(config, until=until), out)
-
+    out = RunDirectory(config.out)
+    out.check(overwrite=config.overwrite)
     method = Method(solver=config.solver, rtol=config.rtol, atol=config.atol)
     flow = Flow(kappa, classes, weight_decay=decay, bias=config.bias) if model is None else model
     began = time.perf_counter()
@@ -69,11 +68,13 @@ def simulate_command(config: SimulateConfig) -> None:
             raise
         run, failure = error.trajectory, error
     seconds = time.perf_counter() - began
-    run.save(out, overwrite=config.overwrite)
+    # Not before it is known that there is something to put in the place of an earlier run.
+    out.begin(dataclasses.replace(config, until=until))
+    run.save(out.path)
     title = f"C={classes.num_classes}, m={per_class[0] if classes.is_balanced else per_class}, n={config.features}, "
     title += f"{config.model} {' '.join(config.parameters)}, " if model is not None else f"κ={config.kappa}, "
     title += f"start: {config.initial} ({config.scale:g})"
-    figures = plots.save(plots.simulation_figure(run, title=title), out / "figures" / "simulation")
+    figures = plots.save(plots.simulation_figure(run, title=title), out.figure("simulation"))
     print(simulation_table(run, seconds))
     if model is None:
         print()
@@ -82,7 +83,7 @@ def simulate_command(config: SimulateConfig) -> None:
         print(
             f"largest correction back to the constraint: {float(run.statistics['largest_correction']):.2g} (relative)"
         )
-    print(files_line(out, figures))
+    print(files_line(out.path, figures))
     if failure is not None:
         raise failure
 

@@ -9,6 +9,7 @@ from ntkcollapse._table import number, table
 from ntkcollapse.commands._summaries import training_figures
 from ntkcollapse.commands.settings import GRID
 from ntkcollapse.observable_table import shown_in
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import Interrupted, TrainConfig, parse_options, sweep
 from ntkcollapse.trajectory import Trajectory
 
@@ -41,12 +42,14 @@ def sweep_command(config: Any) -> None:
     print(sweep_table(rows, list(grid)))
     print(f"\nruns    {config.out}/  (summary.csv, one directory a run)")
     if any(row["outcome"] == "failed" for row in rows):
-        raise RuntimeError(f"some runs failed: their error.txt in {Path(config.out)} says why.")
+        raise RuntimeError(
+            f"some runs failed: their {RunDirectory(config.out).error.name} in {Path(config.out)} says why."
+        )
 
 
 def _draw(run: Path, outcome: str) -> None:
     """The figures of `ntkcollapse train`, unless they are there already."""
-    made, figure = run / "trajectory.nc", run / "figures" / "training.png"
+    made, figure = RunDirectory(run).trajectory, RunDirectory(run).figure("training").with_suffix(".png")
     if outcome not in ("finished", "diverged") or not made.exists():
         return
     if figure.exists() and figure.stat().st_mtime_ns >= made.stat().st_mtime_ns:

@@ -19,6 +19,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.comparison.ladder import Ladder
 from ntkcollapse.comparison.rungs import RUNGS
 from ntkcollapse.equation import Equation
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -28,7 +29,7 @@ def save_ladders(path: str | os.PathLike, ladders: Mapping[int, Ladder]) -> Path
     Group "start_<step>": every observable as (rung, time), the network among the rungs, NaN where a rung lacks it; what
     solvers said of themselves in the attribute "statistics".
     """
-    file = Path(path) / "comparison.nc"
+    file = RunDirectory(path).comparison
     with replacing(file) as part:
         for step, ladder in ladders.items():
             mode = "a" if part.exists() else "w"
@@ -43,7 +44,7 @@ def load_ladders(path: str | os.PathLike) -> dict[int, Ladder]:
         FileNotFoundError: there are none.
         ValueError: the file is damaged, or another one.
     """
-    file = Path(path) / "comparison.nc"
+    file = RunDirectory(path).comparison
     if not file.exists():
         raise FileNotFoundError(f"{file}: no comparison here; `ntkcollapse compare` writes one.")
     ladders = {}

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from ntkcollapse._files import replacing
+from ntkcollapse.checkpoints import load_arrays, save_arrays
 from ntkcollapse.ntk._problem import Problem, one_like
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -48,13 +48,11 @@ class PartialResults:
         done, arrays = 0, []
         if path is not None and path.exists():
             try:
-                with np.load(path) as saved:
-                    known = str(saved["fingerprint"])
-                    done = int(saved["done"])
-                    arrays = [saved[f"array{i}"] for i in range(len(saved.files) - 2)]
-            except (OSError, ValueError, KeyError, EOFError) as error:
+                saved, notes = load_arrays(path)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"checkpoint: {path} cannot be read ({error}); remove it to start anew.") from error
-            if known != self._fingerprint:
+            done, arrays = int(notes["done"]), list(saved.values())
+            if notes["fingerprint"] != self._fingerprint:
                 raise ValueError(
                     f"checkpoint: {path} holds partial results of another computation (another function, other "
                     "parameters, samples or settings, to which `memory` belongs: its default follows what is free); "
@@ -73,9 +71,9 @@ class PartialResults:
         if not (at_once or of_first_process(time.monotonic() - self._last > wait)):
             return
         began = time.monotonic()
-        named: dict[str, Any] = {f"array{i}": np.asarray(array) for i, array in enumerate(arrays())}
-        with replacing(path, f"part{jax.process_index()}") as part, part.open("wb") as file:
-            np.savez(file, **named, fingerprint=self._fingerprint, done=done)
+        named = {str(i): array for i, array in enumerate(arrays())}
+        notes = {"fingerprint": self._fingerprint, "done": done}
+        save_arrays(path, named, notes, mark=f"part{jax.process_index()}")
         self._last = time.monotonic()
         self._took = self._last - began
 

@@ -6,19 +6,24 @@ from ntkcollapse._lazy import import_on_use
 
 if TYPE_CHECKING:
     from ntkcollapse._options import parse_options
+    from ntkcollapse.checkpoints import Checkpoint, CheckpointError, Checkpoints
     from ntkcollapse.choices import DEFAULT_MEASUREMENTS, LOSSES, MEASUREMENTS, OPTIMIZERS
-    from ntkcollapse.training.checkpoints import Checkpoint, Checkpoints
+    from ntkcollapse.run_directory import RunInUse
     from ntkcollapse.training.config import TrainConfig
-    from ntkcollapse.training.errors import CheckpointError, Interrupted, NonFiniteLoss, RunInUse
+    from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
     from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
     from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
-    from ntkcollapse.training.layer_measurements import FeatureAnsatz, HeldOutCollapse, LayerCollapse, saved_profile
+    from ntkcollapse.training.kept_networks import KeptNetwork
     from ntkcollapse.training.measured import measure, measured_descent
-    from ntkcollapse.training.measurements import Measurement, Moment
+    from ntkcollapse.training.measurements.ansatz import FeatureAnsatz
+    from ntkcollapse.training.measurements.held_out import HeldOutCollapse
+    from ntkcollapse.training.measurements.layers import LayerCollapse, saved_profile
+    from ntkcollapse.training.measurements.moment import Measurement, Moment
     from ntkcollapse.training.objectives import batch_loss, loss_scale
     from ntkcollapse.training.optimizers import TakesRate, optimizer
-    from ntkcollapse.training.run import saved_variables, train
-    from ntkcollapse.training.run_files import read_status, saved_config
+    from ntkcollapse.training.presets import PRESETS, about_preset, preset
+    from ntkcollapse.training.run import train
+    from ntkcollapse.training.saved_runs import read_status, saved_config, saved_networks, saved_variables
     from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
     from ntkcollapse.training.sweep import combinations, summarise, sweep
     from ntkcollapse.training.sweep_run import run_one
@@ -28,12 +33,14 @@ __all__ = [
     "LOSSES",
     "MEASUREMENTS",
     "OPTIMIZERS",
+    "PRESETS",
     "Checkpoint",
     "CheckpointError",
     "Checkpoints",
     "FeatureAnsatz",
     "HeldOutCollapse",
     "Interrupted",
+    "KeptNetwork",
     "LayerCollapse",
     "Measurement",
     "Moment",
@@ -45,6 +52,7 @@ __all__ = [
     "TakesRate",
     "TrainConfig",
     "TrainingState",
+    "about_preset",
     "batch_loss",
     "combinations",
     "evaluate",
@@ -55,10 +63,12 @@ __all__ = [
     "measured_descent",
     "optimizer",
     "parse_options",
+    "preset",
     "read_status",
     "recomputed_statistics",
     "run_one",
     "saved_config",
+    "saved_networks",
     "saved_profile",
     "saved_variables",
     "summarise",

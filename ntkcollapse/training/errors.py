@@ -28,11 +28,3 @@ class Interrupted(Exception):
         super().__init__(f"{signal.Signals(signum).name} at step {step}: the run was saved and stopped{where}.")
         self.signum = signum
         self.step = step
-
-
-class RunInUse(RuntimeError):
-    """Another process is training in this run directory."""
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written; the ones before it are untouched."""

@@ -29,6 +29,7 @@ def recorded_trajectory(
     batches: Batches,
     schedule: Staircase,
     own: tuple[str, ...] = (),
+    clock: Clock | None = None,
     **settings: Any,
 ) -> Trajectory:
     """Everything measured so far.
@@ -36,15 +37,15 @@ def recorded_trajectory(
     `probe` are the classes of what it was measured on, `own` the parts that were given from Python, `settings` what
     else to note.
 
-    Times are those of `train`.
+    Times are those of `train`; `clock` is that of an optimiser of the caller's own.
     """
     steps = np.asarray(records.steps)
     values = records.columns()
     kept = [values.pop(f"state_{name}") for name in STATES if f"state_{name}" in values]
     scale = loss_scale(config.loss, training.num_samples, training.num_classes)
-    clock = Clock(schedule, scale, config.momentum, config.nesterov)
-    flow_times = clock.time(steps)
-    reason = _without_clock(config, batches, flow_times)
+    known = clock or Clock(schedule, scale, config.momentum, config.nesterov)
+    flow_times = known.time(steps)
+    reason = _without_clock(config, batches, flow_times, "optimizer" in own, clock)
     times = steps.astype(float) if reason else flow_times
     return Trajectory(
         times,
@@ -58,7 +59,7 @@ def recorded_trajectory(
             loss=summed_loss(config.loss),
             weight_decay={"W": config.weight_decay / scale},
             bias="free" if config.bias else "absent",
-            clock=None if reason else clock,
+            clock=None if reason else known,
             without_clock=reason,
             training_classes=training,
             own=own,
@@ -68,9 +69,13 @@ def recorded_trajectory(
     )
 
 
-def _without_clock(config: TrainConfig, batches: Batches, flow_times: np.ndarray) -> str:
+def _without_clock(
+    config: TrainConfig, batches: Batches, flow_times: np.ndarray, own_optimizer: bool, clock: Clock | None
+) -> str:
     """Why the steps are not flow times; empty where they are."""
-    if config.optimizer != "sgd":
+    if own_optimizer and clock is None:
+        return "the optimiser was given from Python, without a clock"
+    if not own_optimizer and config.optimizer != "sgd":
         return f"{config.optimizer} rescales or replaces gradients"
     if not batches.represent_all:
         return "balanced batches of unequal classes descend another loss, in which every class weighs the same"

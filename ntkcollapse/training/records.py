@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ntkcollapse.checkpoints import Checkpoint
 from ntkcollapse.observable_table import OBSERVABLES, group
-from ntkcollapse.training.checkpoints import Checkpoint
 
 _PREFIX = "record/"
 # Names that a run gives its own values.

@@ -12,10 +12,11 @@ import numpy as np
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse._files import replacing
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.cluster import submit
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.measurements import Measurement
-from ntkcollapse.training.run_files import check_settings, read_status
+from ntkcollapse.training.saved_runs import check_settings
 from ntkcollapse.training.sweep_run import how_ended, last_measured, run_one, unreadable
 
 # Setting → values to take.
@@ -65,7 +66,7 @@ def sweep(
     out = Path(out)
     for name, config in configs.items():
         if unreadable(out / name) is None:
-            check_settings(config, out / name)
+            check_settings(config, RunDirectory(out / name))
     out.mkdir(parents=True, exist_ok=True)
     rows = {name: _row(config, grid, out / name) for name, config in configs.items()}
 
@@ -122,7 +123,7 @@ def summarise(configs: Mapping[str, TrainConfig], grid: Grid, out: Path) -> list
 
 
 def _row(config: TrainConfig, grid: Grid, path: Path) -> dict[str, Any]:
-    status, file = read_status(path), path / "error.txt"
+    status, file = RunDirectory(path).read_status(), RunDirectory(path).error
     said = {"outcome": status.get("outcome", "not started"), "step": status.get("step", 0)}
     seen, error = {}, unreadable(path)
     # A run that was resumed by hand and has ended since is not failed any more.

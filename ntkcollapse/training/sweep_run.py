@@ -7,11 +7,12 @@ import numpy as np
 
 from ntkcollapse._files import replacing
 from ntkcollapse.observable_table import shown_in
+from ntkcollapse.run_directory import RunDirectory, RunInUse
 from ntkcollapse.training.config import TrainConfig
-from ntkcollapse.training.errors import Interrupted, NonFiniteLoss, RunInUse
+from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.measurements import Measurement
 from ntkcollapse.training.run import train
-from ntkcollapse.training.run_files import check_settings, read_status, saved_config
+from ntkcollapse.training.saved_runs import check_settings
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -24,7 +25,7 @@ def run_one(
 ) -> str:
     """Starts or resumes one run unless it has ended; returns how it ended, also where that is badly.
 
-    "finished" and "diverged" are the run's own; "failed" leaves an `error.txt`, also where the run has ended and its
+    "finished" and "diverged" are the run's own; "failed" leaves its error, also where the run has ended and its
     files are damaged, which stay as they are; "in use": another process trains it.
 
     Raises:
@@ -35,14 +36,14 @@ def run_one(
     damage = unreadable(path)
     if damage is not None:
         return failed(path, damage)
-    check_settings(config, path)
+    check_settings(config, RunDirectory(path))
     ended = how_ended(config, path)
     if ended is not None:
         try:
             last_measured(path)
         except ValueError as error:
             return failed(path, error)
-    (path / "error.txt").unlink(missing_ok=True)
+    RunDirectory(path).error.unlink(missing_ok=True)
     if ended is not None:
         return ended
     try:
@@ -65,7 +66,7 @@ def last_measured(path: Path) -> dict[str, float]:
     Raises:
         ValueError: a damaged file.
     """
-    file = path / "trajectory.nc"
+    file = RunDirectory(path).trajectory
     if not file.exists():
         return {}
     try:
@@ -81,13 +82,11 @@ def last_measured(path: Path) -> dict[str, float]:
 
 def unreadable(path: Path) -> Exception | None:
     """What is wrong with the settings of the run in a directory; None also where there is no run."""
-    file = path / "config.toml"
-    if not file.exists():
+    directory = RunDirectory(path)
+    if not directory.settings.exists():
         return None
-    if not file.stat().st_size:
-        return ValueError(f"{file}: expected the settings of a run, found an empty file; put them back.")
     try:
-        saved_config(path)
+        directory.read_settings(TrainConfig)
     except (ValueError, OSError) as error:
         return error
     return None
@@ -95,26 +94,27 @@ def unreadable(path: Path) -> Exception | None:
 
 def how_ended(config: TrainConfig, path: Path) -> str | None:
     """How the run in a directory ended; None where there is something left to do for these settings."""
-    outcome = read_status(path).get("outcome")
-    if outcome == "finished" and saved_config(path).epochs == config.epochs and (path / "trajectory.nc").exists():
-        return outcome
+    directory = RunDirectory(path)
+    outcome = directory.read_status().get("outcome")
+    if outcome == "finished" and directory.trajectory.exists():
+        return outcome if directory.read_settings(TrainConfig).epochs == config.epochs else None
     return outcome if outcome == "diverged" else None
 
 
 def failed(path: Path, error: Exception) -> str:
-    """Writes `error.txt`, and returns "failed".
+    """Writes the error, and returns "failed".
 
     Raises:
         OSError: it could not be written.
     """
-    said = f"{type(error).__name__}: {error}"
+    said, file = f"{type(error).__name__}: {error}", RunDirectory(path).error
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with replacing(path / "error.txt", "part") as part:
+        with replacing(file, "part") as part:
             part.write_text(f"{said}\n")
     except OSError as full:
         raise OSError(
-            f"{path / 'error.txt'}: could not be written ({full}), nor could the run go on ({said}); free some space "
+            f"{file}: could not be written ({full}), nor could the run go on ({said}); free some space "
             "and start the sweep again."
         ) from error
     return "failed"

@@ -1,7 +1,6 @@
 """Runs that end in unusual ways still end: with a trajectory, the right step, and a status that says how."""
 
 import os
-import shutil
 import signal
 
 import jax
@@ -141,7 +140,6 @@ def test_a_signal_that_a_scheduler_listens_to_saves_the_run_before_it_is_heard(t
         signal.signal(signal.SIGUSR2, before)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_last_checkpoint_is_written_again(tmp_path):
     out = tmp_path / "run"
 
@@ -153,7 +151,8 @@ def test_a_damaged_last_checkpoint_is_written_again(tmp_path):
         train(small(epochs=1), out, on_step=stop)
     train(small(epochs=1), out, resume=True)
     reference = saved_variables(saved_config(out), out)
-    shutil.rmtree(out / "checkpoints" / "step_8" / "arrays")
+    file = out / "checkpoints" / "step_8.npz"
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=r"damaged checkpoint .*step_8"):
         train(small(epochs=1), out, resume=True)
     again = saved_variables(saved_config(out), out)

@@ -1,6 +1,7 @@
 """Measurements, networks and data of the user's own, and what others may read while a run goes on."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_measurement_that_is_a_part_of_a_kernel_is_no_kernel():
 def test_a_run_goes_on_with_its_own_measurements_network_and_data_only(tmp_path):
     config, out = small(epochs=1, measure=("train",)), tmp_path / "run"
     network, splits = mlp((8,), 10), small(per_class=5).build_splits()
-    own = {"measurements": {"mine": lambda moment: {"x": 1.0}}, "network": network, "splits": splits}
+    own: dict[str, Any] = {"measurements": {"mine": lambda moment: {"x": 1.0}}, "network": network, "splits": splits}
     train(config, out, **own)
     longer = dataclasses.replace(config, epochs=2)
     for name, other, said in (
@@ -47,13 +48,14 @@ def test_a_run_goes_on_with_its_own_measurements_network_and_data_only(tmp_path)
         ("network", None, "network: "),
         ("splits", None, "splits: expected what the run in"),
     ):
+        changed: dict[str, Any] = {**own, name: other}
         with pytest.raises(ValueError, match=said):
-            train(longer, out, resume=True, **{**own, name: other})
+            train(longer, out, resume=True, **changed)
     assert read_status(out)["outcome"] == "finished"
     net, _, step = saved_variables(config, out, network=network, splits=splits)
     assert net.trunk == network.trunk
     assert train(longer, out, resume=True, **own)["step"].tolist() == [0, step, 2 * step]
-    assert Trajectory.load(out).equation.own == ("network",)
+    assert Trajectory.load(out).equation.own == ("data", "network")
 
 
 def test_what_was_measured_is_there_for_others_while_the_run_goes_on(tmp_path):

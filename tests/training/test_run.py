@@ -14,6 +14,7 @@ import pytest
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import Batches, Dataset
 from ntkcollapse.networks import mlp
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import (
     MEASUREMENTS,
     NonFiniteLoss,
@@ -26,7 +27,6 @@ from ntkcollapse.training import (
     saved_variables,
     train,
 )
-from ntkcollapse.training.run_files import locked
 from ntkcollapse.training.step import _advance
 from ntkcollapse.trajectory import Trajectory
 from tests.training.settings import convolutional, small
@@ -116,7 +116,7 @@ def test_block_means_beyond_dense_probes_agree(monkeypatch):
     """Large probes take the other way: block sums, never N × N."""
     config = small(measure=("kappa", "last-layer"), epochs=1)
     dense = train(config)
-    monkeypatch.setattr("ntkcollapse.training.measurements.DENSE", 0)
+    monkeypatch.setattr("ntkcollapse.training.measurements.moment.DENSE", 0)
     blocks = train(config)
     # float32 sums in another order.
     for name in ("kappa_diagonal", "kappa_within", "kappa_between", "kappa_class_pairs", "invariant_alignment"):
@@ -139,7 +139,7 @@ def test_a_second_start_is_refused(measured):
         train(small(), out)
     with pytest.raises(ValueError, match=r"learning_rate: expected 0\.5 as the run"):
         train(small(learning_rate=0.1, measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
-    with locked(out), pytest.raises(RunInUse, match="another process is training here"):
+    with RunDirectory(out).locked(), pytest.raises(RunInUse, match="another process is training here"):
         train(small(measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
 
 

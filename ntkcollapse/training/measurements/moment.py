@@ -1,8 +1,8 @@
-"""What is measured of a network on the way: functions of a moment."""
+"""A network at one step of a run, as measurements see it."""
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,16 +18,14 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset, Splits
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.networks import Network, Variables
-from ntkcollapse.observables import Observables, block_observables, observe
-from ntkcollapse.training.evaluation import evaluate
 from ntkcollapse.training.step import StepRecord
 
 Measurement = Callable[["Moment"], Mapping[str, Any]]
 
-# The names of those that look at the probe, and may look at the current batch beside it.
-ON_PROBE = ("kappa", "gamma", "last-layer")
 # So many samples in the probe, and the N × N kernel is made: one pass for its means, its alignment, and itself.
 DENSE = 1000
+# Norm of all parameters beyond which a run has diverged.
+_LARGEST = 1e15
 
 
 class Moment:
@@ -61,9 +59,22 @@ class Moment:
         self.loss, self.step, self.record, self.engine, self.with_kernel = loss, step, record, engine, with_kernel
 
     @cached_property
+    def features(self) -> Float[Array, "N n"]:
+        """h(x) on the probe, one row a sample, in the network's precision."""
+        return features_of(self.network, self.variables, self.probe.inputs)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything to measure: parameters can be finite and what follows from them not."""
+        size = float(optax.tree.norm(self.variables.params))
+        # Also where it is not NaN; squares of such numbers overflow in single precision.
+        return size <= _LARGEST and bool(np.isfinite(np.asarray(self.features)).all())
+
+    @cached_property
     def last_layer(self) -> LastLayer:
         """(H, W, b) on the probe, in float64 where jax has it switched on."""
-        state, _ = self.network.last_layer(self.variables, self.probe.inputs, self.probe.labels)
+        probe = self.probe
+        state, _ = self.network.last_layer(self.variables, probe.inputs, probe.labels, features=self.features)
         return _double(state)
 
     @cached_property
@@ -121,77 +132,17 @@ class MeasuredKernel(NamedTuple):
             return BlockKernel(self.diagonal, self.within, self.between)
 
 
-def last_layer(moment: Moment) -> Observables:
-    """Everything `observe` says of the last layer on the probe; its `loss` is ½‖R‖² there.
-
-    Where the measured κ has λ_single ≤ 0 the invariant is not defined, and what is said of it is NaN.
-    """
-    state, classes = moment.last_layer, moment.probe.classes
-    if not moment.with_kernel:
-        return _observe(state, classes, None)
-    try:
-        return _observe(state, classes, moment.kappa.block())
-    except ValueError:
-        if not np.isfinite(moment.kappa[:3]).all():
-            raise
-    seen = _observe(state, classes, None)
-    names = jax.eval_shape(_observe, state, classes, BlockKernel(1.0, 0.0, 0.0)).keys()
-    return {name: seen.get(name, jnp.asarray(jnp.nan)) for name in names if not name.startswith("kappa_")}
+@eqx.filter_jit
+def features_of(network: Network, variables: Variables, x):
+    """h(x), (N, n), in evaluation mode."""
+    return network.features(variables.params, x, variables.batch_stats)
 
 
-def kernel(name: str, moment: Moment) -> dict[str, Any]:
-    """The three numbers of a kernel, its class-pair matrix, and its alignment with the labels.
-
-    Alignment is that of the kernel itself where the probe has at most `DENSE` samples; beyond, that of its blocks, an
-    upper bound, since what is spread within blocks adds to ‖K‖ alone.
-    """
-    seen: MeasuredKernel = getattr(moment, name)
-    numbers = block_observables(seen[:3], name) | {f"{name}_class_pairs": seen.class_pairs}
-    if seen.matrix is None:
-        d, c, n = seen.diagonal, seen.within, seen.between
-        sizes = np.asarray(moment.probe.classes.sizes, float)
-        N, squares = sizes.sum(), (sizes**2).sum()
-        norm = np.sqrt(N * d**2 + (squares - N) * c**2 + (N**2 - squares) * n**2)
-        return numbers | {f"{name}_alignment": (N * d + (squares - N) * c) / (norm * np.sqrt(squares))}
-    alignment = ntk.matrix_alignment(seen.matrix, moment.probe.classes)
-    return numbers | {f"{name}_alignment": alignment.alignment, f"{name}_centred_alignment": alignment.centred}
-
-
-def split(part: str, moment: Moment) -> dict[str, Any]:
-    """Loss and accuracy on all of a part, in evaluation mode, on the scale of the training loss."""
-    loss, accuracy = evaluate(moment.network, moment.variables, getattr(moment.splits, part), moment.loss)
-    return {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
-
-
-def batch(moment: Moment) -> dict[str, Any]:
-    """Loss, accuracy and gradient norm on the batch of the last step, before it, in training mode; NaN at the start."""
-    record = moment.record or StepRecord(*(np.float32("nan"),) * 3)  # pyright: ignore[reportArgumentType]
-    return {"batch_loss": record.loss, "batch_accuracy": record.accuracy, "gradient_norm": record.gradient_norm}
-
-
-def parameters(moment: Moment) -> dict[str, Any]:
-    """Norm of all parameters, and of all weights (tensors with more than one axis): what weight decay pulls on."""
-    every, weights = _norms(moment.variables.params)
-    return {"parameter_norm": every, "all_weights_norm": weights}
-
-
-kappa = partial(kernel, "kappa")
-gamma = partial(kernel, "gamma")
-train_split = partial(split, "train")
-test_split = partial(split, "test")
-
-
-@jax.jit
-def _norms(params: Any) -> tuple[Array, Array]:
-    leaves = jax.tree.leaves(params)
-    return optax.tree.norm(leaves), optax.tree.norm([leaf for leaf in leaves if leaf.ndim > 1])
+def first_of_each_class(part: Dataset, per_class: int) -> Dataset:
+    """The first samples of each class; all of the part for 0."""
+    return part.balanced(min(per_class, *part.classes.sizes)) if per_class else part
 
 
 def _double(tree: Any) -> Any:
     """In jax's default precision: float64 where it is switched on."""
     return jax.tree.map(lambda x: x.astype(jnp.result_type(float)), tree)
-
-
-@eqx.filter_jit
-def _observe(state: LastLayer, classes: Classes, kappa: BlockKernel | None) -> Observables:
-    return observe(state, classes, kappa)

@@ -1,0 +1,160 @@
+"""A training run under way: its state, what has been measured of it, and one step more."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkcollapse.choices import MEASUREMENTS
+from ntkcollapse.data import Dataset
+from ntkcollapse.networks import Variables
+from ntkcollapse.training.errors import NonFiniteLoss
+from ntkcollapse.training.evaluation import recomputed_statistics
+from ntkcollapse.training.kept_networks import KeptNetwork
+from ntkcollapse.training.measurements import ON_PROBE, Moment
+from ntkcollapse.training.placement import Placement
+from ntkcollapse.training.plan import Plan
+from ntkcollapse.training.recorded import STATES
+from ntkcollapse.training.records import Records, checked_values
+from ntkcollapse.training.step import StepRecord, TrainingState
+
+# How often the state is looked at for having stopped at a step that was not finite.
+_LOOK_EVERY = 50
+
+
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        plan: what it follows.
+        placed: the training set on devices.
+        state: after `step` steps.
+        step: steps taken, so far as is known.
+        record: of the last step taken; None before the first.
+        records: what has been measured.
+        networks: those kept so far, by step.
+    """
+
+    def __init__(self, plan: Plan, state: TrainingState, *, step: int = 0, record: StepRecord | None = None):
+        self.plan = plan
+        self.placed = Placement.of(plan.splits.train, plan.config.batch_size)
+        self.state = jax.device_put(state, self.placed.replicated)
+        self.step, self.record = step, record
+        self.records = Records(plan.measurements)
+        self.networks: dict[int, KeptNetwork] = {}
+        self._epoch = (-1, np.zeros((0, 0), np.int32))
+
+    @classmethod
+    def start(cls, plan: Plan) -> "Progress":
+        """Before the first step."""
+        return cls(plan, plan.stepper.start(plan.initial))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step has been taken."""
+        return self.step >= self.plan.last
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the network is to be measured at this step."""
+        return self.step in self.plan.measured_at or self.is_over
+
+    def advance(self) -> None:
+        """One step, and the measurements due after it.
+
+        Raises:
+            NonFiniteLoss: an earlier step could not be taken, see `look`.
+        """
+        began = time.perf_counter()
+        plan = self.plan
+        epoch, batch = divmod(self.step, plan.batches.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, plan.batches.epoch(epoch))
+        rows = None if plan.config.batch_size == 0 else jax.device_put(self._epoch[1][batch], self.placed.rows)
+        self.state, self.record = plan.stepper(
+            self.state, self.placed.inputs, self.placed.labels, rows, plan.rate(self.step), self.step
+        )
+        self.step += 1
+        self.records.seconds["training"] += time.perf_counter() - began
+        if self.is_due or self.step % _LOOK_EVERY == 0:
+            # Between these, steps are queued without waiting.
+            self.look()
+        if self.is_due:
+            self.measure()
+
+    def look(self) -> None:
+        """Waits for the device; where it stopped before the step asked for, goes back there and measures.
+
+        Raises:
+            NonFiniteLoss: it stopped.
+        """
+        began = time.perf_counter()
+        taken = int(self.state.step)
+        self.records.seconds["training"] += time.perf_counter() - began
+        if taken < self.step:
+            # What was seen since is of later batches.
+            self.step, self.record = taken, None
+            self.measure()
+            raise NonFiniteLoss(taken)
+
+    def measure(self) -> None:
+        """Adds what is measured at this step to the records, and keeps the network where that is asked for.
+
+        Raises:
+            NonFiniteLoss: parameters, or features of the probe, are too large to measure.
+        """
+        began = time.perf_counter()
+        plan, seconds = self.plan, self.records.seconds
+        variables = self._variables()
+        moments = {name: self._moment(variables, on) for name, on in plan.measured_on(self.step).items()}
+        if not moments[""].is_finite:
+            raise NonFiniteLoss(self.step)
+        values = self._values(moments)
+        if plan.config.keep_states:
+            values |= {f"state_{name}": getattr(moments[""].last_layer, name) for name in STATES}
+        if "optimizer" not in plan.own:
+            values["learning_rate"] = plan.schedule(self.step)
+        if self.step in plan.networks_at:
+            self.networks[self.step] = KeptNetwork(plan.network, variables)
+        seconds["measuring"] += time.perf_counter() - began
+        self.records.append(self.step, values | {"seconds": seconds["training"] + seconds["measuring"]})
+
+    def _variables(self) -> Variables:
+        """The variables at this step, the next one's to overwrite no more, with batch statistics to measure with."""
+        variables = jax.tree.map(jnp.copy, self.state.variables)
+        if len(jax.devices()) > 1:
+            variables = jax.device_put(variables, jax.devices()[0])
+        if not self.plan.config.recompute_statistics:
+            return variables
+        train, batches = self.plan.splits.train, self.plan.statistics_batches
+        return recomputed_statistics(self.plan.stepper.network, variables, train, batches)
+
+    def _moment(self, variables: Variables, on: Dataset) -> Moment:
+        return Moment(
+            # Steps know nothing of initial weights, nor should what is compiled for measuring.
+            self.plan.stepper.network,
+            variables,
+            on,
+            self.plan.splits,
+            loss=self.plan.config.loss,
+            step=self.step,
+            record=self.record,
+            engine=self.plan.config.ntk_engine,
+            with_kernel="kappa" in self.plan.measurements,
+        )
+
+    def _values(self, moments: dict[str, Moment]) -> dict[str, Any]:
+        """Everything measured, by name; each measurement's time is noted."""
+        values: dict[str, Any] = {}
+        for name, measurement in self.plan.measurements.items():
+            began = time.perf_counter()
+            # Those of the table share some of their values.
+            taken = () if measurement is MEASUREMENTS.get(name) else values
+            for prefix in moments if name in ON_PROBE else ("",):
+                # Waits for what is computed: else its time would count as another's.
+                checked = checked_values(name, measurement(moments[prefix]), taken)
+                values |= {prefix + key: value for key, value in checked.items()}
+            self.records.seconds[f"measuring_{name}"] += time.perf_counter() - began
+        return values
