@@ -157,5 +157,5 @@ class ReportConfig(Settings):
     """
 
     run: str | None = setting(None, "run directory", positional=True)
-    out: str | None = setting(None, "file to write (default: report.html in the run directory)")
+    out: str | None = setting(None, "file to write (default: the report in the run directory)")
     overwrite: bool = setting(False, "replace a report that is there")
