@@ -145,8 +145,8 @@ def measured_again(path: Path, starts: Sequence[int], *, at: Iterable[int], keep
     if not made_by_settings(path, recorded):
         raise ValueError(
             f"{path}: expected a run that its settings make again, got one whose network or data were given from "
-            f"Python, or without its {RunDirectory(path).settings.name}; climb from a MeasuredStart with its network, or name rungs that need "
-            "none: --rungs block-frozen block-path."
+            f"Python, or without its {RunDirectory(path).settings.name}; climb from a MeasuredStart with its "
+            "network, or name rungs that need none: --rungs block-frozen block-path."
         )
     check_starts(starts, steps[-1])
     settings = _settings(path)
