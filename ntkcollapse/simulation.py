@@ -19,6 +19,7 @@ from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import SquaredError
+from ntkcollapse.observable_table import metrics
 from ntkcollapse.observables import (
     Observables,
     collapse_observables,
@@ -195,7 +196,7 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     )
     # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
     columns_of = None if deviations is None else (deviations, classes)
-    observables = _observe_reduced(reduced, out.states, times, columns_of) if observed else {}
+    observables = _observe_reduced(reduced, out.states, times, columns_of, metrics(along_runs=True)) if observed else {}
     if observed and columns and deviations is not None:
         observables |= _observe_columns(kernel, out.states, times, deviations, classes)
     return _Parts(out, out.states, observables, kernel, deviations, solver)
@@ -214,7 +215,7 @@ def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | 
     kernel = flow.kernel
     if type(flow).kernel_at is not AbstractFlow.kernel_at:
         kernel = KernelPath.through(times, jax.vmap(flow.kernel_at)(times, out.states))
-    observables = _observe_full(flow, out.states, times) if observed else {}
+    observables = _observe_full(flow, out.states, times, metrics(along_runs=True)) if observed else {}
     return _Parts(out, layers, observables, kernel, None, solver)
 
 
@@ -315,7 +316,7 @@ def _solve(flow, start, times, solver, tolerances, max_steps, progress, key, ste
 
 
 @eqx.filter_jit
-def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of) -> Observables:
+def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of, entries) -> Observables:
     """Everything that class means and scatter tell; deviations and their classes add the scatter class by class."""
     spread = None if columns_of is None else _class_spread(*columns_of)
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(flow.scatter))
@@ -333,10 +334,9 @@ def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of)
         deviations = jnp.concatenate(list(state.P @ start_root), axis=1)
         seen = residual_observables(statistics, deviations, state.W, state.b)
         seen["loss"] = flow.scale * seen["loss"]
-        seen |= collapse_observables(statistics, state.W, state.b)
+        determined = [entry for entry in entries if spread is not None or not entry.needs_columns]
+        seen |= collapse_observables(statistics, state.W, state.b, determined)
         seen |= invariant_observables(state.W, gram, state.M.mean(1)) | kernel_observables(kernel)
-        if spread is None:
-            del seen["nc1_seleznova2023"]
         return seen, state.W.T @ state.W, gram
 
     if spread is None or states.P.shape[1] == 1:
@@ -375,12 +375,12 @@ def _observe_columns(kappa, states: ReducedState, times, deviations, classes: Cl
 
 
 @eqx.filter_jit
-def _observe_full(flow: AbstractFlow, states: Any, times) -> Observables:
+def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observables:
     def at(inputs):
         t, state = inputs
         kernel, state = flow.kernel_at(t, state), flow.last_layer(state)
         gram = feature_gram(state.H, kernel, flow.classes)
-        seen = observe(state, flow.classes, kernel, flow.loss, gram=gram)
+        seen = observe(state, flow.classes, kernel, flow.loss, gram=gram, metrics=entries)
         return seen, state.W.T @ state.W, gram
 
     observables, weight_gram, gram = jax.lax.map(at, (times, states))

@@ -25,6 +25,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.observable_table import described
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
 from ntkcollapse.theory.reduced import ReducedState
@@ -211,7 +212,8 @@ class Trajectory(eqx.Module):
         data: dict[str, Any] = {}
         for name, value in self.observables.items():
             extra = tuple(f"{name}_axis{i}" for i in range(value.ndim - 1))
-            data[f"observable/{name}"] = (("time", *extra), np.asarray(value))
+            about = {"long_name": described(name).meaning, "units": described(name).unit}
+            data[f"observable/{name}"] = (("time", *extra), np.asarray(value), about)
         for name, value in _arrays_of(self.states).items():
             data[f"state/{name}"] = (("time", *_AXES[name]), np.asarray(value))
         for name, value in self.statistics.items():
@@ -283,6 +285,9 @@ class Trajectory(eqx.Module):
             names = json.loads(data.attrs["names"])
         else:
             equation, names = equation_of_settings(settings, classes.sizes), names_of_settings(settings)
+            if equation.of_network and not equation.is_squared:
+                # Such files called ½‖R‖² the loss, which the parts of the residual still add up to.
+                groups["observable"].pop("loss", None)
         return cls(
             data["time"].values,
             groups["observable"],

@@ -28,7 +28,7 @@ FLOORS = (
     {"data"},
     {"ntk", "collapse", "theory", "networks"},
     {"observables", "trajectory"},
-    {"simulation"},
+    {"simulation", "captions"},
     {"comparison", "training"},
     {"plots"},
     {"commands"},

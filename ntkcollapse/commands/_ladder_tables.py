@@ -3,6 +3,7 @@
 import numpy as np
 
 from ntkcollapse._table import number, percent, table
+from ntkcollapse.captions import time_axis
 from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Ladder, attribute, chain, gaps
 from ntkcollapse.observable_table import described, shown_in
 from ntkcollapse.theory.rates import stability_bound
@@ -35,7 +36,7 @@ def course_table(ladder: Ladder, *, times: int = 5) -> str:
     indices = sorted(set(np.linspace(0, T - 1, times + 1).round().astype(int).tolist()[1:]))
     steps = ladder.network.observables.get("step")
     said = ["" if steps is None else str(int(steps[i])) for i in indices]
-    rows = [["flow time t", "", *(number(ladder.network.times[i]) for i in indices)]]
+    rows = [[time_axis(ladder.network).symbol, "", *(number(ladder.network.times[i]) for i in indices)]]
     for name in _of_course(ladder):
         rows.append([name, "network", *(number(ladder.network.observables[name][i]) for i in indices)])
         for rung, run in ladder.rungs.items():

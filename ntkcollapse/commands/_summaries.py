@@ -8,8 +8,8 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse._table import number, table
+from ntkcollapse.captions import shown, time_axis
 from ntkcollapse.commands._collapse_sections import collapse_figures
-from ntkcollapse.observable_table import shown_in
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.trajectory import Trajectory
 
@@ -17,9 +17,8 @@ from ntkcollapse.trajectory import Trajectory
 def simulation_table(run: Trajectory, seconds: float) -> str:
     """Observables at a few times, and how the integration fared."""
     indices = _few(len(run.times), 6)
-    header = ["flow time t", *(number(run.times[i]) for i in indices)]
-    names = [name for name in shown_in("simulate") if name in run.observables]
-    rows = [[name, *(number(run.observables[name][i]) for i in indices)] for name in names]
+    header = [time_axis(run).symbol, *(number(run.times[i]) for i in indices)]
+    rows = [[name, *(number(run[name][i]) for i in indices)] for name in shown(run, "simulate")]
     steps = int(run.statistics["num_steps"])
     drift = float(np.max(np.asarray(run.observables["invariant_drift"])))
     decays = any(float(rate) for rate in jax.tree.leaves(run.equation.weight_decay))

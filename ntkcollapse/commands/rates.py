@@ -7,6 +7,7 @@ import numpy as np
 from ntkcollapse import plots
 from ntkcollapse._table import number, table, with_error
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.captions import time_axis
 from ntkcollapse.commands._measured import measured_again
 from ntkcollapse.commands.settings import RatesConfig
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
@@ -58,8 +59,8 @@ def rates_table(run: Trajectory, rates: dict[str, MeasuredRate]) -> str:
         row += [number(rate.eigenvalue), _ratio(verdicts.get("eigenvalue"))] * lazy
         rows.append([*row, number(rate.implied), _ratio(verdicts.get("implied")), _agreement(rate)])
     note = (
-        "Rates are of norms, per flow time of ½‖R‖²; predictions from the record where the window begins, the first\n"
-        "one where no exponential was found.\n"
+        f"Rates are of norms, per {time_axis(run).meaning}; predictions from the record where the window begins, the\n"
+        "first one where no exponential was found.\n"
     )
     if known:
         note += (
@@ -87,7 +88,7 @@ def _of(part: str) -> str:
 def _of_constant_kernel(run: Trajectory) -> dict[str, tuple[float, ...]]:
     """Rates of the three parts that a constant κ of three numbers gives; empty for other kernels, and of networks."""
     kernel, classes = run.kernel, run.classes
-    if not isinstance(kernel, BlockKernel) or not kernel.is_uniform or not classes.is_balanced:
+    if not (isinstance(kernel, BlockKernel) and kernel.is_uniform and classes.is_balanced and run.equation.is_squared):
         return {}
     rates = {"λ(κ)": kernel.rates(classes), "at collapse": collapse_rates(kernel, classes).perpendicular}
     return {name: tuple(float(rate) for rate in values) for name, values in rates.items()}

@@ -9,13 +9,13 @@ import numpy as np
 from ntkcollapse import plots
 from ntkcollapse._files import replacing
 from ntkcollapse._table import number
+from ntkcollapse.captions import shown, time_axis
 from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
-from ntkcollapse.observable_table import shown_in
 from ntkcollapse.run_directory import RunDirectory, check_not_owned
 from ntkcollapse.trajectory import Trajectory
 
@@ -71,8 +71,7 @@ def _headline(run: Trajectory) -> str:
     said = f"{kind}, C = {classes.num_classes} classes, {sizes}, {len(run.times)} records"
     if "step" in run.observables:
         said += f" up to optimiser step {int(run['step'][-1])}"
-    clock = "flow time of the loss ½‖R‖²" if equation.in_flow_time else "optimiser steps"
-    return f"{said}. Times are {clock}."
+    return f"{said}. Times are {time_axis(run).meaning}."
 
 
 def _course(run: Trajectory) -> Iterator[str]:
@@ -85,26 +84,29 @@ def _course(run: Trajectory) -> Iterator[str]:
     indices = sorted(set(np.linspace(0, len(run.times) - 1, 6).round().astype(int).tolist()))
     rows = [
         [name, *(number(run.observables[name][i]) for i in indices)]
-        for name in shown_in("report")
-        if name in run.observables and run.observables[name].ndim == 1
+        for name in shown(run, "report")
+        if run.observables[name].ndim == 1
     ]
     steps = run.observables.get("step")
     if steps is not None:
         rows.insert(0, ["optimiser step", *(str(int(steps[i])) for i in indices)])
-    yield _html.grid(["time t", *(number(run.times[i]) for i in indices)], rows)
+    yield _html.grid([time_axis(run).symbol, *(number(run.times[i]) for i in indices)], rows)
 
 
 def _rates(run: Trajectory) -> Iterator[str]:
     yield _html.heading("The three rates")
+    if not run.equation.is_squared:
+        yield _html.paragraph("Not measured: they are those of the parts of the residual, under the squared loss.")
+        return
     try:
-        found = measured_rates(run)
+        rates = measured_rates(run)
     except ValueError as error:
         yield _html.paragraph(f"Not measured: {error}")
         return
     yield _html.figure(
-        plots.rates_figure(run, found), "The residual parts, their fitted exponentials, and the predictions."
+        plots.rates_figure(run, rates), "The residual parts, their fitted exponentials, and the predictions."
     )
-    yield _html.preformatted(rates_table(run, found))
+    yield _html.preformatted(rates_table(run, rates))
 
 
 def _ladder(step: int, ladder: Ladder) -> Iterator[str]:

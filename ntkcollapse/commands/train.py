@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ntkcollapse._table import number, table
+from ntkcollapse.captions import has, shown, time_axis
 from ntkcollapse.commands._summaries import files_line, training_figures
 from ntkcollapse.commands.settings import TrainCommandConfig
 from ntkcollapse.observable_table import shown_in
@@ -38,11 +39,10 @@ def training_table(run: Trajectory) -> str:
     T = len(run.times)
     indices = sorted({round(i * (T - 1) / 5) for i in range(6)})
     header = ["epoch", *(number(run.observables["epoch"][i]) for i in indices)]
-    rows = [["flow time t" if run.equation.in_flow_time else "step", *(number(run.times[i]) for i in indices)]]
-    names = shown_in("train") + [
-        f"{way}_{name}" for name in shown_in("test data") for way in ("train", "weak", "strong")
-    ]
-    rows += [[name, *(number(run.observables[name][i]) for i in indices)] for name in names if name in run.observables]
+    rows = [[time_axis(run).symbol, *(number(run.times[i]) for i in indices)]]
+    held_out = [f"{way}_{name}" for name in shown_in("test data") for way in ("train", "weak", "strong")]
+    names = shown(run, "train") + [name for name in held_out if has(run, name)]
+    rows += [[name, *(number(run[name][i]) for i in indices)] for name in names]
     seconds = {name.removeprefix("seconds_"): float(value) for name, value in run.statistics.items()}
     costs = ", ".join(
         f"{name.removeprefix('measuring_')} {value:.3g}"

@@ -17,7 +17,7 @@ from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.observable_table import group
+from ntkcollapse.observable_table import Observable, group, metrics
 from ntkcollapse.observables import Observables, block_observables, observe
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.trajectory import Trajectory
@@ -120,7 +120,7 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
     if logits is None:
         logits = jnp.einsum("tcn,tni->tci", course.W, course.H) + course.b[:, :, None]
     kernel = jax.vmap(run.kernel.at)(course.times)
-    observables = _observe((course.H, course.W, course.b), logits, kernel, start.classes)
+    observables = _observe((course.H, course.W, course.b), logits, kernel, start.classes, metrics(along_runs=True))
     # The measured κ goes into the invariant alone; what stands beside it is the rung's own kernel, where it has one.
     observables = {k: v for k, v in observables.items() if not k.startswith("kappa_")}
     if course.kernel is not None:
@@ -146,10 +146,10 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
 
 
 @eqx.filter_jit
-def _observe(states, logits, kernels: SampleKernel, classes: Classes) -> Observables:
+def _observe(states, logits, kernels: SampleKernel, classes: Classes, entries: tuple[Observable, ...]) -> Observables:
     def at(inputs):
         (H, W, b), f, kernel = inputs
-        seen = observe(LastLayer(H=H, W=W, b=b), classes, kernel)
+        seen = observe(LastLayer(H=H, W=W, b=b), classes, kernel, metrics=entries)
         R = f - classes.Y
         norms = [jnp.linalg.norm(part) for part in classes.parts(R)]
         seen |= dict(zip(group("Residual parts"), norms, strict=True))

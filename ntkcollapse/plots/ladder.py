@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ntkcollapse._palette import BLACK
+from ntkcollapse.captions import caption, time_axis
 from ntkcollapse.comparison import RUNGS, Attribution, Ladder, Rung, Share
 from ntkcollapse.comparison.rungs.assumptions import STATISTICS_AT_REST
 from ntkcollapse.observable_table import described, shown_in
@@ -27,8 +28,8 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
     for name, run in ladder.rungs.items():
         _draw(ax, run, observable, rung_style(RUNGS[name]))
     _draw(ax, ladder.network, observable, NETWORK_STYLE)
-    ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
-    ax.set_ylabel(described(observable).label)
+    ax.set_xlabel(time_axis(ladder.network).label)
+    ax.set_ylabel(caption(observable, ladder.network).label)
     if not any(np.size(line.get_xdata()) for line in ax.lines):
         ax.set_title("no number above 0")
         ax.set(xticks=[], yticks=[])

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from ntkcollapse._palette import BLACK, BLUE, ORANGE, PURPLE
 from ntkcollapse._table import with_error
+from ntkcollapse.captions import time_axis
 from ntkcollapse.comparison import MeasuredRate
 from ntkcollapse.observable_table import described
 from ntkcollapse.plots.style import NETWORK, label_short_decades, style
@@ -58,7 +59,7 @@ def rates_figure(
             name = f"residual_{part}"
             y = np.asarray(run.observables[name], dtype=float)
             seen = np.isfinite(y) & (y > 0)
-            ax.set_xlabel(r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+            ax.set_xlabel(time_axis(run).label)
             ax.set_ylabel(described(name).label)
             if not seen.any():
                 ax.set_title("0 throughout" if (y == 0).all() else "no number above 0")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ntkcollapse._palette import BLACK
+from ntkcollapse.captions import caption, has, run_name, time_axis
 from ntkcollapse.observable_table import described, group, groups, shown_in
 from ntkcollapse.plots.style import NETWORK, THEORIES, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
@@ -29,22 +30,22 @@ def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[s
     styles = line_styles(runs)
     drawn, points = [], 0
     for name in names:
-        present = {label: run for label, run in runs.items() if name in run.observables}
+        present = {label: run for label, run in runs.items() if has(run, name)}
         for label, run in present.items():
             t, y = np.asarray(run.times), np.asarray(run.observables[name])
             keep = (t > 0) & np.isfinite(y) & ((y > 0) | (scale != "log"))
             points += int(keep.sum())
             ax.plot(t[keep], y[keep], color=described(name).colour, **styles[label])
         if present:
-            drawn.append(Line2D([], [], color=described(name).colour, label=described(name).label))
+            entry = caption(name, *present.values())
+            drawn.append(Line2D([], [], color=entry.colour, label=entry.label))
     # Without a point above 0 (a run that ended where it began) there is nothing to take the logarithm of.
     if points:
         ax.set_xscale("log")
         ax.set_yscale(scale)
     if points and scale == "log":
         label_short_decades(ax.yaxis)
-    steps = any(not run.equation.in_flow_time for run in runs.values())
-    ax.set_xlabel("step" if steps else r"flow time $t$ (loss $\frac{1}{2}\|R\|^2$)")
+    ax.set_xlabel(time_axis(*runs.values()).label)
     if drawn:
         # Above the axes: curves that cross everything leave no room inside.
         ax.legend(handles=drawn, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2, labelspacing=0.2)
@@ -60,7 +61,7 @@ def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, list[st
     return [
         (title, names, described(names[0]).scale)
         for title, names in panels
-        if any(name in run.observables for run in runs.values() for name in names)
+        if any(has(run, name) for run in runs.values() for name in names)
     ]
 
 
@@ -90,5 +91,5 @@ def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = Non
 
 
 def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:
-    """The same panels for a single theory run."""
-    return comparison_figure({"block-structured gradient flow": run}, title=title)
+    """The same panels for a single theory run, which is called by its kernel."""
+    return comparison_figure({run_name(run): run}, title=title)
