@@ -22,23 +22,21 @@
 # assumes more: that the last layer is linearised too.
 
 # %%
+import dataclasses
+
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse.comparison import RUNGS, MeasuredStart, NetworkAt, attribute, climb
-from ntkcollapse.data import digits
-from ntkcollapse.networks import mlp
-from ntkcollapse.training import log_spaced, measured_descent
+from ntkcollapse.comparison import RUNGS, MeasuredRun, attribute, climb
+from ntkcollapse.training import preset, train
 
 jax.config.update("jax_enable_x64", True)
 
-data = digits(5)
-network = mlp((32, 16), data.classes.num_classes)
-variables = network.init(jax.random.key(0), data.inputs)
-steps = sorted({*log_spaced(2000, 60), 40})
-kept = {}
+config = dataclasses.replace(
+    preset("digits"), per_class=5, network_options=("widths=(32,16)",), epochs=2000, measure_log=60
+)
 
 
 # %% [markdown]
@@ -47,10 +45,8 @@ kept = {}
 # predictions start.
 
 # %%
-run = measured_descent(
-    network, variables, data, learning_rate=0.3, at=steps, on_snapshot=lambda s: kept.update({s.step: s.variables})
-)
-start = MeasuredStart(run, steps.index(40), {steps.index(40): NetworkAt.of(network, kept[40], data)})
+run, networks = train(config, keep_networks_at=[40])
+start = MeasuredRun.of(run, networks, config.build_splits().train).start(40)
 
 # %% [markdown]
 # ## Climb the ladder

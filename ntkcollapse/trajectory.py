@@ -39,7 +39,7 @@ _AXES = {
     "b": ("class",),
 }
 _PACKAGES = (
-    "ntkcollapse", "jax", "jaxlib", "equinox", "diffrax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"
+    "ntkcollapse", "jax", "jaxlib", "equinox", "diffrax", "flax", "optax", "numpy", "scipy"
 )  # fmt: skip
 _KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel)}
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
     from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
     from ntkcollapse.training.kept_networks import KeptNetwork
-    from ntkcollapse.training.measured import measure, measured_descent
     from ntkcollapse.training.measurements.ansatz import FeatureAnsatz
     from ntkcollapse.training.measurements.held_out import HeldOutCollapse
     from ntkcollapse.training.measurements.layers import LayerCollapse, saved_profile
@@ -59,8 +58,6 @@ __all__ = [
     "gradient_descent",
     "log_spaced",
     "loss_scale",
-    "measure",
-    "measured_descent",
     "optimizer",
     "parse_options",
     "preset",
