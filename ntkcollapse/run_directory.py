@@ -203,7 +203,8 @@ class RunDirectory:
             number = len(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(
-                f"{self.settings}: expected the settings of a run, could not read them: {error}; put them back."
+                f"{self.settings}: expected a TOML file with the settings of a run, this is not one: {error}; put "
+                "them back."
             ) from error
         if not number:
             raise ValueError(f"{self.settings}: expected the settings of a run, found an empty file; put them back.")

@@ -135,9 +135,10 @@ def train(
         output = Output(plan, directory)
         if resume:
             output.check_length()
+        # Whoever sees that the run is there may ask it to stop.
+        stop = stack.enter_context(stop_requested())
         if directory is not None:
             directory.begin(config, resume=resume)
-        stop = stack.enter_context(stop_requested())
         begun = (output.resumed() if resume else None) or Progress.start(plan)
         bar = stack.enter_context(
             tqdm(total=plan.last, disable=not progress, unit="step", dynamic_ncols=True, smoothing=0.1)

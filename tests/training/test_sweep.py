@@ -227,7 +227,7 @@ def test_a_preempted_job_is_saved_put_back_and_ends_as_if_it_had_not_been(tmp_pa
     (controller,) = {file.name.split("_")[0] for file in jobs.iterdir()}
     os.kill(int(Path(f"/proc/{controller}/task/{controller}/children").read_text()), signal.SIGUSR2)
     submitting.join()
-    log = "".join(file.read_text() for file in jobs.glob("*_log.err"))
+    log = "".join(file.read_text() for file in jobs.glob("*_log.*"))
     assert "Requeued job" in log
     assert rows == sweep(base, grid, tmp_path / "here")
     assert rows[0]["outcome"] == "finished"
