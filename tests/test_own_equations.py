@@ -1,0 +1,132 @@
+"""Equations of one's own are integrated as they are, and observed with their own kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from ntkcollapse import BlockKernel, Classes, Flow, KernelPath, LastLayer, Method, SquaredError, simulate
+from tests.cases import random_state
+
+CLASSES = Classes.balanced(3, 4)
+KAPPA = BlockKernel(3.0, 2.0, 0.6)
+TIMES = np.linspace(0.0, 1.0, 5)
+START = random_state(5, CLASSES)
+METHOD = Method(solver="dopri8", rtol=1e-11, atol=1e-13)
+
+
+def by_scipy(gradient, kernel):
+    """W at the last time of Ḣ = −Wᵀ G K, Ẇ = −G Hᵀ, ḃ = −G 1, written once more in numpy."""
+    n, N, C = 5, 12, 3
+    Y, K0 = np.asarray(CLASSES.Y), np.asarray(KAPPA.as_matrix(CLASSES))
+
+    def field(t, y):
+        H, W, b = y[: n * N].reshape(n, N), y[n * N : -C].reshape(C, n), y[-C:]
+        G = gradient(W @ H + b[:, None], Y)
+        return np.concatenate([(-W.T @ G @ kernel(K0, W)).ravel(), (-G @ H.T).ravel(), -G.sum(1)])
+
+    y0 = np.concatenate([np.asarray(x).ravel() for x in (START.H, START.W, START.b)])
+    end = solve_ivp(field, (0.0, 1.0), y0, method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
+    return end[n * N : -C].reshape(C, n)
+
+
+class GrowingKernel(Flow):
+    """The feature kernel grows with the classifier: K (1 + ‖W‖²)."""
+
+    def kernel_at(self, t, state):
+        size = 1 + jnp.sum(jnp.square(state.W))
+        return jax.tree.map(lambda x: size * x, self.kernel.at(t))
+
+    def __call__(self, t, state, args=None):
+        flow = Flow(self.kernel_at(t, state), self.classes, self.loss, self.weight_decay)
+        return flow(t, state)
+
+
+class Quartic(SquaredError):
+    """¼ Σ (f − Y)⁴ under the name and scale of another loss."""
+
+    def value(self, f, Y):
+        return self.scale * jnp.sum((f - Y) ** 4) / 4
+
+    def gradient(self, f, Y):
+        return self.scale * (f - Y) ** 3
+
+
+class Doubled(BlockKernel):
+    """Twice the block kernel in `mv` alone."""
+
+    def mv(self, X, classes):
+        return 2 * super().mv(X, classes)
+
+    def solve(self, X, classes):
+        return super().solve(X, classes) / 2
+
+
+OWN = {
+    "flow": (GrowingKernel(KAPPA, CLASSES), lambda f, Y: f - Y, lambda K, W: K * (1 + np.sum(W**2))),
+    "loss": (Flow(KAPPA, CLASSES, loss=Quartic()), lambda f, Y: (f - Y) ** 3, lambda K, W: K),
+    "kernel": (Flow(Doubled(3.0, 2.0, 0.6), CLASSES), lambda f, Y: f - Y, lambda K, W: 2 * K),
+}
+
+
+@pytest.mark.parametrize("part", OWN)
+def test_an_equation_of_ones_own_is_not_replaced_by_ours(part):
+    flow, gradient, kernel = OWN[part]
+    run = simulate(START, flow, times=TIMES, method=METHOD)
+    assert run.settings["flow"] == "full"
+    np.testing.assert_allclose(run.states.W[-1], by_scipy(gradient, kernel), rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="reduced: the reduction is exact for squared error under a reducible kernel"):
+        simulate(START, flow, times=TIMES, reduced=True)
+    assert run.equation.plain == (part != "flow")
+    assert run.equation.is_squared == (part != "loss")
+
+
+def test_a_kernel_of_the_state_is_what_the_invariant_is_observed_with():
+    flow = OWN["flow"][0]
+    run = simulate(START, flow, times=TIMES, method=METHOD)
+    size = 1 + np.sum(np.square(np.asarray(run.states.W)), axis=(1, 2))
+    np.testing.assert_allclose(run["kappa_diagonal"], 3.0 * size, rtol=1e-12)
+    assert isinstance(run.kernel, KernelPath)
+    kappa = run.kernel_at(-1)
+    assert isinstance(kappa, BlockKernel)
+    assert float(kappa.within) == pytest.approx(2.0 * size[-1])
+    state = run.last_layer(-1)
+    K = size[-1] * np.asarray(KAPPA.as_matrix(CLASSES))
+    invariant = state.W.T @ state.W - state.H @ np.linalg.solve(K, np.asarray(state.H).T)
+    assert float(run["invariant_norm"][-1]) == pytest.approx(np.linalg.norm(invariant), rel=1e-9)
+
+
+def test_a_kernel_that_says_it_is_reducible_is_reduced():
+    class Named(BlockKernel):
+        """A block kernel by another name: nothing that acts is changed."""
+
+    run = simulate(START, Flow(Named(3.0, 2.0, 0.6), CLASSES), times=TIMES, method=METHOD)
+    assert run.settings["flow"] == "reduced"
+    assert not Doubled.reducible
+
+
+def test_what_is_meant_plainly_is_taken():
+    """Three numbers for a kernel, a loss by its name, three decays, plain times."""
+    by_words = Flow((3.0, 2.0, 0.6), CLASSES, loss="squared", weight_decay=(0.1, 0.2, 0.0))
+    by_types = Flow(KAPPA, CLASSES, loss=SquaredError(), weight_decay={"H": 0.1, "W": 0.2})
+    runs = [simulate(START, flow, times=[0.0, 0.5, 1.0]) for flow in (by_words, by_types)]
+    np.testing.assert_array_equal(runs[0].states.W, runs[1].states.W)
+    with pytest.raises(TypeError, match="got the function 'drifting'; for a kernel that depends on time give a Kernel"):
+        Flow(drifting, CLASSES)
+    with pytest.raises(ValueError, match=r"weight_decay: expected one rate, three rates .* got 2 rates"):
+        Flow(KAPPA, CLASSES, weight_decay=(0.1, 0.2))
+    with pytest.raises(TypeError, match="times: expected the flow times to save at, got none"):
+        simulate(START, KAPPA, CLASSES)
+    with pytest.raises(TypeError, match="classes: expected the classes behind the columns of H, got none"):
+        simulate(START, KAPPA, times=TIMES)
+
+
+def drifting(t):
+    return KAPPA
+
+
+def test_times_that_single_precision_cannot_tell_apart_are_refused():
+    single = LastLayer(*(np.asarray(x, np.float32) for x in (START.H, START.W, START.b)))
+    with pytest.raises(ValueError, match="times in float32: expected strictly increasing times"):
+        simulate(single, KAPPA, CLASSES, np.array([0.0, 1.0, 1.0 + 1e-12]))
