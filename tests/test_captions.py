@@ -103,7 +103,9 @@ def test_files_carry_names_and_units(tmp_path):
     assert data["observable__residual_single"].attrs == {"long_name": "norm of R - R_class", "units": "1"}
     assert data["observable__seconds"].attrs["units"] == "s"
     assert data["observable__mine"].attrs["long_name"] == "mine"
-    assert all({"long_name", "units"} <= set(data[name].attrs) for name in data if name.startswith("observable"))
+    assert all(
+        {"long_name", "units"} <= set(data[name].attrs) for name in map(str, data) if name.startswith("observable")
+    )
     run.save(tmp_path)
     again = Trajectory.load(tmp_path)
     np.testing.assert_array_equal(again["seconds"], run["seconds"])

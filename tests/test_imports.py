@@ -165,3 +165,28 @@ def test_one_version(capsys):
     assert capsys.readouterr().out == f"ntkcollapse {nc.__version__}\n"
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["dynamic"] == ["version"]
     assert f"\nversion: {nc.__version__}\n" in (root / "CITATION.cff").read_text()
+
+
+# What shows the note of a run to people, and what reads the notes of earlier files as the equations that they meant.
+NOTES_ARE_READ_BY = ("commands", "_earlier_files")
+
+
+def reads_of_notes(file: Path) -> list[int]:
+    """Lines that take a value out of something called settings."""
+
+    def is_note(node: ast.AST) -> bool:
+        return getattr(node, "attr", getattr(node, "id", "")) in ("settings", "settings_json")
+
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(file.read_text()))
+        if (isinstance(node, ast.Subscript) and is_note(node.value))
+        or (isinstance(node, ast.Attribute) and node.attr == "get" and is_note(node.value))
+    ]
+
+
+def test_nothing_is_computed_from_a_note():
+    """What a trajectory obeys is its equation; its settings say for people what made it."""
+    files = [file for file in sorted(PACKAGE.rglob("*.py")) if room_of(file) not in NOTES_ARE_READ_BY]
+    assert {str(file.relative_to(PACKAGE)): lines for file in files if (lines := reads_of_notes(file))} == {}
+    assert reads_of_notes(PACKAGE / "_earlier_files.py"), "the search finds what there is"

@@ -1,5 +1,7 @@
 """Equations of one's own are integrated as they are, and observed with their own kernel."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from ntkcollapse import BlockKernel, Classes, Flow, KernelPath, LastLayer, Metho
 from tests.cases import random_state
 
 CLASSES = Classes.balanced(3, 4)
-KAPPA = BlockKernel(3.0, 2.0, 0.6)
+VALUES: Any = (3.0, 2.0, 0.6)
+KAPPA = BlockKernel(*VALUES)
 TIMES = np.linspace(0.0, 1.0, 5)
 START = random_state(5, CLASSES)
 METHOD = Method(solver="dopri8", rtol=1e-11, atol=1e-13)
@@ -66,7 +69,7 @@ class Doubled(BlockKernel):
 OWN = {
     "flow": (GrowingKernel(KAPPA, CLASSES), lambda f, Y: f - Y, lambda K, W: K * (1 + np.sum(W**2))),
     "loss": (Flow(KAPPA, CLASSES, loss=Quartic()), lambda f, Y: (f - Y) ** 3, lambda K, W: K),
-    "kernel": (Flow(Doubled(3.0, 2.0, 0.6), CLASSES), lambda f, Y: f - Y, lambda K, W: 2 * K),
+    "kernel": (Flow(Doubled(*VALUES), CLASSES), lambda f, Y: f - Y, lambda K, W: 2 * K),
 }
 
 
@@ -101,7 +104,7 @@ def test_a_kernel_that_says_it_is_reducible_is_reduced():
     class Named(BlockKernel):
         """A block kernel by another name: nothing that acts is changed."""
 
-    run = simulate(START, Flow(Named(3.0, 2.0, 0.6), CLASSES), times=TIMES, method=METHOD)
+    run = simulate(START, Flow(Named(*VALUES), CLASSES), times=TIMES, method=METHOD)
     assert run.settings["flow"] == "reduced"
     assert not Doubled.reducible
 

@@ -99,13 +99,13 @@ def _numbers(statistics: dict[str, Array]) -> dict[str, float]:
 
 def _ladder(data: xr.Dataset) -> Ladder:
     classes = Classes(sizes=tuple(json.loads(data.attrs["class_sizes"])))
-    settings = {"network": json.loads(data.attrs["settings"])} | json.loads(data.attrs["rungs"])
+    notes = {"network": json.loads(data.attrs["settings"])} | json.loads(data.attrs["rungs"])
     statistics = json.loads(data.attrs.get("statistics", "{}"))
     if "equation" in data.attrs:
         saved = {"network": json.loads(data.attrs["equation"])} | json.loads(data.attrs["equations"])
         equations = {name: Equation.from_mapping(values) for name, values in saved.items()}
     else:
-        equations = {name: equation_of_settings(values, classes.sizes) for name, values in settings.items()}
+        equations = {name: equation_of_settings(values, classes.sizes) for name, values in notes.items()}
     runs = {}
     for name in map(str, data["rung"].values):
         rows = {str(k): v.sel(rung=name).values for k, v in data.data_vars.items()}
@@ -117,7 +117,7 @@ def _ladder(data: xr.Dataset) -> Ladder:
             classes,
             statistics=statistics.get(name),
             equation=equations[name],
-            settings=settings[name],
+            settings=notes[name],
         )
     network = runs.pop("network")
     for name in runs:

@@ -51,7 +51,9 @@ def test_a_metric_is_seen_everywhere(command, mine, tmp_path, capsys):
     assert row.split()[-1] == f"{float(run[mine.name][-1]):.4g}"
     figure = plots.comparison_figure({"run": run})
     (panel,) = (ax for ax in figure.axes if ax.get_ylabel() == mine.group)
-    assert mine.label in [text.get_text() for text in panel.get_legend().get_texts()]
+    legend = panel.get_legend()
+    assert legend is not None
+    assert mine.label in [text.get_text() for text in legend.get_texts()]
     plt.close(figure)
     assert run.to_dataset()[f"observable__{mine.name}"].attrs["long_name"] == mine.meaning
     assert main(["report", str(out)]) == 0
