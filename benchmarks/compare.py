@@ -9,6 +9,7 @@ the end, which is what the cost buys.
 """
 
 import argparse
+import dataclasses
 import platform
 import time
 from importlib.metadata import version
@@ -18,11 +19,11 @@ import numpy as np
 import optax
 
 from ntkcollapse.commands import number, percent, table
-from ntkcollapse.commands._measured import digits_run
+from ntkcollapse.commands.network_runs import train_measured
 from ntkcollapse.comparison import RUNGS, available_rungs, climb, gaps
 from ntkcollapse.data import digits
 from ntkcollapse.networks import mlp
-from ntkcollapse.training import Stepper, log_spaced
+from ntkcollapse.training import Stepper, log_spaced, preset
 
 
 def epoch(per_class: int, widths: tuple[int, ...], learning_rate: float, repeats: int = 50) -> float:
@@ -49,11 +50,13 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=(), choices=tuple(RUNGS), help="rungs to leave out")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    size = {"per_class": 3, "widths": (16, 12)} if flags.quick else {"per_class": 30, "widths": (256, 256, 64)}
+    per_class, widths = (3, (16, 12)) if flags.quick else (30, (256, 256, 64))
     steps, start = (160, 20) if flags.quick else (2560, 80)
-    at = log_spaced(steps, 8)
-    run = digits_run(**size, learning_rate=0.3, steps=steps, at=at, seed=0, starts=(start,), keep_all=True)
-    one = epoch(size["per_class"], size["widths"], 0.3)
+    options = (f"widths=({','.join(map(str, widths))})",)
+    config = dataclasses.replace(preset("digits"), per_class=per_class, network_options=options, epochs=steps)
+    at = {*log_spaced(steps, 8), start}
+    run = train_measured(config, at=at, networks_at=at)
+    one = epoch(per_class, widths, config.learning_rate)
     rows = []
     for name in available_rungs(run.start(start)):
         if name in flags.skip:
@@ -68,12 +71,11 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
             prediction = ladder
         if prediction is None or name not in prediction.rungs:
-            rows.append([f"{rung.number}  {rung.label}", "-", "-", "-", "-"])
+            rows.append([rung.title, "-", "-", "-", "-"])
             continue
         warm = min(seconds[1:])
         off = gaps(prediction.network, prediction.rungs[name], ["residual_class"])["residual_class"].relative[-1]
-        said = f"{rung.number}  {rung.label}"
-        rows.append([said, number(seconds[0] - warm), number(warm), number(warm / one), percent(off)])
+        rows.append([rung.title, number(seconds[0] - warm), number(warm), number(warm / one), percent(off)])
     N, P = run.trajectory.classes.num_samples, next(iter(run.networks.values())).num_params
     print(f"N = {N}, P = {P}, {steps - start} steps predicted; one epoch (full-batch step): {1e3 * one:.2f} ms")
     print(table(["rung", "compilation, s", "warm, s", "in epochs", "R_class at the end"], rows))

@@ -151,8 +151,6 @@ def test_experiments_need_nothing_private():
             names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
             parts = [part for name in names for part in f"{module}.{name}".split(".") if part]
-            if module == "ntkcollapse.commands._measured":  # which `comparison` takes over
-                continue
             if parts[:1] == ["ntkcollapse"] and any(part.startswith("_") and part != "__version__" for part in parts):
                 wrong.append(f"{file.relative_to(root)} imports {module}: {', '.join(names)}")
     assert wrong == []

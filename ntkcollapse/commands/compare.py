@@ -13,24 +13,25 @@ from tqdm import tqdm
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
-from ntkcollapse.commands._measured import (
-    MeasuredRun,
+from ntkcollapse.commands._summaries import files_line
+from ntkcollapse.commands.network_runs import (
     apart_at,
-    as_recorded,
+    can_be_trained_again,
     check_starts,
     compared_steps,
     default_start,
-    digits_run,
     has_batch_norm,
-    made_by_settings,
-    measured_again,
-    recorded_run,
+    last_step,
+    load_network_run,
+    measured_run,
+    title_of,
+    training_settings,
 )
-from ntkcollapse.commands._summaries import files_line
 from ntkcollapse.commands.settings import CompareConfig
 from ntkcollapse.comparison import (
     RUNGS,
     Ladder,
+    MeasuredRun,
     MeasuredStart,
     climb,
     joined,
@@ -39,10 +40,13 @@ from ntkcollapse.comparison import (
 )
 from ntkcollapse.comparison.rungs import Needs
 from ntkcollapse.run_directory import RunDirectory
-from ntkcollapse.training import log_spaced
+from ntkcollapse.training import Interrupted, TrainConfig, preset, train
 from ntkcollapse.trajectory import Trajectory
 
-_DEMO = ("block-frozen", "block-path", "sample-frozen")
+# Of a preset: the step that theory starts from, and the rungs, which take seconds.
+_START = 80
+_QUICK = ("block-frozen", "block-path", "sample-frozen")
+_ALONG_THE_PATH: Needs = "network along the path"
 
 
 def compare_command(config: CompareConfig) -> None:
@@ -53,7 +57,7 @@ def compare_command(config: CompareConfig) -> None:
     check_positive("homogeneity", config.homogeneity, zero=True)
     _check_used(config)
     config = dataclasses.replace(config, starts=tuple(sorted(set(config.starts))))
-    plan = _on_digits(config) if config.run is None else _on_run(config, Path(config.run))
+    plan = _plan(config if config.run is not None else _trained_first(config))
     for step, names in plan.missing.items():
         _climb(plan, step, names)
     figures = []
@@ -87,40 +91,40 @@ class _Plan(NamedTuple):
 
 def _check_used(config: CompareConfig) -> None:
     """Raises ValueError for settings that would be passed over in silence."""
-    of_digits = ("per_class", "widths", "learning_rate", "steps", "measurements", "seed")
-    names = ("records",) if config.run is None else of_digits
-    defaults = CompareConfig()
-    for name in names:
-        if getattr(config, name) != getattr(defaults, name):
-            why = "a run has its own" if config.run else "without a run --measurements says how often"
-            raise ValueError(f"{name}: expected none here, got {getattr(config, name)}: {why}.")
+    for name in ("preset", "seed") if config.run is not None else ():
+        if getattr(config, name) != getattr(CompareConfig(), name):
+            raise ValueError(f"{name}: expected none here, got {getattr(config, name)}: a run has its own.")
 
 
-def _on_digits(config: CompareConfig) -> _Plan:
-    starts = config.starts or (80,)
-    check_starts(starts, config.steps)
-    rungs = _without_batch_norm(_chosen(config.rungs) or _DEMO, config)
-    out = RunDirectory(config.out or "runs/compare")
-    out.check(overwrite=config.overwrite)
-    measured = digits_run(
-        per_class=config.per_class,
-        widths=config.widths,
-        learning_rate=config.learning_rate,
-        steps=config.steps,
-        at=log_spaced(config.steps, config.measurements),
-        seed=config.seed,
-        starts=starts,
-        keep_all=_need(rungs, "network along the path"),
-    )
-    # Not before it is known that there is something to put in the place of an earlier run.
-    out.begin(config)
-    measured.trajectory.save(out.path)
-    begin = {step: measured.start(step, homogeneity=config.homogeneity) for step in starts}
-    return _Plan(out, {}, dict.fromkeys(starts, rungs), begin, measured.title)
+def _trained_first(config: CompareConfig) -> CompareConfig:
+    """Trains the network of the preset, kept where the comparison needs it; and the comparison of that run.
+
+    What is refused is refused before it is trained.
+    """
+    settings = dataclasses.replace(preset(config.preset), seed=config.seed)
+    starts = config.starts or (_START,)
+    last = last_step(settings)
+    check_starts(starts, last)
+    rungs = _of_network(_chosen(config.rungs) or _QUICK, settings, config)
+    out = config.out or "runs/compare"
+    RunDirectory(out).check(overwrite=config.overwrite)
+    keep = set(starts)
+    if _need(rungs, _ALONG_THE_PATH):
+        keep |= settings.measured_steps(last // settings.epochs)
+    try:
+        train(settings, out, overwrite=config.overwrite, keep_networks_at=keep, progress=sys.stderr.isatty())
+    except Interrupted as error:
+        resumed = f"ntkcollapse train --resume --out {out}"
+        print(f"{error}\ngo on with: {resumed}, then ntkcollapse compare {out}", file=sys.stderr)
+        sys.exit(128 + error.signum)
+    return dataclasses.replace(config, run=str(out), out=None, starts=starts, rungs=rungs, overwrite=False)
 
 
-def _on_run(config: CompareConfig, run: Path) -> _Plan:
-    recorded, steps = recorded_run(run)
+def _plan(config: CompareConfig) -> _Plan:
+    assert config.run is not None
+    run = Path(config.run)
+    recorded = load_network_run(run)
+    steps = [int(step) for step in np.asarray(recorded["step"])]
     elsewhere = config.out is not None and Path(config.out).resolve() != run.resolve()
     out = RunDirectory(config.out if elsewhere and config.out is not None else run)
     ladders = _held(config, recorded, out, elsewhere)
@@ -128,22 +132,20 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
     check_starts(starts, steps[-1])
     rungs = _chosen(config.rungs or ("all",))
     if not config.rungs:
-        rungs = tuple(name for name in rungs if RUNGS[name].needs != "network along the path")
-    whole = made_by_settings(run, recorded)
-    if not whole and not _are_named(config):
+        rungs = tuple(name for name in rungs if RUNGS[name].needs != _ALONG_THE_PATH)
+    if can_be_trained_again(run, recorded):
+        rungs = _of_network(rungs, training_settings(run), config)
+    elif not _are_named(config):
         rungs = tuple(name for name in rungs if RUNGS[name].needs == "nothing")
-    if whole and _need(rungs, "batch statistics") and not has_batch_norm(run):
-        rungs = _without_batch_norm(rungs, config)
     missing = {step: _lacking(ladders.get(step), rungs, config) for step in starts}
     climbed = sorted(step for step, names in missing.items() if names)
     if not climbed:
         return _Plan(out, ladders, missing, {}, "")
-    at = {s for step in climbed for s in _steps(ladders.get(step))}
-    if not whole and not any(RUNGS[name].needs != "nothing" for names in missing.values() for name in names):
-        measured = as_recorded(run, {*climbed, *at})
-    else:
-        keep_all = any(_need(names, "network along the path") for names in missing.values())
-        measured = measured_again(run, climbed, at=at | compared_steps(steps, config.records), keep_all=keep_all)
+    at = {*climbed, *compared_steps(steps, config.records)}.union(*(_steps(ladders.get(step)) for step in climbed))
+    networks_at = {step for step in climbed if any(RUNGS[name].needs != "nothing" for name in missing[step])}
+    if any(_need(names, _ALONG_THE_PATH) for names in missing.values()):
+        networks_at = at
+    measured = measured_run(run, recorded, at=at, networks_at=networks_at)
     # Refused before anything is removed or climbed.
     begin = {step: _start(measured, step, ladders.get(step), out, config.homogeneity) for step in climbed}
     if elsewhere:
@@ -154,7 +156,7 @@ def _on_run(config: CompareConfig, run: Path) -> _Plan:
         measured.trajectory.save(out.path, overwrite=True)
         if RunDirectory(run).settings.exists():
             shutil.copyfile(RunDirectory(run).settings, out.settings)
-    return _Plan(out, ladders, missing, begin, measured.title)
+    return _Plan(out, ladders, missing, begin, title_of(recorded))
 
 
 def _need(rungs: Iterable[str], what: Needs) -> bool:
@@ -162,10 +164,12 @@ def _need(rungs: Iterable[str], what: Needs) -> bool:
     return any(RUNGS[name].needs == what for name in rungs)
 
 
-def _without_batch_norm(rungs: tuple[str, ...], config: CompareConfig) -> tuple[str, ...]:
-    """Without the rungs of batch statistics, for a network that has none; an error where one was named."""
+def _of_network(rungs: tuple[str, ...], settings: TrainConfig, config: CompareConfig) -> tuple[str, ...]:
+    """Without the rungs of batch statistics for a network that has none; an error where one was named."""
+    if not _need(rungs, "batch statistics") or has_batch_norm(settings):
+        return rungs
     kept = tuple(name for name in rungs if RUNGS[name].needs != "batch statistics")
-    if kept != rungs and _are_named(config):
+    if _are_named(config):
         refused = next(name for name in rungs if name not in kept)
         raise ValueError(
             f"rungs: expected {refused!r} of a network with batch normalisation only, got one without, of which it is "
@@ -235,13 +239,15 @@ def _start(
     Raises:
         ValueError: as `MeasuredStart`; or it is not the state that the ladder held starts from.
     """
-    start = measured.start(step, homogeneity=homogeneity, steps=_steps(held) or None)
+    if held is not None:
+        measured = measured.at_steps(_steps(held))
+    start = measured.start(step, homogeneity=homogeneity)
     if held is not None:
         before, now = (float(run["loss"][0]) for run in (held.network, start.network_run))
         # Single precision and the order of sums; the state of another run is percents off.
         if not abs(now / before - 1) < 1e-3:
             raise ValueError(
-                f"{out}: its comparison starts from a loss of {before:.6g}, the run made again from one of {now:.6g}; "
+                f"{out}: its comparison starts from a loss of {before:.6g}, the run from one of {now:.6g}; "
                 "choose another --out, or pass --overwrite to climb all rungs again."
             )
     return start

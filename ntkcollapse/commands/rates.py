@@ -8,7 +8,7 @@ from ntkcollapse import plots
 from ntkcollapse._table import number, table, with_error
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.captions import time_axis
-from ntkcollapse.commands._measured import measured_again
+from ntkcollapse.commands.network_runs import load_network_run, measured_run
 from ntkcollapse.commands.settings import RatesConfig
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
 from ntkcollapse.comparison.rates import without_eigenvalues
@@ -106,10 +106,10 @@ def _reasons(run: Trajectory, rates: dict[str, MeasuredRate], *, lazy: bool) -> 
 
 
 def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.ndarray, SpectrumDecay]:
-    """Times, and the predicted decay of R_single from the start of its window on, by the network made again there.
+    """Times, and the predicted decay of R_single from the start of its window on, by the network there.
 
     Raises:
-        ValueError: as `measured_again`; a run of the theory.
+        ValueError: as `measured_run`; a run of the theory.
     """
     if run.on_a_probe:
         raise ValueError(
@@ -117,10 +117,9 @@ def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.n
             f"a probe of {run.classes.num_samples}, whose R_single is another; train with --probe-per-class 0."
         )
     step = int(np.asarray(run["step"])[single.record]) if "step" in run.observables else 0
-    measured = measured_again(path, [step], at=[0])
-    i = measured.steps.index(step)
+    measured = measured_run(path, load_network_run(path), at=[step], networks_at=[step])
     times = np.asarray(run.times)[single.record :]
-    return times, within_class_spectrum(measured.networks[i], times - times[0])
+    return times, within_class_spectrum(measured.networks[measured.record(step)], times - times[0])
 
 
 def spectrum_table(decay: SpectrumDecay) -> str:

@@ -8,6 +8,7 @@ from ntkcollapse._config import Settings, setting
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS, SOLVERS
 from ntkcollapse.comparison.rungs import RUNGS
 from ntkcollapse.training.config import TrainConfig
+from ntkcollapse.training.presets import PRESETS, about_preset
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,21 @@ SweepConfig.__module__ = __name__
 
 @dataclass(frozen=True)
 class CompareConfig(Settings):
-    """Settings of `ntkcollapse compare`; those of the network are for comparing without a run, on digits.
+    """Settings of `ntkcollapse compare`.
 
     A measured network beside predictions under assumptions from strong to weak, and which assumption costs what.
 
-    Without a run it trains a network on real digits first. The comparison of a run goes on where it is: starts and
-    rungs that it has are kept, the others are climbed.
+    Without a run it trains a network on real digits first, as `train` does. The comparison of a run goes on where it
+    is: starts and rungs that it has are kept, the others are climbed.
     """
 
-    run: str | None = setting(None, "directory of a measured run (default: train a network here)", positional=True)
+    run: str | None = setting(None, "directory of a trained network (default: train one of a preset)", positional=True)
+    preset: str = setting(
+        "digits",
+        "which network to train where no run is named",
+        choices={name: about_preset(name) for name in PRESETS},
+    )
+    seed: int = setting(0, "of the initial weights of that network")
     starts: tuple[int, ...] = setting(
         (), "optimiser steps at whose measured state theory starts (default: 80; of a run, a hundredth)", flag="--from"
     )
@@ -121,14 +128,8 @@ class CompareConfig(Settings):
         "but the sample kernel's path",
         choices={"all": "every rung", **RUNGS},
     )
-    records: int = setting(24, "at how many of its steps a run is compared, log-spaced")
+    records: int = setting(40, "at how many of its records at most a run is compared, log-spaced where it has more")
     homogeneity: float = setting(0.0, "degree of the features in decaying weights: rungs 1 to 3 decay H at so many λ")
-    per_class: int = setting(30, "training images of each digit m")
-    widths: tuple[int, ...] = setting((256, 256, 64), "hidden widths; the last is the number of features n")
-    learning_rate: float = setting(0.3, "of full-batch gradient descent on the mean squared loss")
-    steps: int = setting(10240, "optimiser steps")
-    measurements: int = setting(40, "how often to measure, log-spaced in steps")
-    seed: int = setting(0, "of the network's initialisation")
     out: str | None = setting(None, "run directory (default: runs/compare; of a run, the run's own)")
     overwrite: bool = setting(False, "replace what is in the run directory")
 

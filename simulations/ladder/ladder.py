@@ -21,11 +21,12 @@ import numpy as np
 
 from ntkcollapse import plots
 from ntkcollapse.commands import attributions, ladder_tables, table
-from ntkcollapse.commands._measured import MeasuredRun, digits_run, trained_run
+from ntkcollapse.commands.network_runs import title_of, train_measured
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import (
     RUNGS,
     Ladder,
+    MeasuredRun,
     available_rungs,
     climb,
     joined,
@@ -54,7 +55,7 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting("digits", "mlp", 30, 0.3, 10240, 80, records=16),
+    "digits": Setting("digits", "mlp", 30, 0.3, 10240, 80, records=16, options=("widths=(256,256,64)",)),
     "mnist": Setting("mnist", "mlp", 30, 0.3, 4000, 80, records=14, options=("widths=(256,256,64)",)),
     "fashion-mnist": Setting("fashion-mnist", "mlp", 30, 0.3, 4000, 80, records=14, options=("widths=(256,256,64)",)),
     # Sixty images, which it fits in some hundred steps; Θ^h of all pairs of 64 features is an array of 118 MB.
@@ -67,17 +68,6 @@ def measured(
     setting: Setting, starts: list[int], options: tuple[str, ...] = (), *, seed: int = 0, keep_all: bool = False
 ) -> MeasuredRun:
     """The run with its networks at the starts, or at all records; options of the network beside the setting's."""
-    if setting.dataset == "digits":
-        return digits_run(
-            per_class=setting.per_class,
-            widths=(256, 256, 64),
-            learning_rate=setting.learning_rate,
-            steps=setting.steps,
-            at=log_spaced(setting.steps, setting.records),
-            seed=seed,
-            starts=starts,
-            keep_all=keep_all,
-        )
     config = TrainConfig(
         network=setting.network,
         network_options=(*setting.options, *options),
@@ -94,7 +84,7 @@ def measured(
         ntk_engine="layerwise",
     )
     at = {0, *starts, *log_spaced(setting.steps, setting.records)}
-    return trained_run(config, sorted(at), starts, keep_all=keep_all)
+    return train_measured(config, at=at, networks_at=at if keep_all else starts)
 
 
 def climbed(
@@ -180,7 +170,7 @@ def main() -> None:
             costs.append(", ".join(f"{rung} {s:.0f} s" for rung, s in seconds.items()))
     assert first is not None
     ladder = ladders[starts[0]][0]
-    title = f"{first.title}{', batch norm' if flags.batch_norm else ''}; theory from step {starts[0]}"
+    title = f"{title_of(first.trajectory)}{', batch norm' if flags.batch_norm else ''}; theory from step {starts[0]}"
     plots.save(plots.ladder_figure(ladder, title=title), HERE / "figures" / f"ladder_{name}")
     plots.save(plots.attribution_figure(attributions(ladder), title=title), HERE / "figures" / f"attribution_{name}")
     rates = rates_table(first.trajectory, measured_rates(first.trajectory))

@@ -21,7 +21,7 @@ import numpy as np
 from ntkcollapse import Trajectory, plots
 from ntkcollapse.clock import Clock
 from ntkcollapse.commands import number, percent, table
-from ntkcollapse.commands._measured import trained_run
+from ntkcollapse.commands.network_runs import train_measured
 from ntkcollapse.comparison import climb, gaps
 from ntkcollapse.training import TrainConfig, log_spaced
 
@@ -76,7 +76,7 @@ def compared(config: TrainConfig, records: int) -> tuple[Trajectory, Trajectory]
     """The run, and the gradient flow from its first state at the same times."""
     per_epoch = 300 // config.batch_size if config.batch_size else 1
     at = [step for step in log_spaced(config.epochs * per_epoch, records) if step]
-    run = trained_run(config, [0, *at], [0])
+    run = train_measured(config, at=[0, *at], networks_at=[0])
     ladder = climb(run.start(0), ["network-flow"], throw=True)
     return ladder.network, ladder.rungs["network-flow"]
 

@@ -5,25 +5,35 @@ import os
 import shutil
 import signal
 
+import equinox as eqx
 import numpy as np
 import pytest
 
 from ntkcollapse import Trajectory
 from ntkcollapse.cli import main
-from ntkcollapse.commands import compare
-from ntkcollapse.commands._measured import compared_steps, made_by_settings, measured_again, recorded_run
-from ntkcollapse.commands.compare import CompareConfig, _lacking
+from ntkcollapse.commands import compare, network_runs
+from ntkcollapse.commands.compare import _lacking
+from ntkcollapse.commands.network_runs import (
+    can_be_trained_again,
+    compared_steps,
+    load_network_run,
+    measured_run,
+    train_again,
+    training_settings,
+)
+from ntkcollapse.commands.settings import CompareConfig
 from ntkcollapse.comparison import Ladder, joined, load_ladders, save_ladders
 from ntkcollapse.networks import mlp
-from ntkcollapse.training import Interrupted, TrainConfig, train
+from ntkcollapse.training import Interrupted, TrainConfig, preset, train
 
-SMALL = "--per-class 2 --widths 8 10 --steps 40 --measurements 4 --from 5".split()
+SMALL = dataclasses.replace(preset("digits"), per_class=2, network_options=("widths=(8,10)",), epochs=40, measure_log=4)
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared") / "run"
-    assert main(["compare", *SMALL, "--rungs", "sample-frozen", "--out", str(folder)]) == 0
+    train(SMALL, folder, keep_networks_at=[5])
+    assert main(["compare", str(folder), "--from", "5", "--rungs", "sample-frozen"]) == 0
     return folder
 
 
@@ -36,6 +46,60 @@ def test_compare_leaves_a_run_a_comparison_and_figures(compared):
     assert int(network["step"][0]) == 5
     np.testing.assert_allclose(rung["loss"][0], network["loss"][0], rtol=1e-12)
     assert 0 < float(rung["loss"][-1]) < float(rung["loss"][0])
+
+
+def test_without_a_run_the_preset_is_trained_and_then_compared(compared, tmp_path, monkeypatch, capsys):
+    """The same run and the same ladder as by `train` and `compare RUN`; its network is kept, and not trained twice."""
+    monkeypatch.setattr(compare, "preset", lambda name: SMALL)
+    monkeypatch.setattr(network_runs, "train", _no_training)
+    folder = tmp_path / "run"
+    assert main(["compare", "--from", "5", "--rungs", "sample-frozen", "--out", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "trained again" not in out
+    one, other = load_ladders(folder)[5], load_ladders(compared)[5]
+    np.testing.assert_array_equal(one.rungs["sample-frozen"]["loss"], other.rungs["sample-frozen"]["loss"])
+    np.testing.assert_array_equal(one.network["loss"], other.network["loss"])
+    np.testing.assert_array_equal(one.network["loss"], Trajectory.load(folder)["loss"][2:])
+    assert training_settings(folder) == SMALL
+    # What is there is not replaced unasked.
+    assert main(["compare", "--from", "5", "--out", str(folder)]) == 2
+    assert "expected a new or empty run directory" in capsys.readouterr().err
+
+
+def test_a_run_is_trained_again_only_for_what_it_lacks(compared, monkeypatch, capsys):
+    monkeypatch.setattr(network_runs, "train", _no_training)
+    run = load_network_run(compared)
+    steps = run["step"].tolist()
+    assert measured_run(compared, run, at=steps).steps == steps
+    kept = measured_run(compared, run, at=[5, steps[-1]], networks_at=[5])
+    assert (kept.steps, list(kept.networks)) == ([5, steps[-1]], [0])
+    bare = run.replaced(states=None)
+    more = {"equation": dataclasses.replace(run.equation, training_classes=run.classes.balanced(10, 9))}
+    for given, at, networks_at, said in (
+        (run, [5, 16], [5], "it was not measured at step 16"),
+        (run, steps, [0, 5], "its network was not kept at step 0"),
+        (bare, steps, [], "it kept no states"),
+        (run.replaced(**more), steps, [], "it was measured on 20 of its 90 samples"),
+    ):
+        with pytest.raises(AssertionError, match="nothing is to be trained"):
+            measured_run(compared, given, at=at, networks_at=networks_at)
+        assert f"trained again to be compared, since {said}" in capsys.readouterr().out
+    monkeypatch.setattr(network_runs, "has_batch_norm", lambda config: True)
+    with pytest.raises(AssertionError, match="nothing is to be trained"):
+        measured_run(compared, run, at=steps)
+    assert "its batch statistics were not those of its whole training set" in capsys.readouterr().out
+
+
+def test_settings_of_a_comparison_that_trained_its_own_network_are_understood(compared, tmp_path):
+    """Directories that `compare` of earlier versions left."""
+    (tmp_path / "config.toml").write_text(
+        "starts = [5]\nrungs = []\nrecords = 24\nhomogeneity = 0.0\nper_class = 2\nwidths = [8, 10]\n"
+        "learning_rate = 0.3\nsteps = 40\nmeasurements = 4\nseed = 0\n"
+    )
+    shutil.copyfile(compared / "trajectory.nc", tmp_path / "trajectory.nc")
+    assert dataclasses.replace(training_settings(tmp_path), measure_log=4) == SMALL
+    assert main(["compare", str(tmp_path), "--from", "5", "--rungs", "class-pairs"]) == 0
+    assert list(load_ladders(tmp_path)[5].rungs) == ["class-pairs"]
 
 
 def test_a_comparison_goes_on_where_it_stopped(compared, tmp_path, capsys):
@@ -91,7 +155,8 @@ def test_a_comparison_in_another_folder(compared, tmp_path, capsys):
     (tmp_path / "a" / "comparison.nc").unlink()
     assert main([*arguments, str(tmp_path / "a")]) == 0
     other = Trajectory.load(tmp_path / "a")
-    other.replaced(states=dataclasses.replace(other.states, W=other.states.W + 1)).save(tmp_path / "a", overwrite=True)
+    moved = eqx.tree_at(lambda states: states.W, other.states, other.states.W + 1)
+    other.replaced(states=moved).save(tmp_path / "a", overwrite=True)
     before = (tmp_path / "a" / "comparison.nc").read_bytes()
     assert main([*arguments, str(tmp_path / "a")]) == 2
     assert "a: holds another run than this one" in capsys.readouterr().err
@@ -151,7 +216,7 @@ def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, caps
         (["--rungs", "rung-9"], "rungs: expected one of"),
         (["--records", "0"], "records: expected"),
         (["--homogeneity", "-1"], "homogeneity: expected"),
-        (["--records", "7"], "records: expected none here, got 7: without a run --measurements says how often"),
+        (["--preset", "digit"], "preset: expected one of"),
         (
             ["--rungs", "block-frozen", "features-coupled"],
             "'features-coupled' of a network with batch normalisation only",
@@ -159,8 +224,10 @@ def test_a_run_of_ones_own_network_is_compared_as_it_was_recorded(tmp_path, caps
     ],
 )
 def test_bad_input(arguments, said, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "digits_run", _no_training)
-    start = [a for a in SMALL if a not in ("--from", "5")] if "--from" in arguments else SMALL
+    monkeypatch.setattr(compare, "train", _no_training)
+    if "--preset" not in arguments:
+        monkeypatch.setattr(compare, "preset", lambda name: SMALL)
+    start = [] if "--from" in arguments else ["--from", "5"]
     assert main(["compare", *start, *arguments, "--out", str(tmp_path / "x")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -174,17 +241,17 @@ def _no_training(*args, **options):
     ("arguments", "said"),
     [
         (["--from", "40"], "start: expected a step from 0 to below steps = 40, got 40"),
-        (["--learning-rate", "7"], "learning_rate: expected none here, got 7.0: a run has its own"),
+        (["--seed", "7"], "seed: expected none here, got 7: a run has its own"),
         (["--rungs", "features-coupled"], "'features-coupled' of a network with batch normalisation only"),
     ],
 )
 def test_what_is_refused_costs_nothing_that_is_there(arguments, said, compared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "measured_again", _no_training)
+    monkeypatch.setattr(network_runs, "train", _no_training)
     other = tmp_path / "other"
     shutil.copytree(compared, other)
     (other / "report.html").write_text("a report")
     before = {file: file.read_bytes() for file in other.rglob("*") if file.is_file()}
-    nowhere = said if "learning_rate" in said else "no trajectory here"
+    nowhere = said if "seed" in said else "no trajectory here"
     for target, message in (
         ([str(compared), "--out", str(other)], said),
         ([str(other)], said),
@@ -212,7 +279,7 @@ def test_damaged_directories_say_what_is_damaged(compared, tmp_path, capsys):
     (folder / "config.toml").write_text("seed = 0\n")
     arguments = ["compare", str(folder), "--from", "5", "--rungs", "class-pairs"]
     assert main(arguments) == 2
-    assert "config.toml: expected the settings of `compare`" in capsys.readouterr().err
+    assert "config.toml: expected the settings of `train`" in capsys.readouterr().err
     (folder / "config.toml").write_text("seed = \n")
     assert main(arguments) == 2
     assert "config.toml: expected the settings of a run, could not read them" in capsys.readouterr().err
@@ -242,12 +309,13 @@ def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", on_step=stop)
     # Two steps an epoch: recorded at 0, 4 and 7 of 200, made again until the end of the fourth epoch.
-    _, steps = recorded_run(tmp_path / "run")
+    run = load_network_run(tmp_path / "run")
+    steps = run["step"].tolist()
     assert steps == [0, 4, 7]
-    again = measured_again(tmp_path / "run", [4], at=compared_steps(steps, 3))
+    again = train_again(tmp_path / "run", run, at=compared_steps(steps, 3), networks_at=[4])
     assert again.steps == [0, 4, 7, 8]
     # What `compare RUN --out` keeps of it is made again by its settings in turn: it is no run of data of one's own.
-    assert made_by_settings(tmp_path / "run", again.trajectory)
+    assert can_be_trained_again(tmp_path / "run", again.trajectory)
 
 
 def test_runs_that_cannot_be_compared(tmp_path, capsys):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkcollapse.commands._measured import trained_run
+from ntkcollapse.commands.network_runs import train_measured
 from ntkcollapse.training import TrainConfig
 
 
@@ -13,7 +13,7 @@ def test_batch_normalisation_is_measured_with_the_whole_set_as_one_batch():
     config = TrainConfig(network="mlp", network_options=options, dataset="digits", per_class=4, batch_size=10, epochs=1)
     # Kept in float64 beside a module that says float32: the command has jax's own promotion.
     with jax.numpy_dtype_promotion("standard"):
-        run = trained_run(config, (0, 2), (0,)).trajectory
+        run = train_measured(config, at=(0, 2), networks_at=(0,)).trajectory
     data, network = config.build_splits().train, config.build_network(10)
     # What training would see of all samples at once, from the initial weights.
     outputs, _ = network.training_outputs(network.init(jax.random.key(0), data.inputs), jnp.asarray(data.inputs))
