@@ -26,6 +26,27 @@ def _leaves(value: Any) -> list[Any]:
     return jax.tree.leaves(value)
 
 
+def check_real(**arrays: Any) -> None:
+    """Every array, given under its name, holds real numbers, none of them masked (conversion would drop the rest)."""
+    from jax.dtypes import issubdtype
+
+    for name, value in arrays.items():
+        for leaf in _leaves(value):
+            dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+            if issubdtype(dtype, np.complexfloating):
+                raise ValueError(
+                    f"{name}: expected real numbers, got dtype {dtype}; take `.real` where the imaginary part is "
+                    "rounding, or stack both parts as real numbers."
+                )
+            if not (issubdtype(dtype, np.number) or issubdtype(dtype, np.bool_)):
+                raise ValueError(f"{name}: expected real numbers, got dtype {dtype}; convert with astype(float).")
+            if isinstance(leaf, np.ma.MaskedArray):
+                raise ValueError(
+                    f"{name}: expected an array without a mask, got {np.ma.count_masked(leaf)} of {leaf.size} entries "
+                    "masked; leave those samples out, or fill them with numpy.ma.filled."
+                )
+
+
 def check_finite(name: str, value: Any) -> None:
     """Every number in the pytree is finite."""
     if is_traced(value):

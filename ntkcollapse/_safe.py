@@ -1,5 +1,6 @@
 """Division, root and norm with a stated value, and derivative 0, where the textbook ones have none. NaN stays NaN."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -33,3 +34,14 @@ def unit(A: Float[Array, "..."]) -> Float[Array, "..."]:
 def std(x: Float[Array, " k"]) -> Float[Array, ""]:
     """Standard deviation of the population."""
     return root(jnp.var(x))
+
+
+def power_of_two(*arrays: Float[Array, "..."]) -> Float[Array, ""]:
+    """The power of two at or below the largest |entry| of all arrays; 1 where all are 0. Derivative 0.
+
+    Dividing by it brings numbers to order 1 without changing a digit.
+    """
+    size = jnp.max(jnp.stack([jax.lax.stop_gradient(jnp.max(jnp.abs(A))) for A in arrays]))
+    limits = jnp.finfo(size.dtype)
+    exponent = jnp.clip(jnp.frexp(size)[1] - 1, int(limits.minexp), int(limits.maxexp) - 1)
+    return jnp.where(size > 0, jnp.ldexp(jnp.ones((), size.dtype), exponent), 1)

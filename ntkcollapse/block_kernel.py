@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 from ntkcollapse.sample_kernel import SampleKernel
@@ -35,7 +35,7 @@ class BlockKernel(SampleKernel):
         between: scalar or (C, C).
 
     Raises:
-        ValueError: λ_single ≤ 0, a `between` that is not symmetric, or numbers that are not finite.
+        ValueError: λ_single ≤ 0, a `between` that is not symmetric, or numbers that are not real, masked or not finite.
 
     Warns:
         UserWarning: the order of the eigenvalues is violated (within < between, or between < 0).
@@ -54,6 +54,7 @@ class BlockKernel(SampleKernel):
     reducible: ClassVar[bool] = True
 
     def __init__(self, diagonal, within, between):
+        check_real(diagonal=diagonal, within=within, between=between)
         values = [jnp.asarray(x, dtype=jnp.result_type(float, x)) for x in (diagonal, within, between)]
         self.diagonal, self.within, self.between = values
 

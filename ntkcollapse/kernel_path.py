@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ntkcollapse._checks import check_finite, check_increasing, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_increasing, check_real, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.sample_kernel import GroupedKernel, SampleKernel
@@ -32,6 +32,7 @@ class KernelPath(eqx.Module):
     kernels: SampleKernel
 
     def __init__(self, times, *, diagonal, within, between):
+        check_real(times=times, diagonal=diagonal, within=within, between=between)
         times = jnp.asarray(times, dtype=float)
         check_increasing("times", times)
         values = [jnp.asarray(x, dtype=float) for x in (diagonal, within, between)]

@@ -10,7 +10,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 
@@ -104,12 +104,13 @@ class DenseKernel(SampleKernel):
         matrix: symmetric positive definite, (N, N), samples in class order.
 
     Raises:
-        ValueError: not square, not symmetric to single precision, or not finite.
+        ValueError: not square, not symmetric to single precision, or numbers that are not real, masked or not finite.
     """
 
     matrix: Float[Array, "N N"]
 
     def __init__(self, matrix):
+        check_real(matrix=matrix)
         matrix = jnp.asarray(matrix)
         check_shape("matrix", matrix, (None, matrix.shape[0] if matrix.ndim else None), "(N, N)")
         check_finite("matrix", matrix)

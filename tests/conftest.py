@@ -7,6 +7,7 @@ compilation, and most tests compile what they compiled in the run before. `make 
 import os
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -31,3 +32,11 @@ def compiled_code_is_let_go():
     """Compiled functions hold mapped memory, of which a process may have 65,530 pieces; past that the compiler dies."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def as_users_call():
+    """Without the runtime checks of annotations, which tests add: the package's own errors are what users see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -25,6 +25,7 @@ def fisher_ratio_zarka2021(
     References:
         Zarka, Guth & Mallat (2021).
     """
+    statistics = statistics.in_own_units()
     covariance = statistics.within_class_covariance
     eigenvalues, U = jnp.linalg.eigh(covariance)
     n = statistics.num_features

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse.collapse.nc4 import nearest_class_mean
-from ntkcollapse.collapse.statistics import ClassStatistics, as_floats, check_label_range
+from ntkcollapse.collapse.statistics import ClassStatistics, as_floats, check_label_range, in_range, unit_of_squares
 
 
 def strong_test_collapse(
@@ -32,6 +32,7 @@ def strong_test_collapse(
         Hui, Belkin & Nakkiran (2022) for the notion; the scatter about training means as its measure is this
         package's choice.
     """
+    check_real(H=H, labels=labels)
     return _about_training_means(as_floats(H), jnp.asarray(labels), train)
 
 
@@ -46,6 +47,7 @@ def weak_test_collapse(H: Float[ArrayLike, "n N"], train: ClassStatistics) -> Cl
 
     Arguments, errors and source as in `strong_test_collapse`; test labels are not used.
     """
+    check_real(H=H)
     H = as_floats(H)
     check_shape("H", H, (train.num_features, None), "(n features, N samples) with n as train has")
     return _about_training_means(H, nearest_class_mean(H, train.means), train)
@@ -62,11 +64,14 @@ def _about_training_means(H: Array, labels: Array, train: ClassStatistics) -> Cl
 
 @eqx.filter_jit
 def _scatter(H, labels, means) -> ClassStatistics:
+    labels, valid = in_range(labels, means.shape[1], H.dtype)
     member = (labels[:, None] == jnp.arange(means.shape[1], dtype=labels.dtype)[None, :]).astype(H.dtype)
-    deviations = H - means[:, labels]
+    unit = unit_of_squares(H, means)
+    deviations = (H - means[:, labels]) / unit
     return ClassStatistics(
-        sizes=member.sum(0),
-        means=means,
-        scatter=jnp.matmul(deviations, deviations.T, precision="highest"),
-        square_deviations=jnp.matmul(jnp.square(deviations), member, precision="highest"),
+        sizes=member.sum(0) * valid,
+        means=means * valid,
+        scatter=jnp.matmul(deviations, deviations.T, precision="highest") * valid,
+        square_deviations=jnp.matmul(jnp.square(deviations), member, precision="highest") * valid,
+        unit=unit,
     )

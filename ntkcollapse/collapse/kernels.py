@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse.collapse.nc1 import without_last_direction
 from ntkcollapse.collapse.nc2 import simplex_gram
-from ntkcollapse.collapse.statistics import as_floats, check_labels
+from ntkcollapse.collapse.statistics import as_floats, check_labels, in_range, unit_of_squares
 
 
 class KernelStatistics(eqx.Module):
@@ -22,8 +22,9 @@ class KernelStatistics(eqx.Module):
         sizes            m_c
         mean_gram        MᵀM             (C, C): the mean of K over blocks of classes, diagonal entries included
         within_variance  tr Σ_W          = (1/N) Σ_i ( K_ii − mean of K over i's class block )
-        mean_scatter     Mᵀ S M / N      (C, C)
+        mean_scatter     Mᵀ S M / N      (C, C), in units of the square of `unit`
         rounding         ε max |K|       what inner products are known to
+        unit             1, or a power of two where squares of K would leave the range of its type
 
     Features, and so M, are taken about the first sample (K_ij − K_i1 − K_1j + K_11): no metric depends on the origin,
     and what all features share is gone before anything is summed.
@@ -37,6 +38,7 @@ class KernelStatistics(eqx.Module):
     within_variance: Float[Array, ""]
     mean_scatter: Float[Array, "C C"]
     rounding: Float[Array, ""]
+    unit: Float[Array, ""]
 
     @classmethod
     def from_gram(
@@ -45,11 +47,12 @@ class KernelStatistics(eqx.Module):
         labels: Shaped[ArrayLike, " N"] | Sequence[int],
         num_classes: int | None = None,
     ) -> "KernelStatistics":
-        """Of a Gram matrix and the classes of its rows, in any order; in float32 at least. Costs C N².
+        """Measures a Gram matrix and the classes of its rows, in any order; in float32 at least. Costs C N².
 
         Raises:
-            ValueError: K that is not square, finite and symmetric; labels as in `ClassStatistics.from_features`.
+            ValueError: K that is not square, real, finite and symmetric; labels as in `ClassStatistics.from_features`.
         """
+        check_real(K=K)
         K = as_floats(K)
         check_shape("K", K, (None, None), "one row and one column a sample")
         check_shape("K", K, (K.shape[0], K.shape[0]), "square: rows and columns are the same samples")
@@ -96,9 +99,10 @@ def kernel_nc1_papyan2020(statistics: KernelStatistics) -> Float[Array, ""]:
     Directions of G below the rounding of K are left out. Digits: those of the *squared* condition number of the class
     means, twice what `nc1_papyan2020` loses. +inf where all class means coincide, to the rounding of K.
     """
-    G, scatter = (_contrasts(A) for A in (statistics.centred_mean_gram, statistics.mean_scatter))
+    G = _contrasts(statistics.centred_mean_gram / statistics.unit)
+    scatter = _contrasts(statistics.mean_scatter)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.linalg.eigvalsh(G))))
-    inverse = jnp.linalg.pinv(G, rtol=_safe.divide(statistics.rounding, largest, 0.0), hermitian=True)
+    inverse = jnp.linalg.pinv(G, rtol=_safe.divide(statistics.rounding / statistics.unit, largest, 0.0), hermitian=True)
     value = jnp.sum(inverse * jnp.matmul(inverse, scatter, precision="highest"))
     return jnp.where(largest <= 0, jnp.inf, value)
 
@@ -117,7 +121,10 @@ def _contrasts(A: Float[Array, "C C"]) -> Float[Array, "D D"]:
 
 @eqx.filter_jit
 def _from_gram(K, labels, num_classes: int) -> KernelStatistics:
+    labels, valid = in_range(labels, num_classes, K.dtype)
     rounding = float(jnp.finfo(K.dtype).eps) * jnp.max(jnp.abs(K))
+    unit = unit_of_squares(K)
+    K = K / unit
     K = (K - K[:, :1]) - (K[:1, :] - K[0, 0])
     member = (labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None, :]).astype(K.dtype)
     sizes = member.sum(0)
@@ -127,9 +134,10 @@ def _from_gram(K, labels, num_classes: int) -> KernelStatistics:
     deviations = inner - gram[:, labels]
     within = jnp.mean(jnp.diagonal(K) - jnp.diagonal(gram)[labels])
     return KernelStatistics(
-        sizes=sizes,
-        mean_gram=gram,
-        within_variance=within,
-        mean_scatter=jnp.matmul(deviations, deviations.T, precision="highest") / K.shape[0],
+        sizes=sizes * valid,
+        mean_gram=gram * unit * valid,
+        within_variance=within * unit * valid,
+        mean_scatter=jnp.matmul(deviations, deviations.T, precision="highest") / K.shape[0] * valid,
         rounding=rounding,
+        unit=unit,
     )

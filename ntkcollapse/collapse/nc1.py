@@ -25,6 +25,7 @@ def nc1_han2022(statistics: ClassStatistics, *, weighting: str = "class") -> Flo
     References:
         The form in the code published with Han, Papyan & Donoho (2022).
     """
+    statistics = statistics.in_own_units()
     p = statistics._weights(weighting)
     # Σ_B = A Aᵀ with A = (M − μ_G 1ᵀ) diag(p)^½, which annihilates √p. So A = B Qᵀ with Q an orthonormal basis of the
     # complement of √p, B = A Q has C − 1 columns, and tr(Σ_W Σ_B⁺) = tr(B⁺ Σ_W B⁺ᵀ).
@@ -59,6 +60,7 @@ def nc1_tirer2022(statistics: ClassStatistics, *, weighting: str = "class") -> F
     References:
         Tirer & Bruna (2022); also Beaglehole et al. on the average gradient outer product.
     """
+    statistics = statistics.in_own_units()
     within = jnp.trace(statistics.scatter) / statistics.num_samples
     return _safe.divide(within, statistics.between_class_variance(weighting), jnp.inf)
 
@@ -76,7 +78,7 @@ def nc1_seleznova2023(statistics: ClassStatistics) -> Float[Array, ""]:
     """
     variances = statistics.square_deviations / jnp.maximum(statistics.sizes, 1)[None, :]
     present = jnp.count_nonzero(statistics.sizes).astype(variances.dtype)
-    return jnp.sum(_safe.root(variances)) / (present * statistics.num_features)
+    return statistics.unit * (jnp.sum(_safe.root(variances)) / (present * statistics.num_features))
 
 
 def without_last_direction(A: Float[Array, "n C"], u: Float[Array, " C"]) -> Float[Array, "n D"]:

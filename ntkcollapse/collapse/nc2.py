@@ -8,7 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_shape
+from ntkcollapse._checks import check_finite, check_real, check_shape
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 # Whose geometry is measured: class means through their statistics, or the rows of a classifier W (C, n).
@@ -107,6 +107,7 @@ def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
         check_finite("means", of.means)
         V = of.centred_means() if centred in (None, True) else of.means
     else:
+        check_real(W=of)
         check_finite("W", of)
         check_shape("W", of, (None, None), "(C classes, n features)")
         V = jnp.asarray(of).T
@@ -116,7 +117,8 @@ def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
             )
         V = V - V.mean(1, keepdims=True) if centred else V
     warn_if_no_simplex(*V.shape)
-    return V
+    # Scale is nothing here, and squares of entries below 1e-19 would be lost in float32.
+    return V / _safe.power_of_two(V)
 
 
 def warn_if_no_simplex(num_features: int, num_classes: int, *, stacklevel: int = 4) -> None:

@@ -5,7 +5,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_shape
+from ntkcollapse._checks import check_finite, check_real, check_shape
 from ntkcollapse.collapse.nc2 import simplex_gram, warn_if_no_simplex
 from ntkcollapse.collapse.statistics import ClassStatistics
 
@@ -51,13 +51,15 @@ def nc3_zhu2021(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Floa
     W = _check(statistics, W)
     C = statistics.num_classes
     warn_if_no_simplex(statistics.num_features, C, stacklevel=3)
-    product = jnp.matmul(W, statistics.centred_means(), precision="highest")
+    factors = (A / _safe.power_of_two(A) for A in (W, statistics.centred_means()))
+    product = jnp.matmul(*factors, precision="highest")
     return _safe.norm(_safe.unit(product) - simplex_gram(C, W.dtype) / jnp.sqrt(C - 1.0).astype(W.dtype))
 
 
 def _check(statistics: ClassStatistics, W) -> Float[Array, "C n"]:
     C, n = statistics.num_classes, statistics.num_features
     check_shape("W", W, (C, n), f"({C} classes, {n} features) as statistics has; flax stores its transpose")
+    check_real(W=W)
     for name, value in (("W", W), ("means", statistics.means)):
         check_finite(name, value)
     return jnp.asarray(W)

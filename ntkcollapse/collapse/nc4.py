@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ntkcollapse._checks import check_finite, check_shape
+from ntkcollapse import _safe
+from ntkcollapse._checks import check_finite, check_real, check_shape
 
 
 def nc4_mismatch(
@@ -28,6 +29,7 @@ def nc4_mismatch(
     References:
         Papyan, Han & Donoho (2020).
     """
+    check_real(H=H, W=W, b=b, means=means)
     H, W = jnp.asarray(H), jnp.asarray(W)
     check_samples(H)
     check_shape("W", W, (None, H.shape[0]), f"(C classes, n = {H.shape[0]} features, as H has)")
@@ -54,5 +56,8 @@ def nearest_class_mean(H: Float[ArrayLike, "n N"], means: Float[ArrayLike, "n C"
     # ‖h‖² is the same for all classes; taking the common mean away first leaves no large numbers to cancel.
     centre = M.mean(1)[:, None]
     H, M = H - centre, M - centre
+    # One scale for both, so that squares stay in range.
+    size = _safe.power_of_two(H, M)
+    H, M = H / size, M / size
     scores = jnp.matmul(M.T, H, precision="highest") - jnp.sum(jnp.square(M), axis=0)[:, None] / 2
     return jnp.argmax(scores, axis=0)

@@ -7,9 +7,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from ntkcollapse._checks import check_finite, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse.collapse.nc4 import check_samples, nearest_class_mean
-from ntkcollapse.collapse.statistics import check_label_range
+from ntkcollapse.collapse.statistics import as_floats, check_label_range, in_range
 
 
 def ncc_accuracy(
@@ -19,7 +19,8 @@ def ncc_accuracy(
 
     Args:
         H: features in columns, of training or of test data.
-        labels: class of each column; or the network's predictions, for the agreement of the two rules.
+        labels: class of each column; or the network's predictions, for the agreement of the two rules. NaN comes back
+            where they are traced (under `jit`) and one is not 0, …, C−1.
         means: class means of the *training* features.
     Returns:
         Between 0 and 1.
@@ -28,7 +29,8 @@ def ncc_accuracy(
     References:
         Galanti, Galanti & Ben-Shaul (2022); Ben-Shaul & Dekel (2022).
     """
-    H, y = jnp.asarray(H), jnp.asarray(labels)
+    check_real(H=H, labels=labels, means=means)
+    H, y = as_floats(H), jnp.asarray(labels)
     check_samples(H)
     check_shape("labels", y, (H.shape[1],), "one label a column of H")
     check_shape("means", means, (H.shape[0], None), "(n features, C classes) with n as H has")
@@ -36,7 +38,8 @@ def ncc_accuracy(
         check_label_range(labels, H.shape[1], np.shape(means)[1])
     for name, value in (("H", H), ("means", means)):
         check_finite(name, value)
-    return jnp.mean((nearest_class_mean(H, means).astype(y.dtype) == y).astype(H.dtype))
+    y, valid = in_range(y, np.shape(means)[1], H.dtype)
+    return jnp.mean((nearest_class_mean(H, means).astype(y.dtype) == y).astype(H.dtype)) * valid
 
 
 def ncc_depth(

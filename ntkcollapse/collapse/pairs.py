@@ -21,6 +21,7 @@ def cdnv_galanti2022(statistics: ClassStatistics) -> Float[Array, "C C"]:
     References:
         Galanti, György & Hutter (2022).
     """
+    statistics = statistics.in_own_units()
     M, variances = statistics.means.T, statistics.class_variances
 
     def row(inputs):

@@ -1,5 +1,6 @@
 """Sufficient statistics of a set of features: everything that NC1 to NC3 need, whatever the number of samples."""
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_choice, check_finite, check_shape, is_traced
+from ntkcollapse._checks import check_choice, check_finite, check_real, check_shape, is_traced
 from ntkcollapse.classes import Classes
 
 WEIGHTINGS = ("class", "sample")
@@ -23,16 +24,23 @@ class ClassStatistics(eqx.Module):
         means              M = [μ_1, …, μ_C],  μ_c = Σ_{i ∈ c} h_i / m_c
         scatter            S = Σ_c Σ_{i ∈ c} (h_i − μ_c)(h_i − μ_c)ᵀ        a sum over samples, not divided by N
         square_deviations  (S_c)_jj = Σ_{i ∈ c} (h_i − μ_c)_j²               sums as well; their sum over c is diag S
+        unit               S and S_c are kept in units of its square
 
     Every metric here is a function of these alone, works under `jit`, `vmap` and `grad`, and costs the same for any N.
     Two statistics of disjoint sets of samples merge exactly (`merge`), so that sets of any size can be measured in
     pieces. Classes may differ in size: a covariance "by class" gives every class one vote, "by sample" every sample.
+
+    Deviations are taken about each class mean twice, the second time about what rounding left of it, so that scatter
+    is right to the precision of the features however small it is beside the means, and whatever the order of samples.
+    Features whose squares leave the range of their type (float32: below 1e-9 or above 4e9) get a power of two as
+    `unit`; otherwise it is 1.
 
     Args:
         sizes: (C,), floats.
         means: (n, C).
         scatter: (n, n), symmetric.
         square_deviations: (n, C), zero or above.
+        unit: scalar, 1 unless given.
 
     Raises:
         ValueError: shapes that disagree, or fewer than two classes. (Values are checked where features come in.)
@@ -48,8 +56,14 @@ class ClassStatistics(eqx.Module):
     means: Float[Array, "n C"]
     scatter: Float[Array, "n n"]
     square_deviations: Float[Array, "n C"]
+    unit: Float[Array, ""]
+
+    def __init__(self, sizes, means, scatter, square_deviations, unit=None):
+        self.sizes, self.means, self.scatter, self.square_deviations = sizes, means, scatter, square_deviations
+        self.unit = jnp.ones((), means.dtype) if unit is None else unit
 
     def __check_init__(self):
+        check_real(**vars(self))
         check_shape("means", self.means, (None, None), "(n features, C classes)")
         n, C = self.means.shape
         if C < 2:
@@ -65,16 +79,18 @@ class ClassStatistics(eqx.Module):
         labels: Shaped[ArrayLike, " N"] | Sequence[int],
         num_classes: int | None = None,
     ) -> "ClassStatistics":
-        """Of features in rows, in any order. Costs N n² and one copy of the features, in float32 at least.
+        """Measures features in rows, in any order. Costs N n² and one copy of the features, in float32 at least.
 
         Args:
             features: one row a sample.
-            labels: class of each row, 0, …, C−1.
+            labels: class of each row, 0, …, C−1. Where they are traced (under `jit`) and one is out of this range,
+                every number of the result is NaN.
             num_classes: C; needed where labels are traced, otherwise counted.
         Raises:
             ValueError: labels out of range, a class without samples, one class only, features that are not one row a
-                sample or not finite.
+                sample, not real, masked or not finite.
         """
+        check_real(features=features)
         features = as_floats(features)
         check_shape("features", features, (None, None), "(N samples, n features), one row a sample")
         check_finite("features", features)
@@ -83,20 +99,29 @@ class ClassStatistics(eqx.Module):
 
     @classmethod
     def from_columns(cls, H: Float[ArrayLike, "n N"], classes: Classes) -> "ClassStatistics":
-        """Of features in columns that stand class by class, as `LastLayer.H`; in float32 at least.
+        """Measures features in columns that stand class by class, as `LastLayer.H`; in float32 at least.
 
         Raises:
-            ValueError: a number of columns that `classes` does not have, or numbers that are not finite.
+            ValueError: a number of columns that `classes` does not have, or numbers that are not real, masked or not
+                finite.
         """
+        check_real(H=H)
         H = as_floats(H)
         check_shape("H", H, (None, classes.num_samples), f"(n, N) for the {classes.num_samples} samples of classes")
         check_finite("H", H)
-        deviations = classes.deviations(H)
+        unit = unit_of_squares(H)
+        H = H / unit
+        means = classes.means(H)
+        deviations = H - classes.expand(means)
+        # What rounding left of the class means, which may be as large as the deviations.
+        rest = classes.means(deviations)
+        deviations = deviations - classes.expand(rest)
         return cls(
             sizes=classes.weights.astype(H.dtype),
-            means=classes.means(H),
+            means=(means + rest) * unit,
             scatter=jnp.matmul(deviations, deviations.T, precision="highest"),
             square_deviations=classes.sums(jnp.square(deviations)),
+            unit=unit,
         )
 
     @property
@@ -127,7 +152,7 @@ class ClassStatistics(eqx.Module):
     @property
     def within_class_covariance(self) -> Float[Array, "n n"]:
         """Σ_W = S / N: every sample counts the same."""
-        return self.scatter / self.num_samples
+        return self.scatter * jnp.square(self.unit) / self.num_samples
 
     def between_class_covariance(self, weighting: str = "class") -> Float[Array, "n n"]:
         """Σ_B = Σ_c p_c (μ_c − μ_G)(μ_c − μ_G)ᵀ with p_c = 1/C ("class") or m_c/N ("sample").
@@ -141,10 +166,14 @@ class ClassStatistics(eqx.Module):
         """tr Σ_B."""
         return jnp.sum(jnp.square(self.centred_means(weighting)) * self._weights(weighting)[None, :])
 
+    def in_own_units(self) -> "ClassStatistics":
+        """The statistics of the features divided by `unit`: where that is not 1, squares of the result are in range."""
+        return ClassStatistics(self.sizes, self.means / self.unit, self.scatter, self.square_deviations)
+
     @property
     def class_variances(self) -> Float[Array, " C"]:
         """Var_c = tr S_c / m_c, the mean squared distance of a class's samples from their mean; 0 without samples."""
-        return self.square_deviations.sum(0) / jnp.maximum(self.sizes, 1)
+        return self.square_deviations.sum(0) * jnp.square(self.unit) / jnp.maximum(self.sizes, 1)
 
     def _weights(self, weighting: str) -> Float[Array, " C"]:
         check_choice("weighting", weighting, WEIGHTINGS)
@@ -166,13 +195,20 @@ class ClassStatistics(eqx.Module):
         check_shape("other.means", other.means, self.means.shape, "as this one has")
         total = self.sizes + other.sizes
         share = _safe.divide(other.sizes, total, 0.0)
-        δ = other.means - self.means
+        unit = jnp.maximum(self.unit, other.unit)
+        ours, theirs = jnp.square(self.unit / unit), jnp.square(other.unit / unit)
+        difference = other.means - self.means
+        δ = difference / unit
         spread = self.sizes * share
+        squares = self.square_deviations * ours + other.square_deviations * theirs
         return ClassStatistics(
             sizes=total,
-            means=self.means + δ * share[None, :],
-            scatter=self.scatter + other.scatter + jnp.matmul(δ * spread[None, :], δ.T, precision="highest"),
-            square_deviations=self.square_deviations + other.square_deviations + jnp.square(δ) * spread[None, :],
+            means=self.means + difference * share[None, :],
+            scatter=self.scatter * ours
+            + other.scatter * theirs
+            + jnp.matmul(δ * spread[None, :], δ.T, precision="highest"),
+            square_deviations=squares + jnp.square(δ) * spread[None, :],
+            unit=unit,
         )
 
     def merge_across(self, axis_name: str) -> "ClassStatistics":
@@ -180,13 +216,17 @@ class ClassStatistics(eqx.Module):
         total = jax.lax.psum(self.sizes, axis_name)
         share = _safe.divide(self.sizes, total, 0.0)
         means = jax.lax.psum(self.means * share[None, :], axis_name)
-        δ = self.means - means
+        unit = jax.lax.pmax(jax.lax.stop_gradient(self.unit), axis_name)
+        ours = jnp.square(self.unit / unit)
+        δ = (self.means - means) / unit
         between = jnp.matmul(δ * self.sizes[None, :], δ.T, precision="highest")
+        squares = self.square_deviations * ours + jnp.square(δ) * self.sizes[None, :]
         return ClassStatistics(
             sizes=total,
             means=means,
-            scatter=jax.lax.psum(self.scatter + between, axis_name),
-            square_deviations=jax.lax.psum(self.square_deviations + jnp.square(δ) * self.sizes[None, :], axis_name),
+            scatter=jax.lax.psum(self.scatter * ours + between, axis_name),
+            square_deviations=jax.lax.psum(squares, axis_name),
+            unit=unit,
         )
 
     def check(self) -> None:
@@ -199,7 +239,7 @@ class ClassStatistics(eqx.Module):
         if is_traced(self):
             return
         check_no_empty_class(np.asarray(self.sizes))
-        if float(self.between_class_variance()) == 0:
+        if float(self.in_own_units().between_class_variance()) == 0:
             raise ValueError(
                 "means: expected class means that differ, got zero between-class scatter (all class means coincide); "
                 "the features carry no class: look at a constant or dead layer."
@@ -218,6 +258,8 @@ def check_labels(labels, num_samples: int, num_classes: int | None) -> tuple[Int
     if is_traced(labels):
         if num_classes is None:
             raise ValueError("num_classes: expected the number of classes, which traced labels do not tell; got None.")
+        check_shape("labels", labels, (num_samples,), f"one label for each of the {num_samples} rows of features")
+        _check_integers(labels.dtype)
         return jnp.asarray(labels), num_classes
     y, C = check_label_range(labels, num_samples, num_classes)
     if C < 2:
@@ -226,12 +268,17 @@ def check_labels(labels, num_samples: int, num_classes: int | None) -> tuple[Int
     return jnp.asarray(y), C
 
 
+def _check_integers(dtype) -> None:
+    if not np.issubdtype(dtype, np.integer):
+        raise ValueError(f"labels: expected integers 0, ..., C-1, got dtype {dtype}; convert with astype(int).")
+
+
 def check_label_range(labels, num_samples: int, num_classes: int | None) -> tuple[np.ndarray, int]:
     """Integer labels, one a sample, from 0 to C−1; classes may be missing."""
+    check_real(labels=labels)
     y = np.asarray(labels)
     check_shape("labels", y, (num_samples,), f"one label for each of the {num_samples} rows of features")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"labels: expected integers 0, ..., C-1, got dtype {y.dtype}; convert with astype(int).")
+    _check_integers(y.dtype)
     if y.size == 0:
         raise ValueError("labels: expected at least one sample, got none.")
     C = int(y.max()) + 1 if num_classes is None else num_classes
@@ -253,15 +300,49 @@ def check_no_empty_class(sizes: np.ndarray) -> None:
         )
 
 
+def unit_of_squares(*arrays: Float[Array, "..."]) -> Float[Array, ""]:
+    """1, or the power of two next to the largest entry where squares of deviations would leave the type's range."""
+    size = _safe.power_of_two(*arrays)
+    limits = jnp.finfo(size.dtype)
+    smallest = 1024 * float(limits.tiny) ** 0.5 / float(limits.eps)
+    return jnp.where((size < smallest) | (size > float(limits.max) ** 0.25), size, 1)
+
+
+def in_range(labels: Int[Array, " N"], num_classes: int, dtype) -> tuple[Int[Array, " N"], Float[Array, ""]]:
+    """Labels in 0, …, C−1, and a factor for everything that is made of them: NaN where one was out of range, else 1."""
+    labels = labels.astype(jnp.int32)
+    inside = jnp.clip(labels, 0, num_classes - 1)
+    return inside, jnp.where(jnp.all(inside == labels), jnp.ones((), dtype), jnp.nan)
+
+
 @eqx.filter_jit
 def _from_features(features, labels, num_classes: int) -> ClassStatistics:
-    one = jnp.ones(features.shape[0], dtype=features.dtype)
-    sizes = jax.ops.segment_sum(one, labels, num_classes)
-    means = jax.ops.segment_sum(features, labels, num_classes) / jnp.maximum(sizes, 1)[:, None]
+    labels, valid = in_range(labels, num_classes, features.dtype)
+    unit = unit_of_squares(features)
+    features = features / unit
+    sizes = _class_sums(jnp.ones((features.shape[0], 1), features.dtype), labels, num_classes)[:, 0]
+    counts = jnp.maximum(sizes, 1)[:, None]
+    means = _class_sums(features, labels, num_classes) / counts
     deviations = features - means[labels]
+    # What rounding left of the class means, which may be as large as the deviations.
+    rest = _class_sums(deviations, labels, num_classes) / counts
+    deviations = deviations - rest[labels]
     return ClassStatistics(
-        sizes=sizes,
-        means=means.T,
-        scatter=jnp.matmul(deviations.T, deviations, precision="highest"),
-        square_deviations=jax.ops.segment_sum(jnp.square(deviations), labels, num_classes).T,
+        sizes=sizes * valid,
+        means=(means + rest).T * unit * valid,
+        scatter=jnp.matmul(deviations.T, deviations, precision="highest") * valid,
+        square_deviations=_class_sums(jnp.square(deviations), labels, num_classes).T * valid,
+        unit=unit,
     )
+
+
+def _class_sums(values: Float[Array, "N k"], labels: Int[Array, " N"], num_classes: int) -> Float[Array, "C k"]:
+    """Sums over the samples of each class, first in blocks of samples, then over blocks.
+
+    Added one after the other, m numbers lose log₁₀ m digits. There are min(√N, N/C) blocks: no more sums than samples.
+    """
+    N = values.shape[0]
+    blocks = max(1, min(math.isqrt(N), N // num_classes))
+    block = jnp.arange(N, dtype=labels.dtype) // max(1, -(-N // blocks))
+    sums = jax.ops.segment_sum(values, labels + num_classes * block, blocks * num_classes)
+    return sums.reshape(blocks, num_classes, values.shape[1]).sum(0)

@@ -8,8 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 
-from ntkcollapse._checks import check_finite, check_shape
-from ntkcollapse.collapse.statistics import ClassStatistics, check_label_range, check_no_empty_class
+from ntkcollapse._checks import check_finite, check_real, check_shape
+from ntkcollapse.collapse.statistics import ClassStatistics, check_label_range, check_no_empty_class, unit_of_squares
 
 
 class RunningStatistics(NamedTuple):
@@ -73,6 +73,7 @@ class RunningStatistics(NamedTuple):
             ValueError: features that are not one row a sample, of another width or not finite; labels out of range.
         """
         n, C = self.means.shape
+        check_real(features=features)
         features = np.asarray(features)
         check_shape("features", features, (None, n), f"(B samples, n = {n} features) as the batches before")
         check_finite("features", features)
@@ -134,4 +135,7 @@ class RunningStatistics(NamedTuple):
         if self.scatter is None:
             raise ValueError("scatter: expected the within-class scatter, got sums kept without it (scatter=False).")
         dtype = jnp.result_type(float)
-        return ClassStatistics(*(jnp.asarray(x.astype(dtype)) for x in self if x is not None))
+        sizes, means = (jnp.asarray(x.astype(dtype)) for x in (self.sizes, self.means))
+        unit = float(unit_of_squares(means))
+        squares = (jnp.asarray((x / unit**2).astype(dtype)) for x in (self.scatter, self.square_deviations))
+        return ClassStatistics(sizes, means, *squares, unit=jnp.asarray(unit, dtype))

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import collapse
-from ntkcollapse._checks import check_finite
+from ntkcollapse._checks import check_finite, check_real
 from ntkcollapse.collapse import nc2
 from ntkcollapse.collapse.statistics import ClassStatistics, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
@@ -47,6 +47,7 @@ def measure(
         raise ValueError("scatter: expected the within-class scatter, got sums kept without it (scatter=False).")
     for name in ("sizes", "means", "scatter", "square_deviations"):
         check_finite(name, getattr(statistics, name))
+    check_real(W=W)
     check_finite("W", W)
     leaves = [np.asarray(x, dtype=np.float64) for x in jax.tree.leaves(statistics)]
     check_no_empty_class(leaves[0])

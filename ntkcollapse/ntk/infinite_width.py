@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive, check_shape
+from ntkcollapse._checks import check_choice, check_finite, check_positive, check_real, check_shape, is_traced
 from ntkcollapse.ntk._neural_tangents import neural_tangents
 
 
@@ -50,13 +50,22 @@ def predict_lazily(
     The loss is ½ Σ_i ‖f_i − y_i‖² over the samples and time is flow time, as in `ntkcollapse.simulate`.
 
     Args:
-        kernel: one N × N kernel for all outputs.
+        kernel: one N × N kernel for all outputs, symmetric and without negative eigenvalues (of `empirical_ntk` take
+            outputs="mean").
         targets, initial: rows of y and of f at time zero.
         times: flow times, zero or above.
     Raises:
         ImportError: neural-tangents is not installed.
-        ValueError: shapes that disagree, or a negative time.
+        ValueError: shapes that disagree, numbers that are not real, masked or not finite, a kernel that is not
+            symmetric or has an eigenvalue below zero (rounding apart), or a negative time.
     """
+    check_real(kernel=kernel, targets=targets, initial=initial, times=times)
+    per_output = 'one kernel for all outputs; of empirical_ntk take outputs="mean"'
+    check_shape("kernel", kernel, (None, None), f"(N, N), {per_output}")
+    check_shape("kernel", kernel, (np.shape(kernel)[0],) * 2, "(N, N), rows and columns the same samples")
+    for name, value in (("kernel", kernel), ("targets", targets), ("initial", initial)):
+        check_finite(name, value)
+    _check_positive_semidefinite(kernel)
     check_shape("targets", targets, (np.shape(kernel)[0], None), "one row a sample of the kernel")
     check_shape("initial", initial, np.shape(targets), "as targets")
     check_positive("times", times, zero=True)
@@ -65,3 +74,21 @@ def predict_lazily(
     flow = neural_tangents().predict.gradient_descent_mse(kernel, targets)
     times = jnp.asarray(times, kernel.dtype)
     return flow(times * targets.size, initial)
+
+
+def _check_positive_semidefinite(kernel) -> None:
+    """Symmetric, and no eigenvalue below zero, both to the rounding of the kernel's type: else the flow grows."""
+    if is_traced(kernel):
+        return
+    K = np.asarray(kernel, dtype=np.float64)
+    if np.abs(K - K.T).max(initial=0) > 1e-4 * np.abs(K).max(initial=0):
+        raise ValueError(
+            "kernel: expected a symmetric kernel, got one that is not: rows and columns are one sample set."
+        )
+    values = np.linalg.eigvalsh(K)
+    rounding = 10 * len(K) ** 0.5 * float(jnp.finfo(jnp.result_type(float, jnp.asarray(kernel))).eps)
+    if values.size and values[0] < -rounding * values[-1]:
+        raise ValueError(
+            f"kernel: expected eigenvalues of zero or above, got {values[0]:.3g} (largest {values[-1]:.3g}): gradient "
+            "flow under it grows without bound; add a positive multiple of the identity, or measure it in float64."
+        )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_shape
+from ntkcollapse._checks import check_finite, check_real, check_shape
 from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -26,7 +26,7 @@ class ReducedStart(eqx.Module):
         b: bias, (C,).
 
     Raises:
-        ValueError: shapes that disagree, or numbers that are not finite.
+        ValueError: shapes that disagree, or numbers that are not real, masked or not finite.
     """
 
     M: Float[Array, "n C"]
@@ -35,6 +35,7 @@ class ReducedStart(eqx.Module):
     b: Float[Array, " C"]
 
     def __init__(self, M, scatter, W, b):
+        check_real(M=M, scatter=scatter, W=W, b=b)
         self.M, self.W, self.b = (jnp.asarray(x) for x in (M, W, b))
         scatter = jnp.asarray(scatter)
         self.scatter = scatter[None] if scatter.ndim == 2 else scatter

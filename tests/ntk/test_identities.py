@@ -60,3 +60,23 @@ def test_lazy_prediction_is_the_closed_form():
     want = [targets + vectors @ np.diag(np.exp(-values * t)) @ vectors.T @ (initial - targets) for t in times]
     got = predict_lazily(jnp.asarray(kernel), jnp.asarray(targets), jnp.asarray(initial), times)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_lazy_prediction_refuses_what_is_no_kernel():
+    """An indefinite kernel once gave outputs of 1.0, where the flow had grown to 6.5e10."""
+    x = np.linspace(-3, 3, 60)[:, None]
+    kernel, targets = np.exp(-((x - x.T) ** 2)), np.sin(x)
+    predict_lazily(kernel, targets, 0 * targets, [1.0])  # its smallest eigenvalues are rounding
+    for bad, message in (
+        (kernel - 0.3 * np.eye(60), "kernel: expected eigenvalues of zero or above, got -0.3"),
+        (kernel * np.nan, "kernel: expected finite numbers, got nan"),
+        (kernel + np.triu(kernel, 1), "kernel: expected a symmetric kernel"),
+        (kernel + 0j, "kernel: expected real numbers, got dtype complex128"),
+        (np.zeros((60, 60, 2, 2)), r"kernel: expected shape \(any, any\), \(N, N\), .*outputs=.mean."),
+        (kernel[:, :50], r"kernel: expected shape \(60, 60\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_lazily(bad, targets, 0 * targets, [100.0])
+    with pytest.raises(ValueError, match="initial: expected finite numbers"):
+        predict_lazily(kernel, targets, np.full_like(targets, np.inf), [1.0])
