@@ -103,6 +103,41 @@ def test_layer_peeled_thresholds(num_classes, majority, energy, published, digit
     np.testing.assert_allclose(found, published, rtol=0, atol=0.6 * digit)
 
 
+@pytest.mark.parametrize(
+    ("case", "in_60_digits"),
+    [
+        ((5, 2, 10, 3), 975749.04658299315979),
+        ((10, 5, 20, 5), 162541217.80328598605),
+        ((10, 5, 30, 8), 19153701200781.58358),
+        ((10, 5, 500, 10), 1.80029695739175233e64),
+    ],
+)
+def test_layer_peeled_thresholds_at_large_energies(case, in_60_digits):
+    """From the optimality conditions of the nuclear-norm problem: four equations in 60 digits, no minimiser."""
+    assert models.layer_peeled.threshold(*case) == pytest.approx(in_60_digits, rel=1e-10)
+    with jax.enable_x64(False):
+        assert models.layer_peeled.threshold(*case) == pytest.approx(in_60_digits, rel=1e-10)
+
+
+def test_layer_peeled_minima_at_large_ratios_are_reached_or_said_not_to_be():
+    """Once the minority's cosine stopped at 0.981 and 0.998, where it is 1."""
+    case, key = (5, 2, 10.0, 3.0), jax.random.key(0)
+    ratios = jnp.asarray([0.97, 1.03, 1.5]) * 975749.0466
+    below, *above = models.layer_peeled.cosine_curve(ratios, *case, key=key)
+    assert 0.9 < float(below) < 0.99
+    np.testing.assert_allclose(above, 1.0, atol=1e-6)
+    sizes = np.array([3.0, 3.0, 1.0, 1.0])
+    best = models.layer_peeled.minimizer(sizes, 2.0, 1.0, key=key)
+    assert abs(float(best.gap)) < 1e-12
+    with pytest.warns(RuntimeWarning, match=r"raise max_steps \(now 2\)"):
+        early = models.layer_peeled.minimizer(sizes, 2.0, 1.0, key=key, max_steps=2)
+    # The gap is a bound on what is missing, from the result alone.
+    missing = float(early.value / best.value - 1)
+    assert 1e-8 < missing <= float(early.gap)
+    with pytest.raises(ValueError, match=r"expected energies whose threshold is below e\^700, got 50000, 100"):
+        models.layer_peeled.threshold(10, 5, 50000, 100)
+
+
 def test_layer_peeled_threshold_is_where_minority_classifiers_merge():
     """Found by the criterion at the collapsed optimum, seen in the free minimum, where nothing is tied."""
     key, R0 = jax.random.key(0), models.layer_peeled.threshold(4, 2, 2.0, 1.0)

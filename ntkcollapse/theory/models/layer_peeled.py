@@ -1,25 +1,37 @@
 """The layer-peeled model with imbalanced classes: its minimum without a semidefinite program, and minority collapse."""
 
+import warnings
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import numpy as np
 import optimistix as optx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 from scipy.optimize import brentq
 
-from ntkcollapse._checks import check_positive, check_shape
+from ntkcollapse._checks import check_positive, check_shape, is_traced
+from ntkcollapse.theory.models.losses import log_softplus
 
 
 class LayerPeeledMinimiser(NamedTuple):
-    """W (C, n) and class means M (n, C) at the minimum, and the loss there."""
+    """W (C, n) and class means M (n, C) at the minimum, the loss there, and a bound on what it is above the minimum.
+
+    gap: value ≤ (1 + gap) · minimum, to first order; below `converged_gap` of the type the minimum has been reached.
+    """
 
     W: Float[Array, "C n"]
     M: Float[Array, "n C"]
     value: Float[Array, ""]
+    gap: Float[Array, ""]
+
+
+def converged_gap(dtype) -> float:
+    """√ε: the relative gap below which a minimum counts as reached."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
 
 
 def layer_peeled_minimiser(
@@ -29,22 +41,30 @@ def layer_peeled_minimiser(
     *,
     key: jax.Array,
     tied: tuple[int, ...] | None = None,
-    max_steps: int = 5000,
+    max_steps: int = 500,
 ) -> LayerPeeledMinimiser:
     r"""Minimum of Σ_k (m_k/N) CE(W h_k, k) with (1/C) Σ‖w_k‖² ≤ energy_W and (1/C) Σ‖h_k‖² ≤ energy_H.
 
     Samples of one class share their feature at the minimum, so that only class means are variables; both budgets are
-    spent, so that directions are variables and norms are not. BFGS from a random start in n = C dimensions, where the
-    landscape of the convex relaxation is recovered; works under `vmap` over sizes and energies (a whole curve at once).
+    spent, so that directions are variables and norms are not. In n = C dimensions the landscape is that of a convex
+    problem, the loss over logits Z = W M in the nuclear ball ‖Z‖_* ≤ τ = C √(energy_W energy_H). Its duality gap
+
+        loss(Z) − minimum ≤ ⟨G, Z⟩ + τ ‖G‖₂,   G = ∂loss/∂Z
+
+    says from the result alone how far the minimum is, whatever the start. Newton's method on the logarithm of the loss
+    (which may be far below the smallest rounding of 1), after BFGS from a random start; 4 C⁴ numbers. Works under
+    `vmap` over sizes and energies (a whole curve at once); `gap` is then for the caller to look at.
 
     Args:
         sizes: m_k, any positive weights.
         energy_H, energy_W: the budgets.
         key: of the random start.
         tied: for each class the index of its row among fewer free ones: classes forced to coincide.
-        max_steps: of BFGS; where it stops early the value tells.
+        max_steps: of BFGS, and of Newton's method after it.
     Raises:
         ValueError: energies or sizes not above zero.
+    Warns:
+        RuntimeWarning: the gap is not below `converged_gap` (√ε) after `max_steps`.
     References:
         Fang et al. (2021), the layer-peeled model.
     """
@@ -58,9 +78,15 @@ def layer_peeled_minimiser(
     free = C if tied is None else max(tied) + 1
     start = jax.random.normal(key, (2, free, C), dtype=weights.dtype)
     budgets = jnp.sqrt(C * jnp.asarray([energy_W, energy_H], dtype=float))
-    best = _minimise(start, (weights, rows, budgets), max_steps)
-    W, M = _on_budget(best, rows, budgets)
-    return LayerPeeledMinimiser(W=W, M=M.T, value=_risk(best, (weights, rows, budgets)))
+    W, M, value, gap = _minimise(start, (weights, rows, budgets), max_steps)
+    if not is_traced(gap) and not float(gap) < converged_gap(gap.dtype):
+        warnings.warn(
+            f"layer_peeled: the loss is only known to be within {float(gap):.2g} of its minimum, relatively; raise "
+            f"max_steps (now {max_steps}), try another key, or compute in float64.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return LayerPeeledMinimiser(W=W, M=M.T, value=value, gap=gap)
 
 
 def _on_budget(free, rows, budgets):
@@ -68,16 +94,82 @@ def _on_budget(free, rows, budgets):
     return X / jnp.sqrt(jnp.sum(jnp.square(X), axis=(1, 2), keepdims=True)) * budgets[:, None, None]
 
 
-def _risk(free, problem):
+def _log_risk(free, problem):
     weights, rows, budgets = problem
     W, H = _on_budget(free, rows, budgets)
-    return -jnp.sum(weights * jnp.diagonal(jax.nn.log_softmax(W @ H.T, axis=0)))
+    return jax.nn.logsumexp(jnp.log(weights) + log_softplus(_log_odds(W @ H.T)[1]))
+
+
+def _log_odds(Z):
+    """log p_i/p_k of every class i but the right one k, by columns, −∞ on the diagonal; and log Σ_i p_i/p_k."""
+    each = jnp.where(jnp.eye(len(Z), dtype=bool), -jnp.inf, Z - jnp.diagonal(Z)[None, :])
+    return each, jax.nn.logsumexp(each, axis=0)
 
 
 @eqx.filter_jit
 def _minimise(start, problem, max_steps):
-    solver = optx.BFGS(rtol=1e-12, atol=1e-12)
-    return optx.minimise(_risk, solver, start, problem, max_steps=max_steps, throw=False).value
+    weights, rows, budgets = problem
+    best = newton_minimum(_log_risk, start, problem, max_steps)
+    W, H = _on_budget(best, rows, budgets)
+    log_risk = _log_risk(best, problem)
+    # G over the loss; its diagonal is minus the sum of the rest, without cancellation.
+    each, total = _log_odds(W @ H.T)
+    wrong = jnp.exp(jnp.log(weights)[None, :] + each - jnp.logaddexp(0.0, total)[None, :] - log_risk)
+    G = wrong - jnp.diag(wrong.sum(0))
+    # Where classes are tied only logits that are tied too compete.
+    together = (rows[:, None] == rows[None, :]).astype(G.dtype)
+    together = together / together.sum(1, keepdims=True)
+    steepest = jnp.linalg.norm(together @ G @ together, ord=2)
+    gap = jnp.sum(wrong * _differences(W @ H.T)) + budgets[0] * budgets[1] * steepest
+    return W, H, jnp.exp(log_risk), gap
+
+
+def _differences(Z):
+    """z_ik − z_kk."""
+    return Z - jnp.diagonal(Z)[None, :]
+
+
+def newton_minimum(function, start, problem, max_steps):
+    """Minimises function(x, problem): quasi-Newton steps from `start`, then Newton's to where rounding ends them.
+
+    Near a threshold the landscape is so flat that BFGS stops early. Newton's steps are damped, (∇² + μ) d = −∇, with
+    μ lowered by a step that lowers the function and raised by one that does not. n² numbers for n of x.
+    """
+    shape, dtype = start.shape, start.dtype
+    eps = float(jnp.finfo(dtype).eps)
+
+    def f(x):
+        return function(x.reshape(shape), problem)
+
+    def direction(x, damping):
+        slope, curvature = jax.grad(f)(x), jax.hessian(f)(x)
+        size = jnp.abs(jnp.diagonal(curvature)).max()
+        # A curvature that is not positive gives NaN, which lowers nothing.
+        factor = jsl.cho_factor(curvature + damping * size * jnp.eye(x.size, dtype=dtype), lower=True)
+        d = -jsl.cho_solve(factor, slope)
+        return d, -jnp.sum(slope * d) / 2
+
+    def step(carry):
+        x, value, damping, _, count = carry
+        d, promise = direction(x, damping)
+        new = f(x + d)
+        lower = new < value
+        flat = (damping <= least) & (promise <= 4 * eps * (1 + jnp.abs(value)))
+        damping = jnp.where(lower, jnp.maximum(damping / 10, least), damping * 10)
+        going = ~flat & (damping < 1e6)
+        return jnp.where(lower, x + d, x), jnp.where(lower, new, value), damping, going, count + 1
+
+    # Directions that change nothing (rotations) have curvature 0.
+    least = eps**0.6
+    solver = optx.BFGS(rtol=eps**0.5, atol=eps**0.5)
+    x = optx.minimise(lambda x, _: f(x), solver, start.reshape(-1), max_steps=max_steps, throw=False).value
+    carry = (x, f(x), jnp.asarray(1e-3, dtype), jnp.array(True), 0)
+    x, value, _, _, _ = jax.lax.while_loop(lambda c: c[3] & (c[4] < max_steps), step, carry)
+    # The value is at rounding; the point gains the other half of its digits in two more steps.
+    for _ in range(2):
+        closer = x + direction(x, least)[0]
+        x = jnp.where(f(closer) <= value + 100 * eps * (1 + jnp.abs(value)), closer, x)
+    return x.reshape(shape)
 
 
 def minority_cosine(W: Float[Array, "C n"], majority: int) -> Float[Array, ""]:
@@ -98,24 +190,44 @@ def cosine_curve(
 ) -> Float[Array, " R"]:
     """Mean cosine between minority classifiers at each imbalance ratio m_A/m_B, all ratios in one mapped call.
 
-    From −1/(C − 1) at ratio 1 to 1 at the threshold R₀ of `collapse_ratio`, and 1 above: minority collapse.
+    From −1/(C − 1) at ratio 1 to 1 at the threshold R₀ of `collapse_ratio`, and 1 above: minority collapse. NaN where
+    the minimum has not been reached.
+
+    Warns:
+        RuntimeWarning: ratios at which it has not been reached.
     """
     ratios = jnp.asarray(ratios, dtype=float)
     is_major = jnp.arange(num_classes) < majority
 
     def at(ratio):
         sizes = jnp.where(is_major, ratio, 1.0)
-        return minority_cosine(layer_peeled_minimiser(sizes, energy_H, energy_W, key=key).W, majority)
+        best = layer_peeled_minimiser(sizes, energy_H, energy_W, key=key)
+        return minority_cosine(best.W, majority), best.gap
 
-    return jax.vmap(at)(ratios)
+    cosines, gaps = jax.vmap(at)(ratios)
+    reached = gaps < converged_gap(gaps.dtype)
+    if not is_traced(reached) and not reached.all():
+        warnings.warn(
+            f"cosine_curve: no minimum reached at the ratios {np.asarray(ratios)[~np.asarray(reached)]}; try another "
+            "key, or compute in float64.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return jnp.where(reached, cosines, jnp.nan)
 
 
 class CollapsedOdds(NamedTuple):
-    """What a majority sample gives, at the collapsed optimum, to its own class and to each other majority class."""
+    """What a majority sample gives, at the collapsed optimum, to its own class and to each other majority class.
+
+    own, other: the two probabilities; log_excess: log(1 − own + other), without cancellation; value: the loss;
+    gap: as of `LayerPeeledMinimiser`, among states whose minority classes coincide.
+    """
 
     own: Float[Array, ""]
     other: Float[Array, ""]
+    log_excess: Float[Array, ""]
     value: Float[Array, ""]
+    gap: Float[Array, ""]
 
 
 def collapsed_odds(
@@ -133,7 +245,8 @@ def collapsed_odds(
         w_a = p s_a + (B/C) q u,   w_b = −(A/C) q u,   h_a = x s_a + y u,   h_b = −z u,
         (s_a) a simplex with Gram matrix Π_A, orthogonal to u,
 
-    and of (p, q), (x, y, z) only the directions, both budgets being spent: three angles, minimised by BFGS.
+    and of (p, q), (x, y, z) only the directions, both budgets being spent: three angles, in which the logarithm of the
+    loss is minimised by Newton's method.
     """
     settings = tuple(jnp.asarray(x, dtype=float) for x in (ratio, energy_H, energy_W))
     return _collapsed_odds(settings, majority, num_classes - majority)
@@ -162,19 +275,36 @@ def _collapsed_odds(settings, A, B):
         )
 
     def log_odds(angles):
+        """log p/p_right of another majority class, a minority class; of a minority sample: of a majority class."""
         own, other, minor, wrong, right = logits(angles)
-        major = jnp.logaddexp(jnp.logaddexp(own, jnp.log(A - 1.0) + other), jnp.log(1.0 * B) + minor)
-        return own - major, other - major, right - jnp.logaddexp(jnp.log(1.0 * A) + wrong, jnp.log(1.0 * B) + right)
+        return other - own, minor - own, wrong - right
 
-    def risk(angles, _):
-        own, _, right = log_odds(angles)
-        return -(A * ratio * own + B * right) / (A * ratio + B)
+    def log_losses(angles):
+        """Logarithms of the loss of a majority sample, and of what a minority sample's has above its least, log B."""
+        other, minor, wrong = log_odds(angles)
+        return log_softplus(jnp.logaddexp(jnp.log(A - 1.0) + other, jnp.log(1.0 * B) + minor)), log_softplus(
+            jnp.log(A / B) + wrong
+        )
 
-    solver = optx.BFGS(rtol=1e-12, atol=1e-12)
-    start = jnp.full(3, jnp.pi / 4, energy_H.dtype)
-    best = optx.minimise(risk, solver, start, max_steps=500, throw=False).value
-    own, other, _ = log_odds(best)
-    return CollapsedOdds(jnp.exp(own), jnp.exp(other), risk(best, None))
+    def log_risk(angles, _):
+        major, minor = log_losses(angles)
+        return jnp.logaddexp(jnp.log(A * ratio) + major, jnp.log(1.0 * B) + minor)
+
+    best = newton_minimum(log_risk, jnp.full(3, jnp.pi / 4, energy_H.dtype), None, 200)
+    other, minor, wrong = log_odds(best)
+    # Logarithms of the probabilities that matter, over that of the right class's denominator.
+    total = jnp.logaddexp(0.0, jnp.logaddexp(jnp.log(A - 1.0) + other, jnp.log(1.0 * B) + minor))
+    log_other, log_minor = other - total, minor - total
+    log_wrong = wrong - jnp.log(1.0 * B) - jnp.logaddexp(0.0, jnp.log(A / B) + wrong)
+    log_excess = jnp.logaddexp(jnp.log(1.0 * A) + log_other, jnp.log(1.0 * B) + log_minor)
+    risk = jnp.exp(log_risk(best, None)) + B * jnp.log(1.0 * B)
+    # Singular values of the loss's gradient with respect to the logits, over the weight of a minority class: among the
+    # majority classes, and between the two groups.
+    p, q = ratio * jnp.exp(log_minor), jnp.exp(log_wrong)
+    steepest = jnp.maximum(ratio * jnp.exp(log_excess), jnp.sqrt(C * (B * p**2 + A * q**2)))
+    slope = A * ratio * ((A - 1) * jnp.exp(log_other) * other + B * jnp.exp(log_minor) * minor) + A * B * q * wrong
+    gap = (slope + C * jnp.sqrt(energy_W * energy_H) * steepest) / risk
+    return CollapsedOdds(jnp.exp(-total), jnp.exp(log_other), log_excess, risk / (A * ratio + B), gap)
 
 
 def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: float) -> float:
@@ -184,8 +314,12 @@ def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: f
     w_A (1 − p_own + p_other), and collapse is optimal as long as this is at least the weight w_B of one minority
     class: R₀ solves r (1 − p_own(r) + p_other(r)) = 1.
 
+    Found in float64, whatever JAX's x64 flag says, to about 1e-10 of its value.
+
     Raises:
-        ValueError: fewer than two majority or minority classes, energies not above zero.
+        ValueError: fewer than two majority or minority classes, energies not above zero, or so large that R₀ is beyond
+            the largest float.
+        RuntimeError: the collapsed optimum was not reached.
     References:
         Fang et al. (2021) for the phenomenon; the criterion is derived here.
     """
@@ -193,13 +327,24 @@ def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: f
         raise ValueError(f"majority: expected 2 to C - 2 = {num_classes - 2} classes, got {majority}.")
     check_positive("energy_H, energy_W", (energy_H, energy_W))
 
-    def excess(log_ratio):
-        odds = collapsed_odds(float(np.exp(log_ratio)), num_classes, majority, energy_H, energy_W)
-        return float(np.exp(log_ratio) * (1 - odds.own + odds.other)) - 1
+    def log_excess(log_ratio):
+        odds = collapsed_odds(np.exp(log_ratio), num_classes, majority, energy_H, energy_W)
+        if not float(odds.gap) < converged_gap(np.float64):
+            raise RuntimeError(
+                f"layer_peeled.threshold: no minimum reached at the ratio {np.exp(log_ratio):.6g} for energies "
+                f"{energy_H}, {energy_W} (relative gap {float(odds.gap):.2g}); smaller energies are safer."
+            )
+        return log_ratio + float(odds.log_excess)
 
-    low, high = 0.0, 1.0
-    # r (1 − p_own + p_other) grows from below 1 at r = 1: the majority is fitted better, but not as fast as r grows.
-    while excess(high) < 0 and high < 30:
-        low, high = high, high * 1.5
-    root = brentq(excess, low, high, xtol=1e-10)
-    return float(np.exp(np.asarray(root)))
+    with jax.enable_x64(True):
+        low, high, largest = 0.0, 1.0, 700.0
+        # log r + log(1 − p_own + p_other) grows from below 0 at r = 1: the majority is fitted better, but not as fast
+        # as r grows.
+        while log_excess(high) < 0:
+            if high == largest:
+                raise ValueError(
+                    f"energy_H, energy_W: expected energies whose threshold is below e^700, got {energy_H}, {energy_W}."
+                )
+            low, high = high, min(high * 1.5, largest)
+        root = brentq(log_excess, low, high, xtol=1e-13)
+        return float(np.exp(np.asarray(root)))

@@ -35,11 +35,16 @@ def _excess(f, Y):
 
 
 def _log_losses(excess, Y):
-    """log ℓ_i with ℓ = log(1 + e^a), a = log Σ_{k ≠ y} e^{f_k − f_y}; log ℓ ≈ a − e^a/2 where e^a is lost beside 1."""
-    a = jax.nn.logsumexp(jnp.where(Y > 0, -jnp.inf, excess), axis=0)
+    """log ℓ_i with ℓ = log(1 + e^a), a = log Σ_{k ≠ y} e^{f_k − f_y}."""
+    return log_softplus(jax.nn.logsumexp(jnp.where(Y > 0, -jnp.inf, excess), axis=0))
+
+
+def log_softplus(a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log log(1 + e^a), the logarithm of the cross-entropy of a sample whose other classes have log-odds a."""
+    # a − e^a/2 where e^a is lost beside 1.
     tiny = a < -20
     safe = jnp.where(tiny, 0.0, a)
-    return jnp.where(tiny, a - jnp.exp(a) / 2, jnp.log(jnp.logaddexp(0.0, safe)))
+    return jnp.where(tiny, a - jnp.exp(jnp.minimum(a, 0)) / 2, jnp.log(jnp.logaddexp(0.0, safe)))
 
 
 class DotRegression(Loss):
