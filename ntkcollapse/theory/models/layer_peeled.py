@@ -141,34 +141,31 @@ def newton_minimum(function, start, problem, max_steps):
     def f(x):
         return function(x.reshape(shape), problem)
 
-    def direction(x, damping):
-        slope, curvature = jax.grad(f)(x), jax.hessian(f)(x)
-        size = jnp.abs(jnp.diagonal(curvature)).max()
-        # A curvature that is not positive gives NaN, which lowers nothing.
-        factor = jsl.cho_factor(curvature + damping * size * jnp.eye(x.size, dtype=dtype), lower=True)
-        d = -jsl.cho_solve(factor, slope)
-        return d, -jnp.sum(slope * d) / 2
+    def at(x):
+        return f(x), jax.grad(f)(x)
 
     def step(carry):
-        x, value, damping, _, count = carry
-        d, promise = direction(x, damping)
-        new = f(x + d)
-        lower = new < value
-        flat = (damping <= least) & (promise <= 4 * eps * (1 + jnp.abs(value)))
-        damping = jnp.where(lower, jnp.maximum(damping / 10, least), damping * 10)
-        going = ~flat & (damping < 1e6)
-        return jnp.where(lower, x + d, x), jnp.where(lower, new, value), damping, going, count + 1
+        x, value, slope, damping, count = carry
+        curvature = jax.hessian(f)(x)
+        size = jnp.abs(jnp.diagonal(curvature)).max()
+        # A curvature that is not positive gives NaN, which is no better than what there is.
+        factor = jsl.cho_factor(curvature + damping * size * jnp.eye(x.size, dtype=dtype), lower=True)
+        new = x - jsl.cho_solve(factor, slope)
+        new_value, new_slope = at(new)
+        # Where values are equal to rounding the slope still tells: it has the other half of the digits.
+        level = new_value <= value + 8 * eps * (1 + jnp.abs(value))
+        flatter = jnp.sum(jnp.square(new_slope)) < jnp.sum(jnp.square(slope)) / 2
+        better = (new_value < value - 8 * eps * (1 + jnp.abs(value))) | (level & flatter)
+        damping = jnp.where(better, jnp.maximum(damping / 10, least), damping * 10)
+        kept = (jnp.where(better, a, b) for a, b in ((new, x), (new_value, value), (new_slope, slope)))
+        return (*kept, damping, count + 1)
 
     # Directions that change nothing (rotations) have curvature 0.
     least = eps**0.6
     solver = optx.BFGS(rtol=eps**0.5, atol=eps**0.5)
     x = optx.minimise(lambda x, _: f(x), solver, start.reshape(-1), max_steps=max_steps, throw=False).value
-    carry = (x, f(x), jnp.asarray(1e-3, dtype), jnp.array(True), 0)
-    x, value, _, _, _ = jax.lax.while_loop(lambda c: c[3] & (c[4] < max_steps), step, carry)
-    # The value is at rounding; the point gains the other half of its digits in two more steps.
-    for _ in range(2):
-        closer = x + direction(x, least)[0]
-        x = jnp.where(f(closer) <= value + 100 * eps * (1 + jnp.abs(value)), closer, x)
+    carry = (x, *at(x), jnp.asarray(1e-3, dtype), 0)
+    x, *_ = jax.lax.while_loop(lambda c: (c[3] < 1e3) & (c[4] < max_steps), step, carry)
     return x.reshape(shape)
 
 
