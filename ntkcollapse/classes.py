@@ -1,6 +1,6 @@
 """Classes of samples in class-major order, and the projections that the order defines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ntkcollapse._checks import check_shape
+from ntkcollapse._checks import check_real, check_shape, check_whole
 from ntkcollapse._types import AnyArray
 
 
 def _whole(sizes) -> tuple[int, ...]:
-    sizes = tuple(sizes)
+    if not isinstance(sizes, Iterable) or np.ndim(sizes := tuple(sizes)) != 1:
+        raise ValueError(f"sizes: expected one number of samples a class, such as (500, 300, 20), got {sizes!r}.")
+    check_real(sizes=sizes)
     for m in sizes:
-        if int(m) != m:
-            raise ValueError(f"sizes: expected whole numbers of samples, got {m}.")
+        if isinstance(m, bool | np.bool_) or not np.isfinite(m) or int(m) != m:
+            raise ValueError(f"sizes: expected whole numbers of samples, got {m} ({type(m).__name__}).")
     return tuple(int(m) for m in sizes)
 
 
@@ -24,8 +26,9 @@ class ResidualParts(NamedTuple):
     """The three orthogonal parts of a residual, R = single + class_ + global_.
 
     single: R − R_class, what differs between samples of one class;
-    class_: R_class − R_global, class means about the global mean;
-    global_: R_global, the mean over all samples. Each is (C, N).
+    class_: R_class − R_global, class means about the global mean (`residual_class` is its norm);
+    global_: R_global, the mean over all samples. Each is (C, N). R_class itself, as in the paper, are the class means
+    with the global mean in them.
     """
 
     single: Float[Array, "C N"]
@@ -64,6 +67,7 @@ class Classes(eqx.Module):
     @classmethod
     def balanced(cls, num_classes: int, per_class: int) -> "Classes":
         """C classes of m samples each."""
+        check_whole("num_classes", num_classes)
         return cls(sizes=(per_class,) * num_classes)
 
     @classmethod
@@ -163,6 +167,7 @@ def class_order(labels: Shaped[AnyArray, "..."] | Sequence[int]) -> Int[np.ndarr
 
 
 def _check_labels(labels) -> np.ndarray:
+    check_real(labels=labels)
     y = np.asarray(labels)
     check_shape("labels", y, (None,), "one integer label a sample")
     if not np.issubdtype(y.dtype, np.integer):

@@ -54,3 +54,30 @@ def test_bad_labels_and_shapes_say_what_is_wrong():
         LastLayer(H=np.zeros((5, 6)), W=np.zeros((2, 5)), b=np.zeros(2)).check(Classes(sizes=(3, 4)))
     with pytest.raises(ValueError, match="one size, got sizes from 3 to 4"):
         _ = Classes(sizes=(3, 4)).per_class
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((True, 3), r"sizes: expected whole numbers of samples, got True \(bool\)"),
+        ((np.True_, 3), r"sizes: expected whole numbers of samples, got True"),
+        ((np.nan, 3), r"sizes: expected whole numbers of samples, got nan"),
+        ((3 + 0j, 3), r"sizes: expected real numbers, got dtype complex128"),
+        (("3", "4"), r"sizes: expected real numbers, got dtype <U1"),
+        (7, r"sizes: expected one number of samples a class, such as \(500, 300, 20\), got 7"),
+        (((3, 3), (3, 3)), r"sizes: expected one number of samples a class"),
+    ],
+)
+def test_sizes_that_are_no_numbers_of_samples(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        Classes(sizes=sizes)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_truth_value_is_no_number_of_classes_and_a_mask_hides_no_labels():
+    with pytest.raises(ValueError, match="sizes: expected whole numbers of samples, got True"):
+        Classes.balanced(num_classes=3, per_class=True)
+    with pytest.raises(ValueError, match=r"num_classes: expected a whole number, got 2\.0"):
+        Classes.balanced(num_classes=2.0, per_class=3)
+    with pytest.raises(ValueError, match="labels: expected an array without a mask"):
+        Classes.from_labels(np.ma.masked_array([0, 0, 1, 1], [0, 1, 0, 0]))

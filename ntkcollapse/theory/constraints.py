@@ -166,7 +166,7 @@ class CentralPath(Constraint):
 
         Σ_W = (1/N) Σ_i (h_i − mean)(h_i − mean)ᵀ = I_n,     (W, b) = argmin ‖W H + b 1ᵀ − Y‖
 
-    Needs N − C ≥ n, or Σ_W has no full rank.
+    The velocity is projected onto the tangent space of the first condition. Needs N − C ≥ n, or Σ_W has no full rank.
 
     Raises:
         ValueError: more than N − C features.

@@ -125,7 +125,7 @@ def deep_linear(classes: Classes, decay_W: Float[Array, " L"], decay_H: Number) 
     minimizer=cross_entropy.regularised_simplex,
 )
 def cross_entropy_features(classes: Classes, decay_W: Number, decay_H: Number, *, decay_b: Number = 0.0) -> Flow:
-    """As `regularised_features`, with cross-entropy."""
+    """Weight decay on free features, under cross-entropy."""
     if classes.is_balanced:
         e = (classes.per_class * decay_W * decay_H) ** 0.5
         _warn_trivial(classes.num_classes * e < 1, "C √(m λ_W λ_H) is at least 1")
@@ -148,8 +148,10 @@ def max_margin(classes: Classes) -> Flow:
 
 @model(
     title="central path",
-    assumes="Σ_W = I by renormalisation, W and b their least-squares values, loss (1/2N)‖R‖², N − C ≥ n",
-    predicts="singular values: (N/C)[C² log ω + C ω² + ω⁴/4] = a + t; all ratios → 1",
+    assumes="Σ_W = I by projection of the velocity onto its tangent space, W and b their least-squares values, "
+    "loss (1/2N)‖R‖², N − C ≥ n",
+    predicts="singular values: (N/C)[C² log ω + C ω² + ω⁴/4] = a + t; all ratios → 1 (renormalising "
+    "H ← Σ_W^{−1/2} H at every instant is another flow, ω' = ω/(N (C + ω²)))",
     source="Han, Papyan and Donoho (2022)",
     test=TESTS + "test_squared_error_models.py::test_central_path_law",
     law=on_path.central_path_law,
@@ -157,7 +159,7 @@ def max_margin(classes: Classes) -> Flow:
     loss_parts=on_path.loss_parts,
 )
 def central_path(classes: Classes) -> Flow:
-    """Slaved classifier, renormalised features."""
+    """A classifier that follows by least squares, and features whose velocity is projected to keep Σ_W = I."""
     loss = SquaredError(1 / classes.num_samples)
     return Flow(unconstrained(), classes, loss, _decay(), "frozen", CentralPath())
 

@@ -1,4 +1,4 @@
-"""The central path: features renormalised to within-class covariance I under their own least-squares classifier."""
+"""The central path: features kept at within-class covariance I, under their own least-squares classifier."""
 
 from typing import NamedTuple
 
@@ -34,8 +34,10 @@ def central_path_law(
 
         (N/C) [C² log ω + C ω² + ω⁴/4] = a + t,     that is     ω' = (C/N) ω / (C + ω²)²
 
-    for the loss (1/2N)‖W H + b 1ᵀ − Y‖², balanced classes, ⟨h⟩ = 0. Singular vectors stay; ω ~ (4 C t/N)^{1/4}, so that
-    all ratios tend to 1: collapse to a simplex ETF.
+    for the loss (1/2N)‖W H + b 1ᵀ − Y‖², balanced classes, ⟨h⟩ = 0, and the velocity of the features projected onto the
+    tangent space of Σ_W = I (`models.central_path`). Renormalising instead, H ← Σ_W^{−1/2} H at every instant of the
+    plain flow, is another flow, with ω' = (1/N) ω / (C + ω²). Singular vectors stay; ω ~ (4 C t/N)^{1/4}, so that all
+    ratios tend to 1: collapse to a simplex ETF.
 
     Args:
         times: flow times t ≥ 0.
@@ -43,7 +45,7 @@ def central_path_law(
     Raises:
         ValueError: unequal classes, a start not above zero, negative times.
     References:
-        Han, Papyan and Donoho (2022), Section 4: the form; constants derived here.
+        Han, Papyan and Donoho (2022), Section 4: the form; constants, and which flow obeys them, derived here.
     """
     check_positive("start", start)
     check_positive("times", times, zero=True)

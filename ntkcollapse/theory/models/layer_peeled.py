@@ -20,7 +20,7 @@ from ntkcollapse.theory.models.losses import log_softplus
 class LayerPeeledMinimiser(NamedTuple):
     """W (C, n) and class means M (n, C) at the minimum, the loss there, and a bound on what it is above the minimum.
 
-    gap: value ≤ (1 + gap) · minimum, to first order; below `converged_gap` of the type the minimum has been reached.
+    gap: minimum ≥ (1 − gap) · value; below `converged_gap` the minimum has been reached.
     """
 
     W: Float[Array, "C n"]
@@ -29,9 +29,10 @@ class LayerPeeledMinimiser(NamedTuple):
     gap: Float[Array, ""]
 
 
-def converged_gap(dtype) -> float:
-    """√ε: the relative gap below which a minimum counts as reached."""
-    return float(jnp.finfo(dtype).eps) ** 0.5
+def converged_gap(dtype, num_classes: int, energy_H: Float[ArrayLike, ""], energy_W: Float[ArrayLike, ""]) -> Array:
+    """√ε max(1, τ): a minimum counts as reached below this gap, which a change of τ by √ε of itself would make."""
+    radius = num_classes * jnp.sqrt(jnp.asarray(energy_H, dtype) * jnp.asarray(energy_W, dtype))
+    return float(jnp.finfo(dtype).eps) ** 0.5 * jnp.maximum(radius, 1)
 
 
 def layer_peeled_minimiser(
@@ -64,7 +65,7 @@ def layer_peeled_minimiser(
     Raises:
         ValueError: energies or sizes not above zero.
     Warns:
-        RuntimeWarning: the gap is not below `converged_gap` (√ε) after `max_steps`.
+        RuntimeWarning: the gap is not below `converged_gap` after `max_steps`.
     References:
         Fang et al. (2021), the layer-peeled model.
     """
@@ -79,7 +80,7 @@ def layer_peeled_minimiser(
     start = jax.random.normal(key, (2, free, C), dtype=weights.dtype)
     budgets = jnp.sqrt(C * jnp.asarray([energy_W, energy_H], dtype=float))
     W, M, value, gap = _minimise(start, (weights, rows, budgets), max_steps)
-    if not is_traced(gap) and not float(gap) < converged_gap(gap.dtype):
+    if not is_traced(gap) and not bool(gap < converged_gap(gap.dtype, C, energy_H, energy_W)):
         warnings.warn(
             f"layer_peeled: the loss is only known to be within {float(gap):.2g} of its minimum, relatively; raise "
             f"max_steps (now {max_steps}), try another key, or compute in float64.",
@@ -202,7 +203,7 @@ def cosine_curve(
         return minority_cosine(best.W, majority), best.gap
 
     cosines, gaps = jax.vmap(at)(ratios)
-    reached = gaps < converged_gap(gaps.dtype)
+    reached = gaps < converged_gap(gaps.dtype, num_classes, energy_H, energy_W)
     if not is_traced(reached) and not reached.all():
         warnings.warn(
             f"cosine_curve: no minimum reached at the ratios {np.asarray(ratios)[~np.asarray(reached)]}; try another "
@@ -326,7 +327,7 @@ def collapse_ratio(num_classes: int, majority: int, energy_H: float, energy_W: f
 
     def log_excess(log_ratio):
         odds = collapsed_odds(np.exp(log_ratio), num_classes, majority, energy_H, energy_W)
-        if not float(odds.gap) < converged_gap(np.float64):
+        if not bool(odds.gap < converged_gap(np.float64, num_classes, energy_H, energy_W)):
             raise RuntimeError(
                 f"layer_peeled.threshold: no minimum reached at the ratio {np.exp(log_ratio):.6g} for energies "
                 f"{energy_H}, {energy_W} (relative gap {float(odds.gap):.2g}); smaller energies are safer."
