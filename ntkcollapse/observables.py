@@ -30,7 +30,7 @@ def residual_observables(
 ) -> Observables:
     """Frobenius norms of the three orthogonal parts of R, and the loss ½‖R‖² that they add up to.
 
-        ‖R_global‖² = ‖R̄ d‖² / N,  ‖R_class‖² = tr(R̄ D R̄ᵀ) − ‖R_global‖²,  ‖R_single‖² = tr(W S Wᵀ)
+        ‖R_global‖² = ‖R̄ d‖² / N,  ‖R_class − R_global‖² = tr(R̄ D R̄ᵀ) − ‖R_global‖²,  ‖R_single‖² = tr(W S Wᵀ)
 
     with R̄ = W M + b 1ᵀ − I. `residual_class` is the norm of R_class − R_global, orthogonal to the other two. Any X with
     X Xᵀ = S serves as `deviations`: ‖W X‖ keeps the digits that a root of tr(W S Wᵀ) loses below √ε.
@@ -39,7 +39,7 @@ def residual_observables(
     R = W @ M + b[:, None] - jnp.eye(d.shape[0], dtype=W.dtype)
     overall = (R * d[None, :]).sum(1) / d.sum()
     # The value of ‖W X‖ with the derivative of tr(W S Wᵀ): a root X has none where S is singular.
-    single, square = jax.lax.stop_gradient(norm(W @ deviations)), jnp.sum((W @ S) * W)
+    single, square = jax.lax.stop_gradient(norm(W @ deviations)), jnp.sum((W @ S) * W) * jnp.square(statistics.unit)
     single = single + (square - jax.lax.stop_gradient(square)) / jnp.where(single > 0, 2 * single, jnp.inf)
     class_ = norm((R - overall[:, None]) * jnp.sqrt(d)[None, :])
     global_ = jnp.sqrt(d.sum()) * norm(overall)
@@ -72,7 +72,7 @@ def collapse_observables(
         "bias_norm": norm(b),
         "class_means_norm": norm(M - mean_feature[:, None]),
         "mean_feature_norm": norm(mean_feature),
-        "scatter_norm": root(jnp.trace(statistics.scatter)),
+        "scatter_norm": statistics.unit * root(jnp.trace(statistics.scatter)),
     }
 
 

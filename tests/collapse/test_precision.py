@@ -7,6 +7,7 @@ import pytest
 
 from ntkcollapse import BlockKernel, Classes, DenseKernel, LastLayer, collapse
 from ntkcollapse.collapse import ClassStatistics, KernelStatistics, RunningStatistics
+from ntkcollapse.observables import observe
 
 C, PER_CLASS, FEATURES = 10, 6000, 16
 
@@ -176,3 +177,14 @@ def test_complex_and_masked_arrays_are_refused_by_name(way):
     with pytest.raises(ValueError, match=f"^{name}: expected real numbers, got dtype"):
         call(array.astype(str))
     call(array)
+
+
+def test_sizes_of_small_features_in_single_precision_are_their_sizes():
+    """What is observed of a small start: squares of 1e-22 are below the smallest float32."""
+    rng = np.random.default_rng(0)
+    classes, H = Classes((3, 3)), rng.normal(size=(2, 6)).astype(np.float32)
+    W, b = jnp.asarray(rng.normal(size=(2, 2)), jnp.float32), jnp.zeros(2, jnp.float32)
+    names = ("scatter_norm", "residual_single")
+    right, small = (observe(LastLayer(H * np.float32(s), W, b), classes) for s in (1, 2.0**-73))
+    for name in names:
+        np.testing.assert_allclose(small[name] * 2.0**73, right[name], rtol=1e-5)
