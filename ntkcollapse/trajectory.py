@@ -17,9 +17,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from ntkcollapse import _netcdf
 from ntkcollapse._checks import check_choice, check_increasing, check_shape
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
-from ntkcollapse._files import replacing
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.equation import Equation
@@ -111,6 +111,11 @@ class Trajectory(eqx.Module):
         check_increasing("times", self.times, at_least=1)
         T = self.times.shape[0]
         for name, value in self.observables.items():
+            if "/" in name or "__" in name:
+                raise ValueError(
+                    f"observables: expected names without '/' and '__', which files use themselves, got {name!r}; "
+                    "name it with single underscores."
+                )
             check_shape(f"observables[{name!r}]", value, (T, *(None,) * (value.ndim - 1)), "one record a time")
         if not isinstance(self.states, LastLayer | ReducedState | None):
             raise TypeError(
@@ -213,17 +218,17 @@ class Trajectory(eqx.Module):
         for name, value in self.observables.items():
             extra = tuple(f"{name}_axis{i}" for i in range(value.ndim - 1))
             about = {"long_name": described(name).meaning, "units": described(name).unit}
-            data[f"observable/{name}"] = (("time", *extra), np.asarray(value), about)
+            data[f"observable__{name}"] = (("time", *extra), _storable(value), about)
         for name, value in _arrays_of(self.states).items():
-            data[f"state/{name}"] = (("time", *_AXES[name]), np.asarray(value))
+            data[f"state__{name}"] = (("time", *_AXES[name]), _storable(value))
         for name, value in self.statistics.items():
-            data[f"statistic/{name}"] = ((), np.asarray(value))
+            data[f"statistic__{name}"] = ((), _storable(value))
         if self.deviations is not None:
-            data["deviations"] = (("feature", "sample"), np.asarray(self.deviations))
+            data["deviations"] = (("feature", "sample"), _storable(self.deviations))
         kind, arrays = _kernel_to_arrays(self.kernel)
         for name, value in arrays.items():
             axes = tuple(f"kernel_{name}_axis{i}" for i in range(value.ndim))
-            data[f"kernel/{name}"] = (axes, value)
+            data[f"kernel__{name}"] = (axes, _storable(value))
         data["class_sizes"] = (("class",), np.asarray(self.classes.sizes))
         attributes = {
             "equation": json.dumps(self.equation.as_mapping(), sort_keys=True),
@@ -233,8 +238,7 @@ class Trajectory(eqx.Module):
             "versions": self.versions_json,
             "conventions": "t is the time of the gradient flow of the loss that the equation names, with its scale",
         }
-        flat = {name.replace("/", "__"): value for name, value in data.items()}
-        return xr.Dataset(flat, coords={"time": np.asarray(self.times)}, attrs=attributes)
+        return xr.Dataset(data, coords={"time": np.asarray(self.times)}, attrs=attributes)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Writes `trajectory.nc` (netCDF-4) into the run directory `path`, made if missing; all or nothing.
@@ -246,8 +250,7 @@ class Trajectory(eqx.Module):
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another directory, or pass overwrite=True to replace it.")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as part:
-            self.to_dataset().to_netcdf(part, engine="h5netcdf")
+        _netcdf.write(file, {"/": self.to_dataset()})
         return file
 
     @classmethod
@@ -256,7 +259,7 @@ class Trajectory(eqx.Module):
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is not a trajectory that `save` wrote.
+            ValueError: the file is damaged, or not a trajectory that `save` wrote.
         """
         file = Path(path)
         file = RunDirectory(file).trajectory if file.is_dir() else file
@@ -265,14 +268,20 @@ class Trajectory(eqx.Module):
                 f"{file}: no trajectory here; a run directory holds {RunDirectory(file).trajectory.name}."
             )
         try:
-            with xr.open_dataset(file, engine="h5netcdf") as data:
-                data.load()
-        except OSError as error:
+            data = _netcdf.read(file)
+            if "settings" in data.attrs and "class_sizes" in data:
+                return cls._from_dataset(data)
+        # Earlier files have no digest: what is missing or out of range in them shows as an error of any type.
+        except Exception as error:
             raise ValueError(
-                f"{file}: expected a netCDF file of Trajectory.save, could not read it: {error}"
+                f"{file}: expected a netCDF file of Trajectory.save, could not read it: {error}; put back a copy, or "
+                "make the run again."
             ) from error
-        if "settings" not in data.attrs or "class_sizes" not in data:
-            raise ValueError(f"{file}: expected a netCDF file written by Trajectory.save, got another one.")
+        raise ValueError(f"{file}: expected a netCDF file written by Trajectory.save, got another one.")
+
+    @classmethod
+    def _from_dataset(cls, data: xr.Dataset) -> "Trajectory":
+        """The trajectory that `to_dataset` gave."""
         groups: dict[str, dict[str, np.ndarray]] = {k: {} for k in ("observable", "state", "statistic", "kernel")}
         for name in data.data_vars:
             kind, _, rest = str(name).partition("__")
@@ -313,6 +322,13 @@ _ARGUMENTS = (
 @cache
 def _installed() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _storable(value: Any) -> np.ndarray:
+    """The numbers of an array in a type that netCDF has: half precision as float32, which holds it exactly."""
+    array = np.asarray(value)
+    half = array.dtype.kind in "fV" and array.dtype.itemsize < 4
+    return array.astype(np.float32) if half else array
 
 
 def _arrays_of(states: LastLayer | ReducedState | None) -> dict[str, Array]:

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 FLOORS = (
     {"_checks", "_files", "_lazy", "_palette", "_safe", "_table", "_types", "choices"},
     {"_coercion", "observable_table"},
-    {"classes", "_config", "_options", "checkpoints"},
+    {"_netcdf", "classes", "_config", "_options", "checkpoints"},
     {"run_directory"},
     {"sample_kernel", "losses", "last_layer", "clock", "weight_decay"},
     {"block_kernel", "equation"},

@@ -217,8 +217,83 @@ def test_files_of_before_load(tmp_path, name):
     settings, equation = EARLIER[name]
     file = record(settings=settings).save(tmp_path)
     with h5netcdf.File(file, "a") as data:
-        del data.attrs["equation"], data.attrs["names"]
+        del data.attrs["equation"], data.attrs["names"], data.attrs["sha256"]
     again = Trajectory.load(tmp_path)
     assert jax.tree.structure(again.equation) == jax.tree.structure(equation)
     np.testing.assert_allclose(jax.tree.leaves(again.equation), jax.tree.leaves(equation))
     assert again.names == settings.get("names", {})
+
+
+def test_one_flipped_bit_is_seen(tmp_path):
+    """In the numbers of an observable, of a state and of the kernel, and in the equation."""
+    run = record(BlockKernel(3.0, 2.0, 0.625))
+    file = run.save(tmp_path)
+    whole = file.read_bytes()
+    patterns = {
+        "observable": np.asarray(run["loss"], "<f8").tobytes(),
+        "state": np.asarray(run.states.W, "<f8").tobytes()[:64],
+        "kernel": np.asarray(run.kernel.between, "<f8").tobytes(),
+        "equation": b'"producer": "theory"',
+    }
+    for part, pattern in patterns.items():
+        at = whole.find(pattern)
+        assert at >= 0, part
+        damaged = bytearray(whole)
+        damaged[at + len(pattern) // 2] ^= 0b100
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"trajectory\.nc: expected a netCDF file of Trajectory\.save"):
+            Trajectory.load(tmp_path)
+    file.write_bytes(whole)
+    assert Trajectory.load(tmp_path).times.shape == (3,)
+
+
+@pytest.mark.parametrize("what", ["an array removed", "another kernel", "classes in another order", "a key lost"])
+def test_a_file_that_was_changed_is_refused(tmp_path, what):
+    file = record(BlockKernel(3.0, 2.0, 0.6)).save(tmp_path)
+    with h5netcdf.File(file, "a") as data:
+        if what == "an array removed":
+            del data._h5file["observable__loss"]
+        elif what == "another kernel":
+            data.attrs["kernel"] = "DenseKernel"
+        elif what == "classes in another order":
+            data.variables["class_sizes"][:] = data.variables["class_sizes"][:][::-1]
+        else:
+            del data.attrs["versions"]
+    with pytest.raises(ValueError, match=r"trajectory\.nc: expected a netCDF file of Trajectory\.save"):
+        Trajectory.load(tmp_path)
+
+
+def test_every_cut_of_a_file_is_refused(tmp_path):
+    whole = record().save(tmp_path).read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 40).astype(int):
+        (tmp_path / "trajectory.nc").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"trajectory\.nc: expected a netCDF file"):
+            Trajectory.load(tmp_path)
+
+
+def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path, monkeypatch):
+    run = record()
+    before = run.save(tmp_path).read_bytes()
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(tmp_path, overwrite=True)
+    assert (tmp_path / "trajectory.nc").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["trajectory.nc"]
+
+
+def test_half_precision_is_kept_exactly(tmp_path):
+    for kind in (jnp.bfloat16, jnp.float16):
+        values = jnp.asarray([1.0, 0.333, 1e-3], kind)
+        Trajectory(TIMES, {"mine": values}, UNEQUAL).save(tmp_path / kind.__name__)
+        again = Trajectory.load(tmp_path / kind.__name__)
+        np.testing.assert_array_equal(again["mine"], values.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("name", ["layer/norm", "layer__norm"])
+def test_names_that_files_would_confuse_are_refused(name):
+    with pytest.raises(ValueError, match="observables: expected names without '/' and '__'"):
+        Trajectory(TIMES, {name: np.zeros(3)}, UNEQUAL)

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
+from ntkcollapse import _netcdf
 from ntkcollapse._checks import check_choice
 from ntkcollapse._earlier_files import equation_of_settings
-from ntkcollapse._files import replacing
 from ntkcollapse.classes import Classes
 from ntkcollapse.comparison.ladder import Ladder
 from ntkcollapse.comparison.rungs import RUNGS
@@ -30,10 +29,7 @@ def save_ladders(path: str | os.PathLike, ladders: Mapping[int, Ladder]) -> Path
     solvers said of themselves in the attribute "statistics".
     """
     file = RunDirectory(path).comparison
-    with replacing(file) as part:
-        for step, ladder in ladders.items():
-            mode = "a" if part.exists() else "w"
-            _dataset(step, ladder).to_netcdf(part, mode=mode, group=f"start_{step}", engine="h5netcdf")
+    _netcdf.write(file, {f"start_{step}": _dataset(step, ladder) for step, ladder in ladders.items()})
     return file
 
 
@@ -49,13 +45,11 @@ def load_ladders(path: str | os.PathLike) -> dict[int, Ladder]:
         raise FileNotFoundError(f"{file}: no comparison here; `ntkcollapse compare` writes one.")
     ladders = {}
     try:
-        with h5netcdf.File(file, "r") as groups:
-            names = sorted(groups.groups, key=lambda name: int(name.removeprefix("start_")))
-        for name in names:
-            with xr.open_dataset(file, group=name, engine="h5netcdf") as data:
-                data.load()
-            ladders[int(name.removeprefix("start_"))] = _ladder(data)
-    except (OSError, KeyError, ValueError) as error:
+        steps = sorted(int(name.removeprefix("start_")) for name in _netcdf.names_of_groups(file))
+        for step in steps:
+            ladders[step] = _ladder(_netcdf.read(file, f"start_{step}"))
+    # Earlier files have no digest: what is missing or out of range in them shows as an error of any type.
+    except Exception as error:
         raise ValueError(
             f"{file}: expected a comparison that save_ladders wrote, could not read it: {error}; remove it, or compare "
             "once more with --overwrite."
