@@ -1,7 +1,8 @@
 """Classes of samples in class-major order, and the projections that the order defines."""
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -138,6 +139,18 @@ class Classes(eqx.Module):
             return X.reshape(*X.shape[:-1], self.num_classes, self.per_class).sum(-1)
         ends = np.cumsum(self.sizes)[:-1]
         return jnp.stack([part.sum(-1) for part in jnp.split(X, ends, axis=-1)], axis=-1)
+
+    @property
+    def pair_counts(self) -> tuple[float, float, float]:
+        """Numbers of pairs (i, j): with i = j, of one class with i ≠ j, of two classes; N, Σ m² − N, N² − Σ m²."""
+        N, squares = self.num_samples, sum(m * m for m in self.sizes)
+        return float(N), float(squares - N), float(N * N - squares)
+
+    def block_means(self, diagonal: Any, within: Any, between: Any) -> tuple[Any, Any, Any]:
+        """Divides sums of a kernel's entries over the pairs of `pair_counts` by these; NaN where there are none."""
+        sums = (diagonal, within, between)
+        one, two, three = (total / (count or math.nan) for total, count in zip(sums, self.pair_counts, strict=True))
+        return one, two, three
 
     def means(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... C"]:
         """X Z D⁻¹: class means."""

@@ -69,11 +69,9 @@ class SampleKernel(eqx.Module):
         there are no pairs.
         """
         K = self.as_matrix(classes)
-        d = classes.weights.astype(K.dtype)
         pairs = classes.sums(classes.sums(K).T)
         trace, same, total = jnp.trace(K), jnp.trace(pairs), pairs.sum()
-        N, squares = d.sum(), jnp.sum(d * d)
-        return trace / N, (same - trace) / (squares - N), (total - same) / (N * N - squares)
+        return classes.block_means(trace, same - trace, total - same)
 
     def check(self, classes: Classes) -> None:
         """Raises ValueError where K is not positive definite on these classes, or not of their size."""

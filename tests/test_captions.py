@@ -21,6 +21,7 @@ from ntkcollapse.captions import caption, run_name, shown, time_axis
 from ntkcollapse.commands._summaries import simulation_table
 from ntkcollapse.commands.report import report
 from ntkcollapse.equation import Equation
+from ntkcollapse.training import TrainConfig, train
 
 CLASSES = Classes.balanced(num_classes=3, per_class=2)
 KAPPA = BlockKernel(3.0, 2.0, 0.6)
@@ -120,3 +121,15 @@ def test_earlier_files_do_not_call_half_the_squared_residual_a_cross_entropy(tmp
         del earlier.attrs["equation"], earlier.attrs["names"]
         earlier.to_netcdf(tmp_path / "trajectory.nc", engine="h5netcdf")
         assert ("loss" in Trajectory.load(tmp_path).observables) == kept
+
+
+def test_the_loss_of_a_network_is_the_one_that_it_is_trained_on():
+    config = TrainConfig(
+        network="mlp", network_options=("widths=(8,10)",), dataset="digits", per_class=12, test_per_class=3, epochs=1,
+        batch_size=30, probe_per_class=2, measure=("last-layer",), loss="cross-entropy", seed=1,
+    )  # fmt: skip
+    run = train(config)
+    state, classes = run.last_layer(-1), run.classes
+    expected = CrossEntropy().value(state.logits, jnp.asarray(classes.Y))
+    np.testing.assert_allclose(run["loss"][-1], expected, rtol=1e-5)
+    assert caption("loss", run).label == "cross-entropy"

@@ -143,12 +143,12 @@ class BlockStatistics(eqx.Module):
                 "in memory together; give block_statistics a larger `memory`."
             )
         blocks = self.output_blocks
-        m = np.asarray(self.classes.sizes, dtype=float)
-        counts = (m.sum(), (m * (m - 1)).sum(), m.sum() ** 2 - (m * m).sum())
         values = (blocks.diagonal, blocks.within, blocks.between)
         largest = jnp.max(jnp.stack([jnp.abs(v).max() for v in values]))
         unit = jnp.where(largest > 0, largest, 1)
-        squares = jnp.stack([float(n) * jnp.square(v / unit) for n, v in zip(counts, values, strict=True)]).sum(0)
+        squares = jnp.stack(
+            [n * jnp.square(v / unit) for n, v in zip(self.classes.pair_counts, values, strict=True)]
+        ).sum(0)
         # Those off the diagonal by themselves: one less the diagonal's share would leave rounding only.
         off = (squares * (1 - jnp.eye(len(squares), dtype=squares.dtype))).sum()
         return jnp.sqrt(off / jnp.where(largest > 0, squares.sum(), 1))
@@ -278,13 +278,8 @@ def _from_totals(totals: Totals, classes: Classes) -> BlockStatistics:
     pairs = (gram - jax.vmap(jnp.diag)(totals.squares)) / counts[None]
     blocks = None
     if totals.outputs is not None:
-        m = np.asarray(classes.sizes, dtype=float)
         diagonal, within, everything = totals.outputs
-        blocks = OutputBlocks(
-            diagonal / float(m.sum()),
-            (within - diagonal) / float((m * (m - 1)).sum()),
-            (everything - within) / float(m.sum() ** 2 - (m * m).sum()),
-        )
+        blocks = OutputBlocks(*classes.block_means(diagonal, within - diagonal, everything - within))
     return BlockStatistics(totals.squares / d[None], pairs, blocks, None, classes)
 
 

@@ -116,9 +116,8 @@ class MeasuredKernel(NamedTuple):
         sums, diagonal = Z @ K @ Z.T, Z @ np.diag(K)
         counts = np.outer(sizes, sizes) - np.diag(sizes)
         pairs = (sums - np.diag(diagonal)) / np.where(counts > 0, counts, np.nan)
-        N, off = sizes.sum(), ~np.eye(len(sizes), dtype=bool)
-        within = (np.trace(sums) - diagonal.sum()) / np.trace(counts) if np.trace(counts) else np.nan
-        return cls(diagonal.sum() / N, within, sums[off].sum() / counts[off].sum(), pairs, K)
+        between = sums[~np.eye(len(sizes), dtype=bool)].sum()
+        return cls(*classes.block_means(diagonal.sum(), np.trace(sums) - diagonal.sum(), between), pairs, K)
 
     def block(self) -> BlockKernel:
         """As the block kernel of its three numbers.
