@@ -332,12 +332,12 @@ def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of,
         )
         gram = reduced_feature_gram(state.M, scatter, kernel, flow.sizes)
         deviations = jnp.concatenate(list(state.P @ start_root), axis=1)
-        seen = residual_observables(statistics, deviations, state.W, state.b)
-        seen["loss"] = flow.scale * seen["loss"]
+        observables = residual_observables(statistics, deviations, state.W, state.b)
+        observables["loss"] = flow.scale * observables["loss"]
         determined = [entry for entry in entries if spread is not None or not entry.needs_columns]
-        seen |= collapse_observables(statistics, state.W, state.b, determined)
-        seen |= invariant_observables(state.W, gram, state.M.mean(1)) | kernel_observables(kernel)
-        return seen, state.W.T @ state.W, gram
+        observables |= collapse_observables(statistics, state.W, state.b, determined)
+        observables |= invariant_observables(state.W, gram, state.M.mean(1)) | kernel_observables(kernel)
+        return observables, state.W.T @ state.W, gram
 
     if spread is None or states.P.shape[1] == 1:
         observables, weight_gram, gram = jax.vmap(at)((times, states))
@@ -380,8 +380,8 @@ def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observable
         t, state = inputs
         kernel, state = flow.kernel_at(t, state), flow.last_layer(state)
         gram = feature_gram(state.H, kernel, flow.classes)
-        seen = observe(state, flow.classes, kernel, flow.loss, gram=gram, metrics=entries)
-        return seen, state.W.T @ state.W, gram
+        observables = observe(state, flow.classes, kernel, flow.loss, gram=gram, metrics=entries)
+        return observables, state.W.T @ state.W, gram
 
     observables, weight_gram, gram = jax.lax.map(at, (times, states))
     return observables | _drift(weight_gram, gram)

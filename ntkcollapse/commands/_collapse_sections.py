@@ -37,15 +37,15 @@ def collapse_sections(run: Trajectory) -> Iterator[str]:
 
 def collapse_figures(run: Trajectory) -> dict[str, Figure]:
     """Figures of the layer measurements that the run made, by the name of their file."""
-    names, found = run.names, {}
+    names, figures = run.names, {}
     if "layers" in names:
         profiles = {f"epoch {number(run['epoch'][i])}": saved_profile(run, i) for i in sorted({0, len(run.times) - 1})}
-        found["layers"] = plots.collapse_profile_figure(profiles)
+        figures["layers"] = plots.collapse_profile_figure(profiles)
     if "weak_nc1_tirer2022" in run.observables:
-        found["test_collapse"] = plots.held_out_figure({"last layer": run})
+        figures["test_collapse"] = plots.held_out_figure({"last layer": run})
     if "ansatz" in names:
-        found["ansatz"] = plots.ansatz_figure(run)
-    return found
+        figures["ansatz"] = plots.ansatz_figure(run)
+    return figures
 
 
 def last_layer_metrics(run: Trajectory) -> dict[str, float]:
@@ -85,7 +85,7 @@ def _depth_table(run: Trajectory) -> str:
     profile = saved_profile(run)
     parts = (("train", profile.train), ("test", profile.test))
     rows = [["width", *map(str, profile.widths)]]
-    rows += [[f"{name}, {part}", *map(number, values)] for part, found in parts for name, values in found.items()]
+    rows += [[f"{name}, {part}", *map(number, values)] for part, metrics in parts for name, values in metrics.items()]
     return _html.grid(["what each layer sees, at the end", *(name.split("/", 1)[-1] for name in profile.layers)], rows)
 
 

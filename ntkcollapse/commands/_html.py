@@ -60,8 +60,8 @@ def figure(drawn: Figure, caption: str) -> str:
     drawn.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     plt.close(drawn)
     data = base64.b64encode(buffer.getvalue()).decode()
-    said = html.escape(caption)
-    return f'<figure><img alt="{said}" src="data:image/png;base64,{data}"><figcaption>{said}</figcaption></figure>'
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def grid(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -22,8 +22,10 @@ def simulation_table(run: Trajectory, seconds: float) -> str:
     steps = int(run.statistics["num_steps"])
     drift = float(np.max(np.asarray(run.observables["invariant_drift"])))
     decays = any(float(rate) for rate in jax.tree.leaves(run.equation.weight_decay))
-    said = "drift of the invariant (solver error)" if not decays else "change of the invariant (moved by weight decay)"
-    foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {said}: {drift:.1e}"
+    meaning = (
+        "drift of the invariant (solver error)" if not decays else "change of the invariant (moved by weight decay)"
+    )
+    foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {meaning}: {drift:.1e}"
     return f"{table(header, rows)}\n\n{foot}"
 
 
@@ -48,10 +50,10 @@ def training_figures(run: Trajectory, out: Path) -> list[Path]:
 def files_line(out: Path, figures: Sequence[Path]) -> str:
     """Where the run and its figure lie."""
     directory = RunDirectory(out)
-    said = f"\nrun     {out}/  ({directory.trajectory.name}, {directory.settings.name})"
+    lines = f"\nrun     {out}/  ({directory.trajectory.name}, {directory.settings.name})"
     if figures:
-        said += f"\nfigure  {figures[-1]}  (and {', '.join(file.suffix[1:] for file in figures[:-1])})"
-    return said
+        lines += f"\nfigure  {figures[-1]}  (and {', '.join(file.suffix[1:] for file in figures[:-1])})"
+    return lines
 
 
 def _few(length: int, count: int) -> list[int]:

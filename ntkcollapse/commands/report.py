@@ -68,10 +68,10 @@ def _headline(run: Trajectory) -> str:
         f"m = {classes.per_class}" if classes.is_balanced else f"m from {min(classes.sizes)} to {max(classes.sizes)}"
     )
     kind = "A trained network" if equation.of_network else "The theory"
-    said = f"{kind}, C = {classes.num_classes} classes, {sizes}, {len(run.times)} records"
+    line = f"{kind}, C = {classes.num_classes} classes, {sizes}, {len(run.times)} records"
     if "step" in run.observables:
-        said += f" up to optimiser step {int(run['step'][-1])}"
-    return f"{said}. Times are {time_axis(run).meaning}."
+        line += f" up to optimiser step {int(run['step'][-1])}"
+    return f"{line}. Times are {time_axis(run).meaning}."
 
 
 def _course(run: Trajectory) -> Iterator[str]:
@@ -79,8 +79,8 @@ def _course(run: Trajectory) -> Iterator[str]:
     label = "network" if run.equation.of_network else "theory"
     panels = plots.comparison_panels({label: run})
     if float(run.times[-1]) > 0 and panels:
-        said = ", ".join(name for name, *_ in panels)
-        yield _html.figure(plots.comparison_figure({label: run}), f"In time: {said.lower()}.")
+        titles = ", ".join(name for name, *_ in panels)
+        yield _html.figure(plots.comparison_figure({label: run}), f"In time: {titles.lower()}.")
     indices = sorted(set(np.linspace(0, len(run.times) - 1, 6).round().astype(int).tolist()))
     rows = [
         [name, *(number(run.observables[name][i]) for i in indices)]
@@ -116,12 +116,12 @@ def _ladder(step: int, ladder: Ladder) -> Iterator[str]:
         "The network (dots) and predictions under assumptions from strong to weak, from the measured state.",
     )
     if "frozen" in chains(ladder):
-        found = attributions(ladder)
+        prices = attributions(ladder)
         yield _html.figure(
-            plots.attribution_figure(found),
+            plots.attribution_figure(prices),
             "What each assumption owns of the gap between first rung and network, at the end or at the time named.",
         )
-        yield _html.preformatted(share_table(found, ladder))
+        yield _html.preformatted(share_table(prices, ladder))
     for along in chains(ladder):
         if along != "frozen":
             yield _html.preformatted(share_table(attributions(ladder, along), ladder))

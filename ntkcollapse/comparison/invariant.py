@@ -75,8 +75,8 @@ def invariant_course(run: Trajectory, *, decay: float | None = None) -> Invarian
         decay = _named_decay(run)
     else:
         check_positive("decay", decay, zero=True)
-    seen = run.observables
-    norm, relative = (np.asarray(seen[name]) for name in ("invariant_norm", "invariant_relative"))
+    observables = run.observables
+    norm, relative = (np.asarray(observables[name]) for name in ("invariant_norm", "invariant_relative"))
     times = np.asarray(run.times)
     fit = None
     if np.isfinite(norm).all():
@@ -88,8 +88,8 @@ def invariant_course(run: Trajectory, *, decay: float | None = None) -> Invarian
         times=times,
         norm=norm.astype(float),
         relative=relative,
-        alignment=np.asarray(seen["invariant_alignment"]),
-        condition=np.asarray(seen["necessary_condition"]),
+        alignment=np.asarray(observables["invariant_alignment"]),
+        condition=np.asarray(observables["necessary_condition"]),
         predicted_rate=2 * decay,
         fit=fit,
     )
@@ -108,19 +108,19 @@ def collapse_points(runs: Iterable[tuple[str, Trajectory]]) -> list[CollapsePoin
     points = []
     for name, run in runs:
         _check(run, shown_in("points"), f" {name}")
-        seen = run.observables
-        κ = [float(seen[name][-1]) if name in seen else math.nan for name in group("Feature kernel")]
+        observables = run.observables
+        κ = [float(observables[name][-1]) if name in observables else math.nan for name in group("Feature kernel")]
         points.append(
             CollapsePoint(
                 name=name,
-                invariant_start=float(seen["invariant_relative"][0]),
-                invariant_end=float(seen["invariant_relative"][-1]),
-                alignment_end=float(seen["invariant_alignment"][-1]),
-                condition_end=float(seen["necessary_condition"][-1]),
-                nc1=float(seen["nc1_tirer2022"][-1]),
-                nc2=float(seen["nc2_seleznova2023"][-1]),
-                nc3=float(seen["nc3_seleznova2023"][-1]),
-                accuracy=float(seen["accuracy"][-1]),
+                invariant_start=float(observables["invariant_relative"][0]),
+                invariant_end=float(observables["invariant_relative"][-1]),
+                alignment_end=float(observables["invariant_alignment"][-1]),
+                condition_end=float(observables["necessary_condition"][-1]),
+                nc1=float(observables["nc1_tirer2022"][-1]),
+                nc2=float(observables["nc2_seleznova2023"][-1]),
+                nc3=float(observables["nc3_seleznova2023"][-1]),
+                accuracy=float(observables["accuracy"][-1]),
                 block_strength=(κ[1] - κ[2]) / κ[0],
             )
         )

@@ -39,7 +39,7 @@ def gaps(
     common, at_network, at_theory = np.intersect1d(network.times, theory.times, return_indices=True)
     if common.size == 0:
         raise ValueError("gaps: the two trajectories have no time in common; compare rungs of one ladder.")
-    found = {}
+    gaps_by_name = {}
     for name in shown_in("gaps") if names is None else names:
         if name not in network.observables or name not in theory.observables:
             continue
@@ -50,5 +50,5 @@ def gaps(
         # At the start they agree by construction, so the horizon is counted from there.
         first = int(np.argmax(apart)) if apart.any() else len(common)
         horizon = float(common[first - 1]) if first > 1 else float("nan")
-        found[name] = Gap(common, y, z, relative, horizon)
-    return found
+        gaps_by_name[name] = Gap(common, y, z, relative, horizon)
+    return gaps_by_name

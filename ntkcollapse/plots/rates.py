@@ -58,35 +58,35 @@ def rates_figure(
         for ax, (part, rate) in zip(axes, rates.items(), strict=True):
             name = f"residual_{part}"
             y = np.asarray(run.observables[name], dtype=float)
-            seen = np.isfinite(y) & (y > 0)
+            positive = np.isfinite(y) & (y > 0)
             ax.set_xlabel(time_axis(run).label)
             ax.set_ylabel(described(name).label)
-            if not seen.any():
+            if not positive.any():
                 ax.set_title("0 throughout" if (y == 0).all() else "no number above 0")
                 ax.set(xticks=[], yticks=[])
                 continue
-            ax.plot(t[seen], y[seen], color=described(name).colour, **kind)
+            ax.plot(t[positive], y[positive], color=described(name).colour, **kind)
             low, high = ax.get_ylim()
             if rate.fit is not None:
                 a, b = rate.fit.window
-                inside = (t >= a) & (t <= b) & seen
+                inside = (t >= a) & (t <= b) & positive
                 middle = np.exp(np.mean(np.log(y[inside]) + rate.fit.rate * t[inside]))
                 line = np.linspace(a, b, 50)
                 ax.axvspan(a, b, color=BLACK, alpha=0.06, linewidth=0)
                 drawn["fitted exponential, in its window"] = look = {"color": BLACK, "linewidth": 1.2}
                 ax.plot(line, middle * np.exp(-rate.fit.rate * line), **look)
-                said = [f"fitted {with_error(rate.fit.rate, rate.fit.uncertainty)}"]
+                title_parts = [f"fitted {with_error(rate.fit.rate, rate.fit.uncertainty)}"]
                 for (short, label, look), value in zip(_PREDICTED, (rate.eigenvalue, rate.implied), strict=True):
                     if np.isfinite(value):
                         drawn[label] = look
                         ax.plot(line, y[rate.record] * np.exp(-value * (line - t[rate.record])), **look)
-                        said.append(f"{short} {value:.4g}")
-                ax.set_title(", ".join(said))
+                        title_parts.append(f"{short} {value:.4g}")
+                ax.set_title(", ".join(title_parts))
             if spectrum is not None and part == "single":
                 drawn["predicted from the within-class spectrum"] = _SPECTRUM
                 ax.plot(spectrum[0], np.asarray(spectrum[1].norm), **_SPECTRUM)
             ax.set_yscale("log")
-            ax.set_ylim(max(low, y[seen].min() / 3), high * 1.2)
+            ax.set_ylim(max(low, y[positive].min() / 3), high * 1.2)
             label_short_decades(ax.yaxis)
         handles = [Line2D([], [], label=label, **look) for label, look in drawn.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3)
