@@ -24,13 +24,13 @@ def run_with(rate: float, points: int = 40, **equation) -> Trajectory:
     return Trajectory(times, seen, CLASSES, equation=Equation(**equation))
 
 
-def simulated(**options) -> Trajectory:
+def simulated(columns: bool = True, **options) -> Trajectory:
     """A generic state under a constant kernel, until half an e-fold of the invariant's decay at λ = ½ is far behind."""
     keys = jax.random.split(jax.random.key(0))
     H, W = 0.3 * jax.random.normal(keys[0], (5, 12)), 0.3 * jax.random.normal(keys[1], (3, 5))
     state = LastLayer(H=H, W=W, b=np.zeros(3))
     flow = Flow(BlockKernel(1.0, 0.6, 0.1), CLASSES, **options)
-    return simulate(state, flow, times=np.linspace(0.0, 3.0, 31), method=Method(rtol=1e-9))
+    return simulate(state, flow, times=np.linspace(0.0, 3.0, 31), method=Method(rtol=1e-9), columns=columns)
 
 
 def test_decay_beside_twice_the_weight_decay():

@@ -48,7 +48,7 @@ def test_lazy_run_has_the_eigenvalues_as_rates():
 
 def test_a_probe_gives_the_rates_of_the_training_set():
     """Kernel values do not depend on how many samples they were measured on; eigenvalues do."""
-    run = lazy_run(training_samples=240, training_class_sizes=[80, 80, 80])
+    run = lazy_run(training_classes=Classes.balanced(num_classes=3, per_class=80))
     expected = GAMMA.rates(Classes.balanced(num_classes=3, per_class=80))
     for rate, value in zip(measured_rates(run).values(), expected, strict=True):
         assert rate.eigenvalue == pytest.approx(float(value))
@@ -143,7 +143,7 @@ def test_no_rate_is_implied_for_a_flow_of_another_equation():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="expected times of gradient flow, got optimiser steps"):
-        measured_rates(lazy_run(clock="steps"))
+        measured_rates(lazy_run(without_clock="adam rescales gradients"))
     with pytest.raises(ValueError, match="window: expected at least 8 times"):
         measured_rates(lazy_run(), {"class": (0.0, 0.05)})
     run = lazy_run()
