@@ -1,4 +1,4 @@
-"""What collapse is: each metric under the name of its source, on training or test features, in every layer.
+"""Metrics of neural collapse, each under the name of its source: of training or test features, in every layer.
 
 The formulas stand side by side in `docs/collapse_metrics.md`.
 """

@@ -1,4 +1,4 @@
-"""What the layers of a flax network see and give, as pure functions of a batch."""
+"""Inputs and outputs of the layers of a flax network, as pure functions of a batch."""
 
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ def record_layers(module: nn.Module, variables: PyTree, x: Any, *, every: bool =
         module: any flax.linen module, whatever it is made of; recurrent or scanned parts show what is traced.
         variables: parameters and other collections.
         x: a batch, (N, ...).
-        every: of every submodule that is called on an array and gives one, with weights or not (blocks,
+        every: whether to keep every submodule that maps an array to an array, with weights or not (blocks,
             normalisations), in the order in which they end.
         call: what else the module's call needs, ``train=False`` for example.
     Returns:
@@ -84,9 +84,9 @@ def _free(name: str, taken: Container[str]) -> str:
 def _run(module, variables, x, at: str, call) -> dict[str, Any]:
     output, taps = record_layers(module, variables, x, every=at == "modules", **call)
     if at == "inputs":
-        found: dict[str, Any] = {name: tap.input for name, tap in taps.items()}
-        found[_free("output", found)] = output
+        arrays: dict[str, Any] = {name: tap.input for name, tap in taps.items()}
+        arrays[_free("output", arrays)] = output
     else:
-        found = {name: tap.output for name, tap in taps.items()}
+        arrays = {name: tap.output for name, tap in taps.items()}
     # What leaves jit is sorted by name, and depth is the order of the calls: so names begin with their number.
-    return {f"{i:06d} {name}": value for i, (name, value) in enumerate(found.items())}
+    return {f"{i:06d} {name}": value for i, (name, value) in enumerate(arrays.items())}

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_positive, check_shape
+from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape
 
 # Rows in, rows out: (B, ...) -> (B, K), each row of the output a function of the same row of the input.
 RowFunction = Callable[[Any], Any]
@@ -109,6 +109,7 @@ def matrix_square_root(A: Float[ArrayLike, "n n"]) -> Float[Array, "n n"]:
 
 
 def _check(f: RowFunction, x) -> Array:
+    check_real(x=x)
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x: expected rows of at least one sample, got shape {x.shape}.")
@@ -181,6 +182,7 @@ def ansatz_correlation(
     References:
         Radhakrishnan et al. (2024); Beaglehole, Mitliagkas & Agarwala (2024).
     """
+    check_real(A=A, B=B)
     A, B = jnp.asarray(A), jnp.asarray(B)
     check_shape("B", B, A.shape, "as A has")
     for name, value in (("A", A), ("B", B)):

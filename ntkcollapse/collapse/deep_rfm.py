@@ -26,17 +26,17 @@ class DeepRFM(NamedTuple):
     layers: tuple[DeepRFMLayer, ...]
 
     def activations(self, x: Float[ArrayLike, "N n"]) -> dict[str, Float[Array, "N _"]]:
-        """What enters each layer ("input 1", …, of norm 1 each row), what M^½ makes of it ("metric 1", …), and the
-        last output: for `layer_profile`."""
-        x, found = jnp.asarray(x), {}
+        """Inputs of every layer ("input 1", …, rows of norm 1), the same times M^½ ("metric 1", …), and the last
+        output: for `layer_profile`."""
+        x, activations = jnp.asarray(x), {}
         for i, layer in enumerate(self.layers, start=1):
-            x = found[f"input {i}"] = _normalised(x)
-            z = found[f"metric {i}"] = x @ layer.root
+            x = activations[f"input {i}"] = _normalised(x)
+            z = activations[f"metric {i}"] = x @ layer.root
             x = _features(layer, z)
-        return found | {"output": _normalised(x)}
+        return activations | {"output": _normalised(x)}
 
     def inputs(self, x: Float[ArrayLike, "N n"]) -> dict[str, Float[Array, "N _"]]:
-        """What enters each layer, and the last output, without the steps between."""
+        """Inputs of every layer and the last output, without the steps between."""
         return {name: value for name, value in self.activations(x).items() if not name.startswith("metric")}
 
 

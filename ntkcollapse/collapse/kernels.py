@@ -17,7 +17,7 @@ from ntkcollapse.collapse.statistics import as_floats, check_labels, in_range, u
 
 
 class KernelStatistics(eqx.Module):
-    r"""What class means and within-class scatter of the features of K = Φ(X)ᵀΦ(X) leave in inner products.
+    r"""Class means and within-class scatter of the features behind K = Φ(X)ᵀΦ(X), as far as inner products tell them.
 
         sizes            m_c
         mean_gram        MᵀM             (C, C): the mean of K over blocks of classes, diagonal entries included

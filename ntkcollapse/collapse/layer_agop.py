@@ -64,8 +64,8 @@ def layer_agops(
     kernels = layer_kernels(module, variables, x[:1], **call)
     totals: dict[str, Array] = {}
     for start in range(0, x.shape[0], chunk):
-        found = _cotangent_grams(module, variables, x[start : start + chunk], call)
-        totals = {name: totals[name] + value if totals else value for name, value in found.items()}
+        grams = _cotangent_grams(module, variables, x[start : start + chunk], call)
+        totals = {name: totals[name] + value if totals else value for name, value in grams.items()}
     agops = {}
     for name, kernel in kernels.items():
         W = kernel.reshape(-1, kernel.shape[-1])
@@ -106,13 +106,13 @@ def neural_feature_ansatz(
     Arguments as for `layer_agops`; call it at several moments of a training to see the ansatz set in.
     """
     kernels = layer_kernels(module, variables, jnp.asarray(x)[:1], **call)
-    found = {}
+    layers = {}
     for name, G in layer_agops(module, variables, x, chunk=chunk, **call).items():
         F = neural_feature_matrix(kernels[name])
-        found[name] = LayerAnsatz(
+        layers[name] = LayerAnsatz(
             F, G, float(ansatz_correlation(F, G)), float(ansatz_correlation(F, matrix_square_root(G)))
         )
-    return found
+    return layers
 
 
 @eqx.filter_jit
@@ -123,26 +123,26 @@ def _cotangent_grams(module, variables, x, call) -> dict[str, Array]:
     y, pull, _ = jax.vjp(lambda shifts: _outputs_with_shifts(module, variables, x, shifts, call), zeros, has_aux=True)
     if y.ndim != 2 or y.shape[0] != x.shape[0]:
         raise ValueError(f"module: expected outputs (N, K), one row a sample; got {y.shape} for N = {x.shape[0]}.")
-    found = {name: jnp.zeros((s.shape[-1],) * 2, s.dtype) for name, s in shapes.items()}
+    grams = {name: jnp.zeros((s.shape[-1],) * 2, s.dtype) for name, s in shapes.items()}
     for k in range(y.shape[1]):
         (cotangents,) = pull(jnp.zeros_like(y).at[:, k].set(1))
         for name, δ in cotangents.items():
             flat = δ.reshape(-1, δ.shape[-1])
-            found[name] = found[name] + jnp.matmul(flat.T, flat, precision="highest")
-    return found
+            grams[name] = grams[name] + jnp.matmul(flat.T, flat, precision="highest")
+    return grams
 
 
 def _has_weights(context, args) -> bool:
     layer = context.module
-    found = context.method_name == "__call__" and bool(args) and layer.has_variable("params", "kernel")
-    if found:
+    weighted = context.method_name == "__call__" and bool(args) and layer.has_variable("params", "kernel")
+    if weighted:
         plain = isinstance(layer, nn.Conv) and layer.feature_group_count == 1 and layer.mask is None
         if not (plain or isinstance(layer, nn.Dense)):
             raise ValueError(
                 f"{'/'.join(layer.path)}: expected flax.linen.Dense or Conv without groups or mask, whose kernel is "
                 f"one matrix between an input (or window) and an output; got {type(layer).__name__}."
             )
-    return found
+    return weighted
 
 
 def _outputs_with_shifts(module, variables, x, shifts, call) -> tuple[Any, dict[str, Array]]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_positive
+from ntkcollapse._checks import check_finite, check_positive, check_real
 from ntkcollapse.collapse.nearest_centre import ncc_depth
 from ntkcollapse.collapse.statistics import check_label_range, check_labels, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
@@ -84,20 +84,20 @@ def layer_profile(
         first[name] = first.get(name, _no_sums(features, C)).update(features, batch)
     frames = {name: _Frame.of(sums) for name, sums in first.items()}
     projected = {name: RunningStatistics.empty(frame.basis.shape[1], C) for name, frame in frames.items()}
-    seen = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
+    distances = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
     for name, features, batch in _batches(activations, inputs, y, batch_size):
         inside, outside = frames[name].split(features)
         projected[name] = projected[name].update(inside, batch)
-        seen[name] = seen[name].update(frames[name], inside, outside, batch)
-    rows = [_train_values(first[name], projected[name], seen[name]) for name in first]
+        distances[name] = distances[name].update(frames[name], inside, outside, batch)
+    rows = [_train_values(first[name], projected[name], distances[name]) for name in first]
     tested = []
     if test is not None and z is not None:
         own: dict[str, RunningStatistics] = {}
-        seen = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
+        distances = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
         for name, features, batch in _batches(activations, test[0], z, batch_size):
             own[name] = own.get(name, _no_sums(features, C)).update(features, batch)
-            seen[name] = seen[name].update(frames[name], *frames[name].split(features), batch)
-        tested = [_test_values(first[name], own[name], seen[name]) for name in first]
+            distances[name] = distances[name].update(frames[name], *frames[name].split(features), batch)
+        tested = [_test_values(first[name], own[name], distances[name]) for name in first]
     return LayerProfile(
         layers=tuple(first),
         widths=tuple(sums.means.shape[0] for sums in first.values()),
@@ -140,10 +140,11 @@ def _batches(activations, inputs, labels, batch_size: int) -> Iterator[tuple[str
     for start in range(0, N, batch_size):
         batch = inputs[start : start + batch_size]
         size = np.shape(batch)[0]
-        found = activations(batch)
-        if not found:
+        outputs = activations(batch)
+        if not outputs:
             raise ValueError("activations: expected at least one layer, got none; a network without kernels has none.")
-        for name, value in found.items():
+        for name, value in outputs.items():
+            check_real(**{f"activations[{name!r}]": value})
             value = np.asarray(value)
             if np.ndim(value) < 2 or np.shape(value)[0] != size:
                 raise ValueError(
@@ -205,7 +206,7 @@ class _Distances(NamedTuple):
         )
 
 
-def _train_values(sums: RunningStatistics, inside: RunningStatistics, seen: _Distances) -> dict[str, float]:
+def _train_values(sums: RunningStatistics, inside: RunningStatistics, distances: _Distances) -> dict[str, float]:
     # One more feature stands for all that is orthogonal to the class means: there only variances count.
     rest = np.maximum(sums.square_deviations.sum(0) - inside.square_deviations.sum(0), 0)[None, :]
     r, C = inside.means.shape
@@ -224,11 +225,11 @@ def _train_values(sums: RunningStatistics, inside: RunningStatistics, seen: _Dis
         values = measure(compressed)
     # This one changes with the rotation of the features.
     values["nc1_seleznova2023"] = float(np.sqrt(sums.square_deviations / sums.sizes).mean())
-    values["ncc_accuracy"] = seen.hits / sums.num_samples
+    values["ncc_accuracy"] = distances.hits / sums.num_samples
     return {name: values[name] for name in shown_in("layers")}
 
 
-def _test_values(train: RunningStatistics, own: RunningStatistics, seen: _Distances) -> dict[str, float]:
+def _test_values(train: RunningStatistics, own: RunningStatistics, distances: _Distances) -> dict[str, float]:
     def between(sums):
         return float(np.square(_about_their_mean(sums.means)).sum() / sums.sizes.size)
 
@@ -238,7 +239,7 @@ def _test_values(train: RunningStatistics, own: RunningStatistics, seen: _Distan
     N = own.num_samples
     return {
         "nc1_tirer2022": ratio(float(own.square_deviations.sum()) / N, between(own)),
-        "weak_nc1_tirer2022": ratio(seen.nearest / N, between(train)),
-        "strong_nc1_tirer2022": ratio(seen.own / N, between(train)),
-        "ncc_accuracy": seen.hits / N,
+        "weak_nc1_tirer2022": ratio(distances.nearest / N, between(train)),
+        "strong_nc1_tirer2022": ratio(distances.own / N, between(train)),
+        "ncc_accuracy": distances.hits / N,
     }

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_positive, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape, is_traced
 from ntkcollapse.collapse.agop import matrix_square_root
 
 
@@ -76,6 +76,7 @@ def kernel_regression(
         ValueError: shapes that disagree, numbers that are not finite, a bandwidth not above zero, two rows of x
             that are equal in the metric, to rounding (then K is singular), with no ridge.
     """
+    check_real(x=x, y=y, metric=metric)
     x = jnp.asarray(x, dtype=jnp.result_type(float, x))
     check_shape("x", x, (None, None), "(N samples, n features), one row a sample")
     check_shape("y", y, (x.shape[0], None), "(N samples, K outputs), one row a sample of x")

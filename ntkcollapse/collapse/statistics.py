@@ -247,7 +247,7 @@ class ClassStatistics(eqx.Module):
 
 
 def as_floats(values) -> Float[Array, "..."]:
-    """As floats of 32 bits at least: bfloat16 counts to 256 and float16 to 2048, and sums stay there."""
+    """Converts to floats of 32 bits at least: bfloat16 counts to 256 and float16 to 2048, and sums stay there."""
     dtype = jnp.result_type(values if hasattr(values, "dtype") else np.asarray(values))
     dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
     return jnp.asarray(values, dtype=jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)

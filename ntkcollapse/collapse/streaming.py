@@ -13,7 +13,7 @@ from ntkcollapse.collapse.statistics import ClassStatistics, check_label_range, 
 
 
 class RunningStatistics(NamedTuple):
-    r"""Statistics of the samples seen so far; `update` returns those with one more batch.
+    r"""Statistics of all samples of the batches so far; `update` returns them with one more batch added.
 
     Sums are kept on the host in float64: a batch of float32 (or bfloat16) features from any device is exact in float64,
     its deviations from its own class means are summed there, and batches merge by the update of Chan, Golub and LeVeque
@@ -42,7 +42,7 @@ class RunningStatistics(NamedTuple):
 
     @classmethod
     def empty(cls, num_features: int, num_classes: int, *, scatter: bool = True) -> "RunningStatistics":
-        """Of no samples yet; without `scatter` the n × n matrix is left out, for features in their ten thousands."""
+        """Statistics of no samples; `scatter=False` leaves the n × n matrix out, for n in the ten thousands."""
         n, C = num_features, num_classes
         if n < 1 or C < 2:
             raise ValueError(f"empty: expected at least one feature and two classes, got n = {n}, C = {C}.")
@@ -50,7 +50,7 @@ class RunningStatistics(NamedTuple):
 
     @classmethod
     def of_batches(cls, batches: Iterable[tuple[Any, Any]], num_classes: int) -> "RunningStatistics":
-        """Of an iterable of (features, labels)."""
+        """Statistics of an iterable of batches (features, labels)."""
         running = None
         for features, labels in batches:
             running = cls.empty(np.shape(features)[1], num_classes) if running is None else running
@@ -67,7 +67,7 @@ class RunningStatistics(NamedTuple):
     def update(
         self, features: Shaped[ArrayLike, "B n"], labels: Shaped[ArrayLike, " B"] | Sequence[int]
     ) -> "RunningStatistics":
-        """With one more batch, rows of features in any order and of any classes.
+        """Adds one more batch: rows of features, in any order and of any classes.
 
         Raises:
             ValueError: features that are not one row a sample, of another width or not finite; labels out of range.
@@ -93,7 +93,7 @@ class RunningStatistics(NamedTuple):
         return self._merge(present, sizes, (anchor + shift).T, scatter, squares.T)
 
     def merge(self, other: "RunningStatistics") -> "RunningStatistics":
-        """Of both sets of samples: of other batches, devices or processes, in any order.
+        """Joins the statistics of two sets of samples (other batches, devices or processes), in any order.
 
         Raises:
             ValueError: numbers of features or classes that differ.
@@ -123,7 +123,7 @@ class RunningStatistics(NamedTuple):
         return total
 
     def statistics(self) -> ClassStatistics:
-        """As `ClassStatistics`: float64 where JAX's x64 flag is on, otherwise rounded once to float32.
+        """Converts to `ClassStatistics`: float64 where JAX's x64 flag is on, otherwise rounded once to float32.
 
         Rounding acts on the class means as they are. Where those share an offset much larger than their differences,
         evaluate in float64: `with jax.enable_x64(True): ...`, as `measure` does.

@@ -18,7 +18,7 @@ def line(t, y, weights):
 
 
 def beyond_a_parabola(t, y, weights):
-    """What the weighted parabola leaves over, in units of the errors: curvature does not count as noise."""
+    """Residual of the weighted parabola, in units of the errors: curvature does not count as noise."""
     root = np.sqrt(weights)
     u = (t - t.mean()) / (t[-1] - t[0])
     design = root[:, None] * np.stack([np.ones(len(t)), u, u**2], axis=1)

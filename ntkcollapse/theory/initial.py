@@ -65,7 +65,7 @@ def aligned(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.0
 
 
 def saddle(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.1, key: Array) -> LastLayer:
-    """As `aligned`, with the last α negative: that mode dies out, and the loss ends at m/2.
+    """A start as `aligned` with the last α negative: that mode dies out, and the loss ends at m/2.
 
     In floating point the saddle is left again after a time of about 37/√(m λ_class).
     """
@@ -108,7 +108,7 @@ def non_collapse(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale 
 
 
 def non_collapse_nc3(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.1, key: Array) -> LastLayer:
-    """As `non_collapse` with the two sizes exchanged, e₀ = +x > 0: variability collapses, self-duality does not."""
+    """A start as `non_collapse` with both sizes exchanged, e₀ = +x > 0: variability collapses, self-duality does not."""
     return _non_collapse(classes, n, kappa, scale, key, weight=2.0, scatter=1.0)
 
 

@@ -33,7 +33,7 @@ class RateFit(NamedTuple):
     window: first and last time;
     num_points: times in it;
     degrees_of_freedom: behind the standard error, after autocorrelation;
-    efolds: rate times length of the window: how much of an exponential was seen;
+    efolds: rate times length of the window: how much of an exponential it covers;
     r_squared: share of the variance of ln(norm) that the line explains.
     """
 
@@ -159,14 +159,14 @@ def fit_rate(
         return _fit(t[chosen], y[chosen], weights[chosen])
     for i, j in _candidates(y, usable, min_points, min_efolds):
         part = slice(i, j + 1)
-        seen = t[part], y[part], weights[part]
-        slope, excess = _drift(*seen)
+        data = t[part], y[part], weights[part]
+        slope, excess = _drift(*data)
         if excess <= tolerance * -slope and -slope * (t[j] - t[i]) >= min_efolds:
             # Of windows of one length, about so many stand side by side.
             chance = _CHANCE * (j + 1 - i) / len(t)
-            if not (beats_a_jump(*seen) and falls_beyond_noise(*seen, chance)):
+            if not (beats_a_jump(*data) and falls_beyond_noise(*data, chance)):
                 continue
-            fit = _fit(*seen)
+            fit = _fit(*data)
             if fit.rate > 3 * fit.uncertainty:
                 return fit
     raise NoExponential(

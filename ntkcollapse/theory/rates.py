@@ -236,7 +236,7 @@ def output_kernel_of_moments(
     kappa: BlockKernel,
     classes: Classes,
 ) -> BlockKernel:
-    """As `output_kernel`, from ‖W‖², the class means M and tr S: the number of samples is no cost."""
+    """The block values of `output_kernel`, from ‖W‖², the class means M and tr S: the number of samples is no cost."""
     check_shape("means", means, (None, classes.num_classes), "(n, C) for classes")
     if not kappa.is_uniform:
         raise ValueError("kappa: expected the three-number form, got a general block kernel; average it first.")

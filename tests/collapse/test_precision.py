@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkcollapse import BlockKernel, Classes, DenseKernel, LastLayer, collapse
+from ntkcollapse import BlockKernel, Classes, DenseKernel, LastLayer, collapse, models
 from ntkcollapse.collapse import ClassStatistics, KernelStatistics, RunningStatistics
 from ntkcollapse.observables import observe
+from ntkcollapse.theory import exact
 
 C, PER_CLASS, FEATURES = 10, 6000, 16
 
@@ -188,3 +189,25 @@ def test_sizes_of_small_features_in_single_precision_are_their_sizes():
     right, small = (observe(LastLayer(H * np.float32(s), W, b), classes) for s in (1, 2.0**-73))
     for name in names:
         np.testing.assert_allclose(small[name] * 2.0**73, right[name], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("x", lambda z: collapse.agop(lambda x: x, z)),
+        ("A", lambda z: collapse.ansatz_correlation(z, z)),
+        ("x", lambda z: collapse.kernel_regression(z, np.eye(2), bandwidth=1.0)),
+        (r"activations\['a'\]", lambda z: collapse.layer_profile(lambda x: {"a": z}, np.eye(2), [0, 1])),
+        ("R", lambda z: exact.frozen_residual(1.0, z, BlockKernel(3.0, 2.0, 0.5), Classes((1, 1)))),
+        ("outputs", lambda z: models.homogeneous.quasi_interpolation(z, Classes((1, 1)))),
+    ],
+)
+def test_complex_arrays_are_refused_by_everything_that_measures(name, call):
+    with pytest.raises(ValueError, match=f"^{name}: expected real numbers, got dtype complex128"):
+        call(np.eye(2) + 1j)
+
+
+def test_the_minority_has_at_least_two_classes():
+    with pytest.raises(ValueError, match="majority: expected 1 to C - 2 = 2 classes, got 3"):
+        models.layer_peeled.cosine_curve(np.ones(2), 4, 3, 2.0, 1.0, key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The global mode: where the feature mean and the bias end."""
+"""The global mode: the course of the bias, and the limits of the feature mean and the bias."""
 
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ def global_mode_limit(
     kappa: BlockKernel,
     classes: Classes,
 ) -> GlobalMode:
-    r"""Where an aligned global mode ends.
+    r"""Limit of an aligned global mode.
 
         w' = −r h,  h' = −λ_global r w,  bias' = −√N r,    r = w h + √N bias − √m
 

@@ -1,4 +1,4 @@
-"""Where the flow ends: the collapsed state, the imbalanced one, and those where collapse fails."""
+"""Limits of the flow: the collapsed state, the imbalanced one, and those where collapse fails."""
 
 from typing import NamedTuple
 

@@ -14,7 +14,7 @@ from ntkcollapse.weight_decay import WeightDecay
 
 
 class RegularisedMinimiser(NamedTuple):
-    """Where the flow with weight decay ends, and whether anything is learned.
+    """The limit of the flow with weight decay, and the thresholds below which something is learned.
 
     state: moments at the minimum (no scatter);
     value: J there;

@@ -21,7 +21,7 @@ class SimplexMinimiser(NamedTuple):
 
 
 def check_dimension(num_features: int | None, num_classes: int) -> None:
-    """Raises ValueError where a simplex ETF of C vectors has no room: n < C − 1. None: not said, not checked."""
+    """Raises ValueError where a simplex ETF of C vectors has no room: n < C − 1. None is not checked."""
     if num_features is not None and num_features < num_classes - 1:
         raise ValueError(
             f"num_features: a simplex ETF of C = {num_classes} vectors needs at least C - 1 = {num_classes - 1} "

@@ -112,7 +112,9 @@ def elastic_means(
         Zhang, Wang and Su (2021), the I-model.
     """
     if flow.kind != "I":
-        raise ValueError("elastic_means: the closed form is that of the I-model; integrate the L-model.")
+        raise ValueError(
+            f"flow: expected an I-model, whose means have a closed form, got kind {flow.kind!r}; integrate it instead."
+        )
     C = flow.classes.num_classes
     elapsed = _elapsed(jnp.asarray(times, dtype=float), start, flow.power)
     A, B = flow.intra * elapsed, flow.inter * elapsed

@@ -191,9 +191,14 @@ def cosine_curve(
     From −1/(C − 1) at ratio 1 to 1 at the threshold R₀ of `collapse_ratio`, and 1 above: minority collapse. NaN where
     the minimum has not been reached.
 
+    Raises:
+        ValueError: fewer than two minority classes, or no majority class.
     Warns:
         RuntimeWarning: ratios at which it has not been reached.
     """
+    if not 1 <= majority <= num_classes - 2:
+        raise ValueError(f"majority: expected 1 to C - 2 = {num_classes - 2} classes, got {majority}.")
+    check_positive("ratios", ratios)
     ratios = jnp.asarray(ratios, dtype=float)
     is_major = jnp.arange(num_classes) < majority
 
@@ -215,7 +220,7 @@ def cosine_curve(
 
 
 class CollapsedOdds(NamedTuple):
-    """What a majority sample gives, at the collapsed optimum, to its own class and to each other majority class.
+    """Probabilities that a majority sample gives its own and each other majority class, at the collapsed optimum.
 
     own, other: the two probabilities; log_excess: log(1 − own + other), without cancellation; value: the loss;
     gap: as of `LayerPeeledMinimiser`, among states whose minority classes coincide.
@@ -235,7 +240,7 @@ def collapsed_odds(
     energy_H: Float[ArrayLike, ""],
     energy_W: Float[ArrayLike, ""],
 ) -> CollapsedOdds:
-    r"""The best state whose minority classes coincide, seen from a majority sample; value: its loss.
+    r"""Probabilities of a majority sample at the best state whose minority classes coincide, and its loss.
 
     The loss is convex in the Gram matrix of (W, H), so that averaging over permutations of the A majority classes
     costs nothing: a simplex among them and one direction u that tells them from the B minority classes are left,

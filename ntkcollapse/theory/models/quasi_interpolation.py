@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_positive, check_shape
+from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
 
@@ -82,6 +82,8 @@ def quasi_interpolation(outputs: Float[Array, "C N"], classes: Classes) -> Quasi
         Poggio and Liao (2020); Rangamani and Banburski-Fahey (2022): the assumption.
     """
     C, N = classes.num_classes, classes.num_samples
+    check_real(outputs=outputs)
+    check_finite("outputs", outputs)
     check_shape("outputs", outputs, (C, N), "(C, N) outputs of the samples of classes")
     Y = classes.Y.astype(outputs.dtype)
     misses = 1 - jnp.sum(Y * outputs, axis=0)

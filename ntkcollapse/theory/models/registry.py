@@ -1,4 +1,4 @@
-"""What every model says of itself, and the table of all of them."""
+"""The registry of models: title, assumptions, predictions, source and test of each, and their table."""
 
 from collections.abc import Callable
 from typing import Any

@@ -12,7 +12,7 @@ from ntkcollapse._checks import check_positive
 
 
 class SVAGState(NamedTuple):
-    """The gradient that waits for its partner, and how many were seen."""
+    """The first gradient of a pair, and the number of gradients so far."""
 
     first: optax.Updates
     seen: Int[Array, ""]
