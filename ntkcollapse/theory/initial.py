@@ -108,7 +108,7 @@ def non_collapse(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale 
 
 
 def non_collapse_nc3(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.1, key: Array) -> LastLayer:
-    """A start as `non_collapse` with both sizes exchanged, e₀ = +x > 0: variability collapses, self-duality does not."""
+    """A start as `non_collapse` with both sizes exchanged, e₀ = +x > 0: NC1 is reached, self-duality is not."""
     return _non_collapse(classes, n, kappa, scale, key, weight=2.0, scatter=1.0)
 
 
