@@ -19,7 +19,14 @@ class LazyPackage(ModuleType):
             module, attribute = self.__sources__[name]
             # `from package import module` names a module of the package itself.
             value = self._module(attribute) if module == self.__name__ else None
-            value = getattr(importlib.import_module(module), attribute) if value is None else value
+            if value is None:
+                holder = importlib.import_module(module)
+                # What a package imports may be a module of it that nobody has imported yet.
+                value = (
+                    getattr(holder, attribute)
+                    if hasattr(holder, attribute)
+                    else importlib.import_module(f"{module}.{attribute}")
+                )
         else:
             value = None if name.startswith("_") else self._module(name)
         if value is None:

@@ -188,3 +188,9 @@ def test_nothing_is_computed_from_a_note():
     files = [file for file in sorted(PACKAGE.rglob("*.py")) if room_of(file) not in NOTES_ARE_READ_BY]
     assert {str(file.relative_to(PACKAGE)): lines for file in files if (lines := reads_of_notes(file))} == {}
     assert reads_of_notes(PACKAGE / "_earlier_files.py"), "the search finds what there is"
+
+
+def test_modules_of_packages_are_at_hand_before_anything_else_is_imported():
+    code = "import ntkcollapse as nc; assert 'layer_peeled' in nc.models.MODELS"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
