@@ -1,9 +1,9 @@
 """Everything that has a name on the command line: what it is, and where it is made.
 
 A name is written here once. Settings, `--help` and error messages read these tables; what a name stands for is imported
-when it is looked up, so that reading a table costs nothing. To add a network, a synthetic set, a measurement, an
-optimiser, an initial condition or a solver: write it, and add its line here. Rungs of the ladder stand in
-`comparison.rungs`.
+when it is looked up, so that reading a table costs nothing. To add a network, a synthetic set, a format of data, a
+measurement, an optimiser, an initial condition or a solver: write it, and add its line here. Rungs of the ladder stand
+in `comparison.rungs`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -102,10 +102,16 @@ IMAGES = {
     "cifar10": "32 × 32 coloured images of 10 classes",
     "cifar100": "32 × 32 coloured images of 100 classes",
 }
-OWN = {
-    "folder": "your own images, one folder a class, at data_path",
-    "npz": "your own arrays x_train, y_train, x_test, y_test in the file data_path",
-}
+# Formats of data of one's own: functions of the path that give `Splits`.
+OWN = Choices(
+    {
+        "folder": ("your own images, one folder a class, at data_path", "ntkcollapse.data.sources:load_folder"),
+        "npz": (
+            "your own arrays x_train, y_train, x_test, y_test in the file data_path",
+            "ntkcollapse.data.sources:load_npz",
+        ),
+    }
+)
 SYNTHETIC = Choices(
     {
         "gaussian-mixture": (
@@ -118,7 +124,7 @@ SYNTHETIC = Choices(
         ),
     }
 )
-DATASETS = IMAGES | OWN | SYNTHETIC.meanings
+DATASETS = IMAGES | OWN.meanings | SYNTHETIC.meanings
 IMBALANCES = {
     "exponential": "sizes falling geometrically by class",
     "step": "small in the second half of the classes",

@@ -38,7 +38,7 @@ def load(
         name: "digits" (ships with scikit-learn), "mnist", "fashion-mnist", "cifar10", "cifar100"; or your own:
             "folder", where `path` holds a folder train and one test (or val), with one folder of images a class in
             each; "npz", a file `path` of arrays x_train, y_train, x_test, y_test, samples of any shape and labels from
-            0 on, as `from_arrays` takes them.
+            0 on, as `from_arrays` takes them; or another format of `choices.OWN`.
         path: a file or folder of the set, or a folder that holds it.
         download: fetch the official files where none are found, or those that an interrupted download lacks.
         per_class: only the first so many samples of each class of the training part; all of them where None.
@@ -53,10 +53,8 @@ def load(
     check_choice("name", name, (*IMAGES, *OWN))
     if name == "digits":
         splits = Splits(digits(), digits(part="test"))
-    elif name == "folder":
-        splits = _load_folder(path)
-    elif name == "npz":
-        splits = _load_npz(path)
+    elif name in OWN:
+        splits = OWN[name](path)
     else:
         splits = from_arrays(*read_set(name, path, download), name=name, class_names=SETS[name].class_names)
     if per_class is not None:
@@ -91,7 +89,8 @@ def scaled(images: np.ndarray) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
-def _load_npz(path: str | os.PathLike | None) -> Splits:
+def load_npz(path: str | os.PathLike | None) -> Splits:
+    """Reads x_train, y_train, x_test, y_test from an npz file, see `load`."""
     if path is None:
         raise ValueError("path: expected the npz file of x_train, y_train, x_test, y_test for the set 'npz', got None.")
     file = Path(path)
@@ -111,7 +110,8 @@ def _load_npz(path: str | os.PathLike | None) -> Splits:
     return from_arrays(*arrays, name=file.stem)
 
 
-def _load_folder(path: str | os.PathLike | None) -> Splits:
+def load_folder(path: str | os.PathLike | None) -> Splits:
+    """Reads images from folders train and test, one folder a class in each, see `load`."""
     if path is None:
         raise ValueError("path: expected the folder that holds train/ and test/ for the set 'folder', got None.")
     root = Path(path)
