@@ -75,7 +75,7 @@ class KernelPath(eqx.Module):
 
     @property
     def reducible(self) -> bool:
-        """As the kernels along the path."""
+        """Whether the kernels along the path are reducible."""
         return self.kernels.reducible
 
     def at(self, t: float | Num[AnyArray, ""]) -> SampleKernel:

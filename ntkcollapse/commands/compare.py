@@ -165,7 +165,7 @@ def _need(rungs: Iterable[str], what: Needs) -> bool:
 
 
 def _of_network(rungs: tuple[str, ...], settings: TrainConfig, config: CompareConfig) -> tuple[str, ...]:
-    """Without the rungs of batch statistics for a network that has none; an error where one was named."""
+    """Drops the rungs of batch statistics for a network that has none; raises ValueError where one was named."""
     if not _need(rungs, "batch statistics") or has_batch_norm(settings):
         return rungs
     kept = tuple(name for name in rungs if RUNGS[name].needs != "batch statistics")

@@ -110,7 +110,7 @@ class NetworkAt(eqx.Module):
 
     @property
     def evaluated_as_trained(self) -> "NetworkAt":
-        """The same in the precision of the theory, but for what goes on inside of the features: `as_trained`."""
+        """The network in the precision of the theory, with features that are evaluated in that of its weights."""
         coupled = None if self.coupled is None else _Inside(self.coupled, self.precision)
         known = (self.params, self.inputs, self.W, self.b, self.classes)
         features = _Inside(self.features, self.precision)

@@ -206,7 +206,7 @@ class MeasuredStart:
 
     @cached_property
     def sample_path(self) -> KernelPath:
-        """The same at every record from the start on: needs the network at all of them.
+        """The sample kernel at every record from the start on, as a path; it needs the network at all of them.
 
         Raises:
             ValueError: a record without its network.

@@ -66,7 +66,7 @@ def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, list[st
 
 
 def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = None) -> Figure:
-    """The same observables of every run, in the panels that `comparison_panels` names.
+    """Draws the observables of every run side by side, in the panels that `comparison_panels` names.
 
     Raises:
         ValueError: runs that have none of these.
@@ -91,5 +91,5 @@ def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = Non
 
 
 def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:
-    """The same panels for a single theory run, which is called by its kernel."""
+    """Draws the panels of a single theory run, which the legend calls by its kernel."""
     return comparison_figure({run_name(run): run}, title=title)

@@ -205,7 +205,7 @@ def _angle(s: Int[Array, ""], dtype) -> Float[Array, ""]:
 
 
 def _coefficients(θ, s, j) -> _StageCoefficients:
-    """Of stage j among s, in closed form: the Chebyshev polynomials at w₀ = cosh θ are T_j = cosh jθ."""
+    """Coefficients of stage j among s, in closed form: the Chebyshev polynomials at w₀ = cosh θ are T_j = cosh jθ."""
 
     def chebyshev(k):
         # T_k, T_k', T_k'' at w₀, from cosh kθ and sinh θ d/dw₀ = d/dθ.

@@ -161,7 +161,7 @@ def integrate_by_steps(
     progress: bool = False,
     by_part: bool = False,
 ) -> Integration:
-    """The same by Chebyshev steps that Python takes one by one; not under `jit`.
+    """Integrates a vector field as `integrate` does, by Chebyshev steps that Python takes one by one; not under `jit`.
 
     For fields with convolutions, which XLA's loops on a CPU run ten times slower than straight code, and for runs of
     minutes, which can be watched and interrupted. One evaluation, one product with the Jacobian and the end of a step

@@ -66,7 +66,7 @@ class Plan:
         statistics_batch_size: int | None = None,
         keep_networks_at: Iterable[int] = (),
     ) -> "Plan":
-        """From what `train` is given.
+        """Makes the plan from what `train` is given.
 
         Raises:
             ValueError: parts that do not go together, or a network that cannot take the data.

@@ -73,7 +73,7 @@ def features_linearised(
 
 
 def features_coupled(start: MeasuredStart, times: Any, **options: Any) -> Course:
-    """The same with batch statistics that move as the parameters do, to first order: Θ^h then couples all samples.
+    """Features linearised with batch statistics that move as parameters do, to first order: Θ^h couples all samples.
 
     Raises:
         ValueError: a network without batch statistics, for which this is rung 4.

@@ -89,7 +89,7 @@ def read_cifar10(path: Path | str) -> Arrays:
 
 
 def read_cifar100(path: Path | str) -> Arrays:
-    """As `read_cifar10`, for cifar-100-python and its fine labels."""
+    """Reads cifar-100-python with its fine labels, as `read_cifar10` reads CIFAR-10."""
     open_member = _members(Path(path), "cifar-100-python")
     arrays = []
     for name, said in (("train", "training batch 1 of 1"), ("test", "testing batch 1 of 1")):

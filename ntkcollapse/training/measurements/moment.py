@@ -120,7 +120,7 @@ class MeasuredKernel(NamedTuple):
         return cls(*classes.block_means(diagonal.sum(), np.trace(sums) - diagonal.sum(), between), pairs, K)
 
     def block(self) -> BlockKernel:
-        """As the block kernel of its three numbers.
+        """Gives the block kernel of its three numbers.
 
         Raises:
             ValueError: λ_single ≤ 0, as a network has whose features no longer depend on the sample.
