@@ -137,8 +137,9 @@ def test_a_clock_of_ones_own(tmp_path):
 def test_parameters_that_grow_beyond_measure_end_a_run(tmp_path):
     """Finite in single precision, and too large for any square of them: known before anything is measured."""
     config = small(epochs=1, init_scale=1e16, measure=("parameters",), network_options=("widths=(8, 10)",))
-    with pytest.raises(NonFiniteLoss, match="at step 0"):
+    with pytest.raises(NonFiniteLoss, match="at step 0") as caught:
         train(config)
+    assert caught.value.last is None
 
 
 def test_what_a_measurement_refuses_is_no_divergence(tmp_path):
