@@ -1,15 +1,16 @@
 # Everything a fresh machine needs is Python 3.11 or newer and make.
 #   make demo    theory beside a real trained network, one figure
 #   make test    every test that runs in minutes on two cores
+#   make quick   the tests that end within a minute, while you work
 NOTEBOOKS ?= notebooks/*.ipynb
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types notebooks clean
+.PHONY: help demo test quick check lint types notebooks clean
 
 help:
-	@sed -n '2,3p' Makefile | cut -c 3-
+	@sed -n '2,4p' Makefile | cut -c 3-
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3.11")'
@@ -24,6 +25,14 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+# Nouns, tables and files: what compiles little.
+QUICK := tests/test_classes.py tests/test_clock.py tests/test_files.py tests/test_kernels.py tests/test_trajectory.py \
+	tests/test_run_directory.py tests/test_observable_table.py tests/test_notebooks.py tests/theory/test_statements.py \
+	tests/data/test_batches.py tests/training/test_options.py tests/training/test_checkpoints.py
+
+quick: .venv/installed
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(QUICK)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
