@@ -57,6 +57,9 @@ class TrainCommandConfig(TrainConfig):
     out: str = setting("runs/train", "run directory")
     resume: bool = setting(False, "go on with the run in --out, with its own settings where no others are given")
     overwrite: bool = setting(False, "replace what is in the run directory")
+    keep_networks: tuple[int, ...] = setting(
+        (), "steps at which the network is kept (and measured), for `compare` to start from without training again"
+    )
 
     def __new__(cls, **given: Any) -> "TrainCommandConfig":
         self = super().__new__(cls)

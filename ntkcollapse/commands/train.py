@@ -20,8 +20,13 @@ def train_command(config: TrainCommandConfig) -> None:
         changed = {name: value for name, value in vars(settings).items() if name in config.given}
         settings = dataclasses.replace(saved_config(config.out), **changed)
     try:
-        run = train(
-            settings, config.out, resume=config.resume, overwrite=config.overwrite, progress=sys.stderr.isatty()
+        run, _ = train(
+            settings,
+            config.out,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            keep_networks_at=config.keep_networks,
+            progress=sys.stderr.isatty(),
         )
     except NonFiniteLoss as error:
         # A run that diverged has a trajectory up to there, which is shown as any other.

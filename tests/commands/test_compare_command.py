@@ -328,3 +328,18 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys):
     assert "expected a run measured with kernels" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "nowhere")]) == 2
     assert "no trajectory here" in capsys.readouterr().err
+
+
+def test_a_run_that_kept_its_network_is_not_trained_again(tmp_path, capsys, monkeypatch):
+    """From the command line: kept at the start of the theory, measured on the whole training set."""
+    out = str(tmp_path / "run")
+    arguments = "train --network mlp --network-options widths=(8,10) --dataset digits --per-class 4 --test-per-class 1"
+    arguments += " --epochs 12 --batch-size 0 --momentum 0 --no-nesterov --weight-decay 0 --decay-every 0"
+    arguments += " --measure kappa gamma last-layer --probe-per-class 0 --keep-networks 3 --out"
+    assert main([*arguments.split(), out]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("ntkcollapse.commands.network_runs.train", lambda *a, **k: pytest.fail("trained again"))
+    assert main(["compare", out, "--from", "3", "--rungs", "block-frozen", "sample-frozen"]) == 0
+    said = capsys.readouterr().out
+    assert "trained again" not in said
+    assert "sample kernel, frozen" in said
