@@ -26,12 +26,12 @@ class BlockMeans(NamedTuple):
     `BlockKernel` asks for diagonal > within, which means over classes of unequal size need not obey.
     """
 
-    diagonal: Float[Array, ""]
-    within: Float[Array, ""]
-    between: Float[Array, ""]
+    diagonal: float | Array
+    within: float | Array
+    between: float | Array
 
     @property
-    def single(self) -> Float[Array, ""]:
+    def single(self) -> float | Array:
         """What the block structure does to deviations from class means."""
         return self.diagonal - self.within
 
@@ -91,8 +91,10 @@ class Spread(eqx.Module):
         assert self.block is not None
         C, root = self.classes.num_classes, jnp.sqrt(self._sizes())
         eye = jnp.eye(C, dtype=root.dtype)
-        G = self.block.within.astype(root.dtype) * eye + self.block.between.astype(root.dtype) * (1 - eye)
-        return jnp.outer(root, root) * G + self.block.single.astype(root.dtype) * eye
+        within, between, single = (
+            jnp.asarray(v, root.dtype) for v in (self.block.within, self.block.between, self.block.single)
+        )
+        return jnp.outer(root, root) * (within * eye + between * (1 - eye)) + single * eye
 
 
 def from_matrix(theta: Float[Array, "N N"], block: BlockMeans | None, classes: Classes) -> Spread:
@@ -102,7 +104,7 @@ def from_matrix(theta: Float[Array, "N N"], block: BlockMeans | None, classes: C
     mixed = classes.sums(deviations.T).T / jnp.sqrt(jnp.asarray(classes.sizes, theta.dtype))[:, None]
     within = classes.deviations(deviations.T)
     centring = jnp.eye(classes.num_samples, dtype=theta.dtype)
-    single = 0 if block is None else block.single.astype(theta.dtype)
+    single = jnp.asarray(0 if block is None else block.single, theta.dtype)
     rest = within - single * classes.deviations(centring)
     return Spread(
         gram,
@@ -124,7 +126,7 @@ def from_probes(gram: Float[Array, "W W"], overlap: Float[Array, "q q"], block: 
     """
     C, q = classes.num_classes, overlap.shape[0]
     mixed = gram[:C, C:] / jnp.sqrt(jnp.asarray(classes.sizes, gram.dtype))[:, None]
-    within, rest = gram[C:, C:], gram[C:, C:] - block.single.astype(gram.dtype) * overlap
+    within, rest = gram[C:, C:], gram[C:, C:] - jnp.asarray(block.single, gram.dtype) * overlap
     keep = np.concatenate([np.ones((1, q)), 1 - np.eye(q)])
 
     def single(values):

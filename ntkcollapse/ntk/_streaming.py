@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from tqdm import tqdm
 
 from ntkcollapse._checks import check_finite
+from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk._devices import Devices
 from ntkcollapse.ntk._grouping import Grouping
@@ -22,21 +23,24 @@ from ntkcollapse.ntk.engines._engine import Batch, Sums
 
 
 class OutputTotals(NamedTuple):
-    """For each pair of outputs: Σ_i ⟨g_i^k, g_i^s⟩, Σ_c ⟨S_c^k, S_c^s⟩ and ⟨Σ_c S_c^k, Σ_c S_c^s⟩."""
+    """Sums for each pair of outputs, of gradients g_i and their sums S_c over the m_c samples of a class.
 
-    diagonal: Float[Array, "K K"]
-    within: Float[Array, "K K"]
-    everything: Float[Array, "K K"]
+    scatter: Σ_i ⟨g_i^k − ḡ_c^k, g_i^s − ḡ_c^s⟩; of_classes: ⟨S_c^k, S_c^s⟩; everything: ⟨Σ_c S_c^k, Σ_c S_c^s⟩.
+    """
+
+    scatter: Float[AnyArray, "K K"]
+    of_classes: Float[AnyArray, "C K K"]
+    everything: Float[AnyArray, "K K"]
 
 
 class Totals(NamedTuple):
     """What the sums leave behind, for all K outputs; W runs over classes, then probes.
 
-    outputs is None where the outputs were taken in turns.
+    scatter: Σ_{i of class c} ‖g_i^k − ḡ_c^k‖²; gram: Wᵀ Θ_kk W; outputs: None where they were taken in turns.
     """
 
-    squares: Float[Array, "K C"]
-    gram: Float[Array, "K W W"]
+    scatter: Float[AnyArray, "K C"]
+    gram: Float[AnyArray, "K W W"]
     outputs: OutputTotals | None
 
 
@@ -53,11 +57,12 @@ def stream(
     checkpoint: str | Path | None,
     devices: Devices,
 ) -> Totals:
-    """Totals over all samples; `grouping` must share evenly among the devices."""
+    """Totals over all samples, in double precision; `grouping` must share evenly among the devices."""
     C, K, q = classes.num_classes, problem.num_outputs, signs.shape[1]
     output_pairs = output_pairs and chunks.outputs >= K
     turns = range(0, K, chunks.outputs)
-    settings = (chunks, engine.name, output_pairs)
+    # The last of them tells the arrays of `Sums` from those of earlier versions.
+    settings = (chunks, engine.name, output_pairs, "centred")
     saved = PartialResults(checkpoint, lambda: fingerprint(problem, (x, signs, *grouping), settings))
     placed, done = devices.everywhere(problem), []
     bar = tqdm(total=len(turns) * len(grouping), desc="class sums", unit="batch", disable=None, delay=1.0, leave=False)
@@ -84,33 +89,36 @@ def stream(
                 )
                 sums = engine.add(placed, sums, batch, devices.everywhere(jnp.asarray(first)))
                 if i == start:
-                    check_finite("gradients of f", devices.fetch(sums.squares))
+                    check_finite("gradients of f", devices.fetch(sums.scatter))
                 bar.update()
                 if i + 1 < len(grouping):
                     saved.save(f"sums{turn}", i + 1, lambda sums=sums: jax.tree.leaves(devices.fetch(sums)))
             done.append(devices.fetch(_totals(sums, keep)))
-            check_finite("gradients of f", (done[-1].squares, done[-1].gram))
+            check_finite("gradients of f", (done[-1].scatter, done[-1].gram))
             saved.save(f"sums{turn}", len(grouping), lambda: jax.tree.leaves(done[-1]), at_once=True)
     saved.remove(*(f"sums{turn}" for turn in range(len(turns))))
-    squares, gram = (jnp.concatenate([part[i] for part in done]) for i in (0, 1))
+    scatter, gram = (np.concatenate([np.asarray(part[i], float) for part in done]) for i in (0, 1))
     outputs = done[0].outputs
-    return Totals(squares, gram, None if outputs is None else OutputTotals(*map(jnp.asarray, outputs)))
+    return Totals(scatter, gram, None if outputs is None else OutputTotals(*(np.asarray(v, float) for v in outputs)))
 
 
-def from_kernel(theta: Float[Array, "N N K ..."], membership: np.ndarray, signs: np.ndarray) -> Totals:
-    """The same from the kernel itself, full or diagonal in the outputs, with membership in classes (N, C)."""
-    Z, z = jnp.asarray(membership, theta.dtype), jnp.asarray(signs, theta.dtype)
-    W = jnp.concatenate([Z, z], axis=1)
-    if theta.ndim == 3:
-        squares = jnp.einsum("iik,ic->kc", theta, Z, precision=EXACT)
-        return Totals(squares, jnp.einsum("ia,ijk,jb->kab", W, theta, W, precision=EXACT), None)
-    outputs = OutputTotals(
-        jnp.einsum("iiks->ks", theta),
-        jnp.einsum("ic,ijks,jc->ks", Z, theta, Z, precision=EXACT),
-        theta.sum((0, 1)),
-    )
-    diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
-    return from_kernel(diagonal, membership, signs)._replace(outputs=outputs)
+def from_kernel(theta: Float[AnyArray, "N N K ..."], membership: np.ndarray, signs: np.ndarray) -> Totals:
+    """The same from the kernel itself, full or diagonal in the outputs, with membership in classes (N, C).
+
+    Scatter is a difference of entries here, so that it is only as exact as they are: what single precision leaves of
+    it where the samples of a class have nearly the same gradients is rounding.
+    """
+    theta, W = np.asarray(theta, float), np.concatenate([membership, signs], axis=1)
+    sizes, C = membership.sum(0), membership.shape[1]
+    outputs = None
+    if theta.ndim == 4:
+        of_classes = np.einsum("ic,ijks,jc->cks", membership, theta, membership, optimize=True)
+        of_means = np.einsum("cks,c->ks", of_classes, 1 / sizes)
+        outputs = OutputTotals(np.einsum("iiks->ks", theta) - of_means, of_classes, np.einsum("ijks->ks", theta))
+        theta = np.diagonal(theta, axis1=2, axis2=3)
+    gram = np.einsum("ia,ijk,jb->kab", W, theta, W, optimize=True)
+    squares = np.einsum("iik,ic->kc", theta, membership)
+    return Totals(squares - np.diagonal(gram, axis1=1, axis2=2)[:, :C] / sizes, gram, outputs)
 
 
 @eqx.filter_jit
@@ -119,19 +127,18 @@ def _totals(sums: Sums, keep: int) -> Totals:
         return jnp.stack([jnp.einsum(equation, g, g, precision=EXACT) for g in gradients]).sum(0)
 
     gram = over_leaves("ckp,dkp->kcd", sums.gradients)
-    squares = sums.squares.T[:keep]
-    if sums.output_squares is None:
-        return Totals(squares, gram[:keep], None)
-    of_classes = [g[: sums.squares.shape[0]] for g in sums.gradients]
+    if not sums.output_pairs:
+        return Totals(sums.scatter.T[:keep], gram[:keep], None)
+    of_classes = [g[: sums.scatter.shape[0]] for g in sums.gradients]
     outputs = OutputTotals(
-        sums.output_squares.sum(0),
-        over_leaves("ckp,csp->ks", of_classes),
+        sums.scatter.sum(0),
+        over_leaves("ckp,csp->cks", of_classes),
         over_leaves("kp,sp->ks", [g.sum(0) for g in of_classes]),
     )
-    return Totals(squares, gram[:keep], outputs)
+    return Totals(jnp.diagonal(sums.scatter, axis1=1, axis2=2).T, gram, outputs)
 
 
 def _like_totals(k: int, C: int, q: int, output_pairs: bool) -> Totals:
     """A tree of the same structure, to be filled from a file."""
-    outputs = OutputTotals(*(np.zeros((k, k)),) * 3) if output_pairs else None  # pyright: ignore
-    return Totals(np.zeros((k, C)), np.zeros((k, C + q, C + q)), outputs)  # pyright: ignore
+    outputs = OutputTotals(np.zeros((k, k)), np.zeros((C, k, k)), np.zeros((k, k))) if output_pairs else None
+    return Totals(np.zeros((k, C)), np.zeros((k, C + q, C + q)), outputs)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice, check_shape, is_traced
+from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes, class_order
 from ntkcollapse.ntk._devices import Devices
@@ -28,9 +29,9 @@ from ntkcollapse.ntk.engines import Engine
 class OutputBlocks(eqx.Module):
     """Mean entries of Θ_ks for each pair of outputs (K, K): on the diagonal, within classes (i ≠ j), between them."""
 
-    diagonal: Float[Array, "K K"]
-    within: Float[Array, "K K"]
-    between: Float[Array, "K K"]
+    diagonal: Float[AnyArray, "K K"]
+    within: Float[AnyArray, "K K"]
+    between: Float[AnyArray, "K K"]
 
 
 class BlockStatistics(eqx.Module):
@@ -40,30 +41,38 @@ class BlockStatistics(eqx.Module):
     mean of Θ_kk(x_i, x_j) over i ≠ j with i of class c and j of class d. The properties are means of these, each
     entry of the kernel with the same weight.
 
+    The arrays are numpy's, in double precision: once classes have collapsed, the diagonal and the mean within classes
+    differ by less than single precision resolves.
+
     output_blocks: means of Θ_ks for all pairs of outputs; None where the outputs had to be taken in turns.
     spread: what `residual` is made of; None where it was not asked for.
     """
 
-    output_diagonal: Float[Array, "K C"]
-    output_pairs: Float[Array, "K C C"]
+    output_diagonal: Float[AnyArray, "K C"]
+    output_pairs: Float[AnyArray, "K C C"]
     output_blocks: OutputBlocks | None
     spread: Spread | None
     classes: Classes
 
     @property
-    def per_output(self) -> tuple[Float[Array, " K"], Float[Array, " K"], Float[Array, " K"]]:
+    def per_output(self) -> tuple[Float[AnyArray, " K"], Float[AnyArray, " K"], Float[AnyArray, " K"]]:
         """(diagonal, within, between) of Θ_kk for each output k."""
         return _three(self.output_diagonal, self.output_pairs, self.classes)
 
     @property
-    def class_diagonal(self) -> Float[Array, " C"]:
+    def class_diagonal(self) -> Float[AnyArray, " C"]:
         """Mean diagonal entry of each class, mean over outputs."""
         return self.output_diagonal.mean(0)
 
     @property
-    def class_pairs(self) -> Float[Array, "C C"]:
+    def class_pairs(self) -> Float[AnyArray, "C C"]:
         """Mean entry for each pair of classes (i ≠ j on the diagonal), mean over outputs."""
         return self.output_pairs.mean(0)
+
+    @property
+    def lambda_single(self) -> float | Array:
+        """λ_single = diagonal − within of the output mean, exact in double precision where `kernel` has single."""
+        return self._block_means().single
 
     @property
     def kernel(self) -> BlockKernel:
@@ -72,12 +81,22 @@ class BlockStatistics(eqx.Module):
         A measured kernel may violate the order of the eigenvalues: no warning here, see `is_ordered`.
 
         Raises:
-            ValueError: λ_single ≤ 0. With classes of equal size that means samples of one gradient in every class.
+            ValueError: λ_single ≤ 0, or too small to be a difference in single precision where JAX has no other.
+                With classes of equal size that means samples of one gradient in every class.
                 With unequal ones it may be any kernel, since a class of m samples counts m times in the diagonal
                 and m (m − 1) times within: `class_kernel`, with numbers of its own for each class, has no such limit.
+        Warns:
+            UserWarning: single precision leaves less than three digits of λ_single.
         """
         means = self._block_means()
-        if not is_traced(means) and float(means.single) <= 0:
+        if not is_traced(means):
+            self._check_single(means)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return BlockKernel(*means)
+
+    def _check_single(self, means: BlockMeans) -> None:
+        if float(means.single) <= 0:
             sizes = self.classes.sizes
             why = (
                 "samples of one class have the same gradients"
@@ -87,11 +106,19 @@ class BlockStatistics(eqx.Module):
                 "with numbers of its own for each class, or classes of one size"
             )
             raise ValueError(
-                f"kernel: expected λ_single = diagonal − within above zero, got {means.single:.4g}: {why}."
+                f"kernel: expected λ_single = diagonal − within above zero, got {float(means.single):.4g}: {why}."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return BlockKernel(*means)
+        dtype = np.dtype(jnp.result_type(float))
+        step = float(np.spacing(np.abs(np.asarray(means.diagonal, dtype))))
+        if float(means.single) < 1000 * step:
+            message = (
+                f"kernel: λ_single = {float(means.single):.4g} beside a diagonal of {float(means.diagonal):.4g}, of "
+                f"which {dtype} resolves {step:.1g}; let JAX compute in double precision "
+                "(jax.config.update('jax_enable_x64', True)), or read the statistics' own `lambda_single`."
+            )
+            if np.asarray(means.diagonal, dtype) <= np.asarray(means.within, dtype):
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=3)
 
     @property
     def class_kernel(self) -> BlockKernel:
@@ -171,11 +198,13 @@ def block_statistics(
 ) -> BlockStatistics:
     r"""Exact class-block means of the empirical NTK, in time linear and memory flat in N.
 
-    Means over pairs are inner products of class sums of gradients, and the diagonal is a sum of squared norms:
+    Means over pairs are inner products of class sums of gradients, and λ_single is their scatter about class means:
 
-        Σ_{i∈c, j∈d} Θ_kk(x_i, x_j) = ⟨Σ_{i∈c} g_i^k, Σ_{j∈d} g_j^k⟩,   Θ_kk(x_i, x_i) = ‖g_i^k‖²
+        Σ_{i∈c, j∈d} Θ_kk(x_i, x_j) = ⟨Σ_{i∈c} g_i^k, Σ_{j∈d} g_j^k⟩
+        (mean over i = j) − (mean over i ≠ j) in class c = Σ_{i∈c} ‖g_i^k − ḡ_c^k‖² / (m_c − 1)
 
-    so that no N × N array is ever made. Classes may differ in size.
+    so that no N × N array is ever made, and gradients that are alike to the last digits of single precision still have
+    the λ_single that they have. Classes may differ in size.
 
     Args:
         f: (params, x) ↦ (N, K), in evaluation mode: outputs (γ) or last-layer features (κ).
@@ -183,7 +212,7 @@ def block_statistics(
         x: samples, (N, ...), in any order.
         labels: integer class of each sample, (N,).
         engine, parameters: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N, and "auto" is the faster
-            of the two; the others make the whole kernel first.
+            of the two; the others make the whole kernel first, whose entries' rounding λ_single then has.
         memory: bytes for intermediate arrays: half for the C·P sums an output, half for one batch of samples. Where
             not all K outputs fit, they are taken in turns.
         output_pairs: means of Θ_ks for k ≠ s too, where all outputs fit.
@@ -239,7 +268,8 @@ def block_statistics(
         )
         spread = from_matrix(theta, statistics._block_means(), classes)
     else:
-        spread = from_probes(totals.gram.mean(0), jnp.asarray(signs.T @ signs), statistics._block_means(), classes)
+        gram = jnp.asarray(totals.gram.mean(0))
+        spread = from_probes(gram, jnp.asarray(signs.T @ signs), statistics._block_means(), classes)
     return eqx.tree_at(lambda s: s.spread, statistics, spread, is_leaf=lambda s: s is None)
 
 
@@ -272,22 +302,29 @@ def _probes(order, classes: Classes, probes: int, key) -> np.ndarray:
 
 def _from_totals(totals: Totals, classes: Classes) -> BlockStatistics:
     C = classes.num_classes
-    gram = totals.gram[:, :C, :C]
-    d = jnp.asarray(classes.sizes, gram.dtype)
-    counts = jnp.outer(d, d) - jnp.diag(d)
-    pairs = (gram - jax.vmap(jnp.diag)(totals.squares)) / counts[None]
+    gram, m = totals.gram[:, :C, :C], np.asarray(classes.sizes, dtype=float)
+    pairs = gram / np.outer(m, m)
+    # On the diagonal, of class means: what the scatter adds to the mean over i = j and takes from that over i ≠ j.
+    of_means = np.diagonal(pairs, axis1=1, axis2=2)
+    diagonal = of_means + totals.scatter / m
+    pairs[:, np.arange(C), np.arange(C)] = of_means - totals.scatter / (m * (m - 1))
     blocks = None
     if totals.outputs is not None:
-        diagonal, within, everything = totals.outputs
-        blocks = OutputBlocks(*classes.block_means(diagonal, within - diagonal, everything - within))
-    return BlockStatistics(totals.squares / d[None], pairs, blocks, None, classes)
+        scatter, of_classes, everything = totals.outputs
+        within, own = of_classes.sum(0), np.einsum("cks,c->ks", of_classes, 1 / m)
+        blocks = OutputBlocks(
+            (own + scatter) / m.sum(),
+            (within - own - scatter) / (m * (m - 1)).sum(),
+            (everything - within) / (m.sum() ** 2 - (m * m).sum()),
+        )
+    return BlockStatistics(diagonal, pairs, blocks, None, classes)
 
 
 def _three(diagonal, pairs, classes: Classes):
     """Means over all entries: on the diagonal, of pairs within classes, of pairs between classes."""
     m = np.asarray(classes.sizes, dtype=float)
     between = np.outer(m, m) * (1 - np.eye(len(m)))
-    weights = (m, m * (m - 1), between)
-    d, w, b = (jnp.asarray(v / v.sum(), pairs.dtype) for v in weights)
-    within = jnp.diagonal(pairs, axis1=-2, axis2=-1)
+    numpy = jnp if is_traced(diagonal, pairs) else np
+    d, w, b = (numpy.asarray(v / v.sum(), pairs.dtype) for v in (m, m * (m - 1), between))
+    within = numpy.diagonal(pairs, axis1=-2, axis2=-1)
     return (diagonal * d[None]).sum(-1), (within * w[None]).sum(-1), (pairs * b[None]).sum((-2, -1))

@@ -6,6 +6,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,6 +125,72 @@ def test_a_violated_order_is_told_not_warned_of(many):
     got = block_statistics(c.f, c.params, x, labels)
     assert float(got.kernel.within) < float(got.kernel.between)
     assert not got.is_ordered
+
+
+COLLAPSED = {
+    # Products of which Grams are taken, with one position and with four, gradients that are formed, and the rest.
+    "in": normal(10, 2, 2, 24, 32) / 9,
+    "dense": normal(11, 128, 40) / 11,
+    "thin": normal(12, 40, 2) / 6,
+    "bias": normal(13, 2),
+}
+
+
+def collapsing(p, x):
+    h = jax.lax.conv_general_dilated(x, p["in"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    h = jnp.tanh(h.reshape(x.shape[0], -1)) @ p["dense"]
+    return jnp.tanh(h) @ p["thin"] + p["bias"][None, :]
+
+
+@pytest.fixture(scope="module", params=[1e-2, 1e-4])
+def collapsed(request):
+    """Samples alike to `spread` in their classes, as float32, and λ_single from Jacobians of the same in float64."""
+    generator, sizes = np.random.default_rng(0), [30, 30, 30]
+    labels = np.repeat([0, 1, 2], sizes)
+    means = generator.normal(size=(3, 4, 4, 24))
+    x = (means[labels] + request.param * generator.normal(size=(90, 4, 4, 24))).astype(np.float32)
+    params = {name: value.astype(np.float32) for name, value in COLLAPSED.items()}
+    exact = jax.tree.map(lambda v: jnp.asarray(v, float), params)
+    J = jax.jit(jax.jacobian(collapsing))(exact, jnp.asarray(x, float))
+    J = np.concatenate([np.asarray(leaf).reshape(90, 2, -1) for leaf in jax.tree.leaves(J)], axis=2)
+    groups = J.reshape(3, 30, 2, -1)
+    deviations = groups - groups.mean(1, keepdims=True)
+    return x, labels, params, np.einsum("cikp,cisp->ks", deviations, deviations) / (3 * 29)
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "jacobian"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_lambda_single_of_samples_that_are_nearly_alike(collapsed, engine, pairs):
+    """A difference of single-precision means would be rounding: 1e-7 of the diagonal, and λ_single is 1e-8 of it."""
+    x, labels, params, single = collapsed
+    mixed = np.random.default_rng(1).permutation(90)
+    for order, memory in ((np.arange(90), None), (mixed, None), (mixed, 3e6)):
+        got = block_statistics(
+            collapsing, params, x[order], labels[order], engine=engine, output_pairs=pairs, memory=memory
+        )
+        # Gradients in single precision have rounding of their own, 1e-6 of them: 1% of the smaller spread.
+        np.testing.assert_allclose(got.lambda_single, np.trace(single) / 2, rtol=1e-3)
+        np.testing.assert_allclose(got.kernel.lambda_single, np.trace(single) / 2, rtol=1e-3)
+        diagonal, within, _ = got.per_output
+        np.testing.assert_allclose(diagonal - within, np.diag(single), rtol=1e-3)
+        if got.output_blocks is not None:
+            blocks = got.output_blocks
+            np.testing.assert_allclose(
+                blocks.diagonal - blocks.within, single, rtol=1e-3, atol=1e-3 * np.abs(single).max()
+            )
+    if pairs and memory is None:
+        assert got.output_blocks is not None
+
+
+def test_single_precision_says_what_it_cannot_hold(collapsed):
+    x, labels, params, single = collapsed
+    statistics = block_statistics(collapsing, params, x, labels, output_pairs=False)
+    with jax.enable_x64(False):
+        small = np.trace(single) / 2 < 1e-4 * statistics.class_diagonal.mean()
+        assert statistics.lambda_single > 0
+        if small:
+            with pytest.raises(ValueError, match=r"kernel: λ_single = .* of which float32 resolves .*jax_enable_x64"):
+                statistics.kernel  # noqa: B018
 
 
 def test_stop_and_resume(many, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Inner products of per-sample gradients, by what is asked of the outputs."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,48 @@ def contract(g: Float[Array, "A k P"], h: Float[Array, "B k P"], outputs: Output
     return jnp.matmul(g.reshape(g.shape[0], -1), h.reshape(h.shape[0], -1).T, precision=EXACT)
 
 
-def own(g: Float[Array, "A k P"], *, pairs: bool) -> Float[Array, "A ..."]:
-    """⟨g_i^k, g_i^s⟩ of each sample with itself: (A, k, k), or (A, k) for k = s."""
-    if pairs:
-        return jnp.einsum("akp,asp->aks", g, g, precision=EXACT)
-    return jnp.square(g).sum(2)
+class GroupSums(NamedTuple):
+    """Sums of gradients over the samples of each of Q groups, and how far the samples lie apart.
+
+    sums: (Q, k, P), Σ g_i^k; signed: (q, k, P) with each column of signs over all samples, or None; scatter: (Q, k),
+    Σ ‖g_i^k − ḡ^k‖² about the group's mean ḡ, or (Q, k, k) with ⟨g_i^k − ḡ^k, g_i^s − ḡ^s⟩ for pairs of outputs.
+    """
+
+    sums: Float[Array, "Q k P"]
+    signed: Float[Array, "q k P"] | None
+    scatter: Float[Array, "Q k ..."]
 
 
-def weighted(g: Float[Array, "B k P"], groups: int, signs: Float[Array, "B q"]):
-    """Sums of g over `groups` equal groups of samples, (groups, k, P), and with each column of signs, (q, k, P)."""
+def group_sums(
+    g: Float[Array, "B k P"], mask: Float[Array, "Q m"], signs: Float[Array, "B q"], *, pairs: bool
+) -> GroupSums:
+    """Sums of g over equal groups of samples; rows of g are zero where the mask is.
+
+    Gradients are centred before they are squared: a difference of sums of squares would leave rounding only where the
+    samples of a class have nearly the same gradient.
+    """
     # As a matrix product: XLA's reduction over a leading axis is many times slower on a CPU.
-    by_group = g.reshape(groups, g.shape[0] // groups, -1)
-    grouped = jnp.einsum("gmp,gm->gp", by_group, jnp.ones(by_group.shape[:2], g.dtype), precision=EXACT)
-    grouped = grouped.reshape(groups, *g.shape[1:])
+    by_group = g.reshape(*mask.shape, -1)
+    sums = jnp.einsum("gmp,gm->gp", by_group, jnp.ones(mask.shape, g.dtype), precision=EXACT)
+    mean = sums / counted(mask)[:, None]
+    deviations = by_group - mask[:, :, None] * mean[:, None]
+    scatter = scatter_of(deviations.reshape(*mask.shape, *g.shape[1:]), pairs=pairs)
+    sums = sums.reshape(-1, *g.shape[1:])
     if not signs.shape[1]:
-        return grouped, None
-    return grouped, jnp.einsum("bkp,bq->qkp", g, signs.astype(g.dtype), precision=EXACT)
+        return GroupSums(sums, None, scatter)
+    return GroupSums(sums, jnp.einsum("bkp,bq->qkp", g, signs.astype(g.dtype), precision=EXACT), scatter)
+
+
+def counted(mask: Float[Array, "Q m"]) -> Float[Array, " Q"]:
+    """Samples of each group, at least one, to divide by."""
+    return jnp.maximum(mask.sum(1), 1)
+
+
+def scatter_of(deviations: Float[Array, "Q m k P"], *, pairs: bool) -> Float[Array, "Q k ..."]:
+    """Sums over each group of the inner products of deviations with themselves, (Q, k) or (Q, k, k)."""
+    if pairs:
+        return jnp.einsum("qmkp,qmsp->qks", deviations, deviations, precision=EXACT)
+    return jnp.square(deviations).sum((1, 3))
 
 
 def kernel_shape(outputs: Outputs, a: int, b: int, k: int) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """What an engine does: kernels between samples, and sums of gradients over classes."""
 
 import abc
-from collections.abc import Mapping
 from typing import ClassVar
 
 import equinox as eqx
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ntkcollapse.ntk._problem import Problem
-from ntkcollapse.ntk.engines._contract import Outputs
+from ntkcollapse.ntk.engines._contract import GroupSums, Outputs, scatter_of
 
 
 class Chunks(eqx.Module):
@@ -18,12 +17,6 @@ class Chunks(eqx.Module):
 
     samples: int = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
-
-
-# Sums over each group, (Q, k, size), and over each column of signs, (q, k, size) or None.
-GradientSums = tuple[Array, Array | None]
-# Inner products of one sample's own gradients: (B, k), or (B, k, k) where pairs of outputs are asked for.
-PerSample = Array
 
 
 class Batch(eqx.Module):
@@ -38,24 +31,25 @@ class Batch(eqx.Module):
     mask: Float[Array, " B"]
     signs: Float[Array, "B q"]
 
-    def added(self, total: Float[Array, "W k size"], grouped: Array, signed: Array | None) -> Float[Array, "W k size"]:
-        """Sums of gradients in one parameter, with those of this batch's groups and signs added."""
-        total = total.at[self.group_class].add(grouped)
-        return total if signed is None else total.at[total.shape[0] - signed.shape[0] :].add(signed)
+    @property
+    def by_group(self) -> Float[Array, "Q m"]:
+        """The mask, one group a row."""
+        return self.mask.reshape(self.group_class.shape[0], -1)
 
 
 class Sums(eqx.Module):
-    """Sums over samples for k of the K outputs; additive over batches.
+    """Sums over samples for k of the K outputs, batch by batch.
 
     gradients: one (C + q, k, size) array a parameter: Σ_i w_i g_i^k, where w is the indicator of each class, then each
         column of signs. Inner products of these sums are entries of Wᵀ Θ W.
-    squares: (C, k), Σ_{i of class c} ‖g_i^k‖².
-    output_squares: (C, k, k), Σ_{i of class c} ⟨g_i^k, g_i^s⟩; None where not asked for.
+    counts: (C,), samples of each class.
+    scatter: (C, k), Σ_{i of class c} ‖g_i^k − ḡ_c^k‖² about the mean of the samples so far; or (C, k, k) with
+        ⟨g_i^k − ḡ_c^k, g_i^s − ḡ_c^s⟩ where pairs of outputs are asked for.
     """
 
     gradients: list[Float[Array, "W k _"]]
-    squares: Float[Array, "C k"]
-    output_squares: Float[Array, "C k k"] | None
+    counts: Float[Array, " C"]
+    scatter: Float[Array, "C k ..."]
 
     @classmethod
     @eqx.filter_jit
@@ -63,28 +57,49 @@ class Sums(eqx.Module):
         leaves, dtype = jax.tree.leaves(problem.params), problem.dtype
         return cls(
             [jnp.zeros((num_classes + num_signs, k, leaf.size), dtype) for leaf in leaves],
-            jnp.zeros((num_classes, k), dtype),
-            jnp.zeros((num_classes, k, k), dtype) if output_pairs else None,
+            jnp.zeros(num_classes, dtype),
+            jnp.zeros((num_classes, *(k,) * (1 + output_pairs)), dtype),
         )
 
-    def plus(self, batch: Batch, parts: Mapping[int, GradientSums], squares: PerSample) -> "Sums":
-        """With sums of a batch added: by parameter over its groups and signs, and squares a sample over all of them."""
-        gradients = list(self.gradients)
-        for leaf, part in parts.items():
-            gradients[leaf] = batch.added(gradients[leaf], *part)
+    @property
+    def output_pairs(self) -> bool:
+        """Whether the scatter has pairs of outputs."""
+        return self.scatter.ndim == 3
 
-        def over_groups(values):
-            return values.reshape(batch.group_class.shape[0], -1, *values.shape[1:]).sum(1)
+    def counted(self, batch: Batch) -> "Sums":
+        """The same sums with the samples of a batch counted, once its gradients are in them."""
+        return Sums(self.gradients, self.counts.at[batch.group_class].add(batch.by_group.sum(1)), self.scatter)
 
-        if self.output_squares is None:
-            return Sums(gradients, self.squares.at[batch.group_class].add(over_groups(squares)), None)
-        pairs = over_groups(squares)
-        diagonal = jnp.diagonal(pairs, axis1=1, axis2=2)
-        return Sums(
-            gradients,
-            self.squares.at[batch.group_class].add(diagonal),
-            self.output_squares.at[batch.group_class].add(pairs),
+
+def add_groups(
+    total: Float[Array, "W k size"],
+    scatter: Float[Array, "C k ..."],
+    counts: Float[Array, " C"],
+    batch: Batch,
+    part: GroupSums,
+) -> tuple[Float[Array, "W k size"], Float[Array, "C k ..."]]:
+    """Sums and scatter of one parameter with a batch added, group after group (Chan, Golub, LeVeque 1979).
+
+    A group of n samples with mean ḡ adds its own scatter and n n_c / (n + n_c) ‖ḡ − ḡ_c‖² to a class of n_c so far.
+    """
+    samples = batch.by_group.sum(1)
+
+    def add(q, state):
+        total, scatter, counts = state
+        c, n = batch.group_class[q], samples[q]
+        before, m = total[c], counts[c]
+        apart = part.sums[q] / jnp.maximum(n, 1) - before / jnp.maximum(m, 1)
+        between = n * m / jnp.maximum(n + m, 1) * scatter_of(apart[None, None], pairs=scatter.ndim == 3)[0]
+        return (
+            total.at[c].set(before + part.sums[q]),
+            scatter.at[c].add(part.scatter[q] + between),
+            counts.at[c].add(n),
         )
+
+    total, scatter, _ = jax.lax.fori_loop(0, samples.shape[0], add, (total, scatter, counts))
+    if part.signed is not None:
+        total = total.at[total.shape[0] - part.signed.shape[0] :].add(part.signed)
+    return total, scatter
 
 
 class Engine(eqx.Module):

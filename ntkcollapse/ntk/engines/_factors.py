@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkcollapse.ntk._uses import Use
-from ntkcollapse.ntk.engines._contract import EXACT, Outputs, own, weighted
+from ntkcollapse.ntk.engines._contract import EXACT, GroupSums, Outputs, counted, group_sums, scatter_of
 
 # Work is counted in multiplications of a matrix product; writing and reading again a number of an array too large for
 # the cache costs about as much as this many (measured on a CPU; it decides only near a tie).
@@ -79,28 +79,52 @@ def is_formed(use: Use) -> bool:
 def _sums_from_gradients(G: int, T: int, I: int, O: int, k: int, q: int, pairs: bool) -> bool:
     # Either way the sums cost T·G·I·O·k a sample; the rest differs.
     formed = G * k * I * O * (_TRAFFIC + q + (k if pairs else 0))
-    direct = G * T * (T * (I + k * O) + (k * k * O if pairs else 0) + q * I * O * k)
+    direct = G * T * (3 * T * (I + k * O) + (2 * k * k * O if pairs else 0) + q * I * O * k)
     return formed <= direct
 
 
-def sum_factors(x: Factors, groups: int, signs: Float[Array, "B q"], *, pairs: bool):
-    """`weighted` sums of the gradients, and each sample's `own` inner products."""
-    (B, G, T, I), (*_, k, O) = x.a.shape, x.d.shape
+def sum_factors(x: Factors, mask: Float[Array, "Q m"], signs: Float[Array, "B q"], *, pairs: bool) -> GroupSums:
+    """`group_sums` of the gradients.
+
+    Without forming them: about r = Σ_t δ̄[t] ā[t], of the group's mean input and cotangent, the gradient of a sample is
+
+        g − r = Σ_t (δ[t] − δ̄[t]) a[t] + δ̄[t] (a[t] − ā[t]),
+
+    two products of small factors, whose squares have nothing to cancel. The mean of the group is then ḡ − r away.
+    """
+    (_, G, T, I), (*_, k, O) = x.a.shape, x.d.shape
     q = signs.shape[1]
     if _sums_from_gradients(G, T, I, O, k, q, pairs):
-        g = x.formed()
-        return weighted(g, groups, signs), own(g, pairs=pairs)
+        return group_sums(x.formed(), mask, signs, pairs=pairs)
 
-    a, d = x.a.reshape(groups, -1, G, T, I), x.d.reshape(groups, -1, G, T, k, O)
-    grouped = jnp.einsum("qmgtko,qmgti->qkgoi", d, a, precision=EXACT).reshape(groups, k, -1)
+    Q, n = mask.shape[0], counted(mask)
+    a, d = x.a.reshape(*mask.shape, G, T, I), x.d.reshape(*mask.shape, G, T, k, O)
+    sums = jnp.einsum("qmgtko,qmgti->qkgoi", d, a, precision=EXACT).reshape(Q, k, -1)
     signed = None
     if q:
         signed = jnp.stack([_signed_sum(x, signs[:, j]) for j in range(q)])
-    inputs = jnp.einsum("bgti,bgui->bgtu", x.a, x.a, precision=EXACT)
-    spread = jnp.einsum("bgtu,bgun->bgtn", inputs, x.d.reshape(B, G, T, k * O), precision=EXACT)
-    spread = spread.reshape(x.d.shape)
-    squares = jnp.einsum("bgtko,bgtso->bks" if pairs else "bgtko,bgtko->bk", x.d, spread, precision=EXACT)
-    return (grouped, signed), squares
+    a_mean = jnp.einsum("qmgti,qm->qgti", a, mask, precision=EXACT) / n[:, None, None, None]
+    d_mean = jnp.einsum("qmgtko,qm->qgtko", d, mask, precision=EXACT) / n[:, None, None, None, None]
+    a_apart = (a - a_mean[:, None]) * mask[:, :, None, None, None]
+    d_apart = d - d_mean[:, None] * mask[:, :, None, None, None, None]
+    outputs = "qmgtko,qmgtso->qks" if pairs else "qmgtko,qmgtko->qk"
+    of_mean = outputs.replace("qmgtko,", "qgtko,", 1)
+
+    def spread(inputs, other, cotangents):
+        """Σ_u (inputs[t] · other[u]) cotangents[u]."""
+        gram = jnp.einsum("qmgti,qmgui->qmgtu", inputs, other, precision=EXACT)
+        letters = "qmguko" if cotangents.ndim == 6 else "qguko"
+        return jnp.einsum(f"qmgtu,{letters}->qmgtko", gram, cotangents, precision=EXACT)
+
+    mixed = jnp.einsum(outputs, d_apart, spread(a, a_apart, d_mean), precision=EXACT)
+    scatter = (
+        jnp.einsum(outputs, d_apart, spread(a, a, d_apart), precision=EXACT)
+        + (mixed + mixed.swapaxes(1, 2) if pairs else 2 * mixed)
+        + jnp.einsum(of_mean, d_mean, spread(a_apart, a_apart, d_mean), precision=EXACT)
+    )
+    away = sums / n[:, None, None] - jnp.einsum("qgtko,qgti->qkgoi", d_mean, a_mean, precision=EXACT).reshape(Q, k, -1)
+    weight = mask.sum(1).reshape(-1, *(1,) * (scatter.ndim - 1))
+    return GroupSums(sums, signed, scatter - weight * scatter_of(away[:, None], pairs=pairs))
 
 
 def _signed_sum(x: Factors, signs):

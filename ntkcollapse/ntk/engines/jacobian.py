@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from ntkcollapse.ntk._memory import fit
 from ntkcollapse.ntk._problem import Problem
-from ntkcollapse.ntk.engines._contract import Outputs, contract, own, weighted
-from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, unit_cotangents
+from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums
+from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, add_groups, unit_cotangents
 
 
 class Jacobian(Engine):
@@ -45,11 +45,14 @@ def _kernel(problem: Problem, x1: Array, x2: Array | None, outputs: Outputs):
 @eqx.filter_jit(donate="all-except-first")
 def _add(given: tuple[Problem, Batch, Int[Array, ""]], sums: Sums) -> Sums:
     problem, batch, first_output = given
-    gradients = _jacobians(problem, batch.x, first_output, sums.squares.shape[1])
+    gradients = _jacobians(problem, batch.x, first_output, sums.scatter.shape[1])
     gradients = [g * batch.mask.astype(g.dtype)[:, None, None] for g in gradients]
-    groups = batch.group_class.shape[0]
-    parts = {i: weighted(g, groups, batch.signs) for i, g in enumerate(gradients)}
-    return sums.plus(batch, parts, own(_flat(gradients), pairs=sums.output_squares is not None))
+    totals, scatter = [], sums.scatter
+    for total, g in zip(sums.gradients, gradients, strict=True):
+        part = group_sums(g, batch.by_group, batch.signs, pairs=sums.output_pairs)
+        total, scatter = add_groups(total, scatter, sums.counts, batch, part)
+        totals.append(total)
+    return Sums(totals, sums.counts, scatter).counted(batch)
 
 
 def _jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: int) -> list[Float[Array, "N k size"]]:

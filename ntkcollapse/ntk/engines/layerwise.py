@@ -15,8 +15,8 @@ from ntkcollapse.ntk._memory import fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
-from ntkcollapse.ntk.engines._contract import Outputs, contract, kernel_shape, mirror, own, weighted
-from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, unit_cotangents
+from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, kernel_shape, mirror
+from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, add_groups, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
 
 # From so many outputs at a time on, the forward pass is done again for each tile rather than held.
@@ -73,19 +73,18 @@ class Layerwise(Engine):
 
     def add(self, problem, sums, batch, first_output):
         plan = _plan(problem, one_like(batch.x))
-        count, pairs = sums.squares.shape[1], sums.output_squares is not None
+        count, counts, scatter = sums.scatter.shape[1], sums.counts, sums.scatter
         inputs, cotangents = _there_and_back(problem, batch.x, first_output, count, batch.mask)
-        squares = jnp.zeros((batch.x.shape[0], *(count,) * (1 + pairs)), problem.dtype)
         gradients = list(sums.gradients)
         if plan.rest:
-            given = (problem, batch, inputs, cotangents)
-            some, squares = _add_rest(given, ([gradients[leaf] for leaf in plan.rest], squares))
+            given = (problem, batch, counts, inputs, cotangents)
+            some, scatter = _add_rest(given, ([gradients[leaf] for leaf in plan.rest], scatter))
             for leaf, gradient in zip(plan.rest, some, strict=True):
                 gradients[leaf] = gradient
         for product in reversed(plan.products):
-            given = (product.use, problem.dtype, inputs[product.input], cotangents.pop(product.tap), batch)
-            gradients[product.leaf], squares = _add_product(given, (gradients[product.leaf], squares))
-        return _add_squares((batch, squares), Sums(gradients, sums.squares, sums.output_squares))
+            given = (product.use, problem.dtype, batch, counts, inputs[product.input], cotangents.pop(product.tap))
+            gradients[product.leaf], scatter = _add_product(given, (gradients[product.leaf], scatter))
+        return Sums(gradients, counts, scatter).counted(batch)
 
 
 def sample_bytes(problem: Problem, x: jax.ShapeDtypeStruct) -> int:
@@ -354,28 +353,23 @@ def _contract_rest(problem: Problem, sides: list[Side], outputs, total: Array) -
 
 @eqx.filter_jit(donate="all-except-first")
 def _add_product(given, state):
-    use, dtype, inputs, cotangents, batch = given
-    gradients, squares = state
+    use, dtype, batch, counts, inputs, cotangents = given
+    total, scatter = state
     factors = _factors(use, dtype, inputs, cotangents)
-    parts, more = sum_factors(factors, batch.group_class.shape[0], batch.signs, pairs=squares.ndim == 3)
-    return batch.added(gradients, *parts), squares + more
+    part = sum_factors(factors, batch.by_group, batch.signs, pairs=scatter.ndim == 3)
+    return add_groups(total, scatter, counts, batch, part)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _add_rest(given, state):
-    problem, batch, inputs, cotangents = given
+    problem, batch, counts, inputs, cotangents = given
     traced = Traced(problem.f, problem.params, one_like(batch.x))
-    gradients, squares = state
-    added, groups = [], batch.group_class.shape[0]
+    totals, scatter = state
+    added = []
     for component in _rest(traced):
-        inputs, cotangents = _after(traced, inputs, cotangents, component, squares)
+        inputs, cotangents = _after(traced, inputs, cotangents, component, scatter)
         for g in _explicit(problem, traced, inputs, cotangents, component):
-            added.append(batch.added(gradients[len(added)], *weighted(g, groups, batch.signs)))
-            squares += own(g, pairs=squares.ndim == 3)
-    return added, squares
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _add_squares(given, sums: Sums) -> Sums:
-    batch, squares = given
-    return sums.plus(batch, {}, squares)
+            part = group_sums(g, batch.by_group, batch.signs, pairs=scatter.ndim == 3)
+            total, scatter = add_groups(totals[len(added)], scatter, counts, batch, part)
+            added.append(total)
+    return added, scatter
