@@ -65,6 +65,8 @@ def stream(
     settings = (chunks, engine.name, output_pairs, "centred")
     saved = PartialResults(checkpoint, lambda: fingerprint(problem, (x, signs, *grouping), settings))
     placed, done = devices.everywhere(problem), []
+    filled = grouping.group_class[grouping.mask.any(1)]
+    split = len(np.unique(filled)) < len(filled)
     bar = tqdm(total=len(turns) * len(grouping), desc="class sums", unit="batch", disable=None, delay=1.0, leave=False)
     with bar:
         for turn, first in enumerate(turns):
@@ -86,6 +88,7 @@ def stream(
                     devices.everywhere(jnp.asarray(group_class)),
                     devices.split(mask.astype(problem.dtype)),
                     devices.split(signs[members].astype(problem.dtype)),
+                    split,
                 )
                 sums = engine.add(placed, sums, batch, devices.everywhere(jnp.asarray(first)))
                 if i == start:

@@ -87,12 +87,16 @@ def test_formed_gradients_and_grams_agree(traffic, outputs, monkeypatch):
     want = {"full": theta, "diagonal": np.einsum("abkk->abk", theta), "mean": np.einsum("abkk->ab", theta)}
     close(_contract.contract(x.formed(), y.formed(), outputs), want[outputs])
     close(_factors.contract_grams(x, y, outputs), want[outputs])
-    signs = normal(4, 4, 2)
-    (grouped, signed), squares = _factors.sum_factors(x, 2, jnp.asarray(signs), pairs=outputs == "full")
-    g = g.reshape(4, 3, -1)
-    close(grouped, g.reshape(2, 2, 3, -1).sum(1))
-    close(signed, np.einsum("bkp,bq->qkp", g, signs))
-    close(squares, np.einsum("bkp,bsp->bks", g, g) if outputs == "full" else (g**2).sum(2))
+    # Sums over two groups, of which the second has one sample and one that fills up.
+    mask, signs = np.asarray([[1.0, 1.0], [1.0, 0.0]]), normal(4, 4, 2)
+    x = x._replace(d=x.d * mask.reshape(-1, 1, 1, 1, 1))
+    g = (g.reshape(4, 3, -1) * mask.reshape(-1, 1, 1)).reshape(2, 2, 3, -1)
+    part = _factors.sum_factors(x, jnp.asarray(mask), jnp.asarray(signs), pairs=outputs == "full")
+    close(part.sums, g.sum(1))
+    close(part.signed, np.einsum("bkp,bq->qkp", g.reshape(4, 3, -1), signs))
+    apart = g - mask[:, :, None, None] * (g.sum(1) / mask.sum(1)[:, None, None])[:, None]
+    scatter = np.einsum("qmkp,qmsp->qks", apart, apart)
+    close(part.scatter, scatter if outputs == "full" else np.einsum("qkk->qk", scatter))
 
 
 def test_what_is_recognised():
@@ -205,7 +209,7 @@ def test_single_precision(engine):
     # Sums of some hundred products of numbers rounded to 6e-8.
     np.testing.assert_allclose(got, theta, rtol=0, atol=3e-6 * np.abs(theta).max())
     found = block_statistics(c.f, params, x, np.asarray([0, 1, 0, 1, 0]), engine=engine)
-    assert found.output_pairs.dtype == found.output_diagonal.dtype == jnp.float32
+    assert found.output_pairs.dtype == found.output_diagonal.dtype == np.float64
 
 
 def test_one_compilation_for_new_parameters():

@@ -141,7 +141,7 @@ def test_half_precision_is_summed_in_single(kind, engine):
     # Gradients are the inputs, which are exact in half precision: so is their kernel in single.
     expected = x @ x.T
     found = ntk.block_statistics(half, params, x, labels, engine=engine, output_pairs=True)
-    assert found.class_pairs.dtype == jnp.float32
+    assert found.class_pairs.dtype == np.float64
     np.testing.assert_allclose(found.class_pairs[0, 1], expected[:32, 32:].mean(), rtol=1e-6)
     np.testing.assert_allclose(found.class_diagonal, np.diag(expected).reshape(2, 32).mean(1), rtol=1e-6)
     theta = ntk.empirical_ntk(half, params, x, outputs="mean", engine=engine)

@@ -22,14 +22,16 @@ class Chunks(eqx.Module):
 class Batch(eqx.Module):
     """Samples in groups of one class each, for sums over classes.
 
-    x: (Q·m, ...), group by group; group_class: (Q,) the class of each group; mask: (Q·m,) one, or zero for samples
-    that only fill up; signs: (Q·m, q) weights of further sums over all samples (random probes).
+    x: (Q·m, ...), group by group; group_class: (Q,) the class of each group, groups of one class side by side; mask:
+    (Q·m,) one, or zero for samples that only fill up; signs: (Q·m, q) weights of further sums over all samples (random
+    probes); split: whether a class may have several groups, in this batch or in others.
     """
 
     x: Array
     group_class: Int[Array, " Q"]
     mask: Float[Array, " B"]
     signs: Float[Array, "B q"]
+    split: bool = eqx.field(static=True, default=True)
 
     @property
     def by_group(self) -> Float[Array, "Q m"]:
@@ -80,26 +82,36 @@ def add_groups(
 ) -> tuple[Float[Array, "W k size"], Float[Array, "C k ..."]]:
     """Sums and scatter of one parameter with a batch added, group after group (Chan, Golub, LeVeque 1979).
 
-    A group of n samples with mean ḡ adds its own scatter and n n_c / (n + n_c) ‖ḡ − ḡ_c‖² to a class of n_c so far.
+    A group of n samples with mean ḡ adds its own scatter and n m / (n + m) ‖ḡ − ḡ_c‖² to a class of m so far.
     """
-    samples = batch.by_group.sum(1)
-
-    def add(q, state):
-        total, scatter, counts = state
-        c, n = batch.group_class[q], samples[q]
-        before, m = total[c], counts[c]
-        apart = part.sums[q] / jnp.maximum(n, 1) - before / jnp.maximum(m, 1)
-        between = n * m / jnp.maximum(n + m, 1) * scatter_of(apart[None, None], pairs=scatter.ndim == 3)[0]
-        return (
-            total.at[c].set(before + part.sums[q]),
-            scatter.at[c].add(part.scatter[q] + between),
-            counts.at[c].add(n),
-        )
-
-    total, scatter, _ = jax.lax.fori_loop(0, samples.shape[0], add, (total, scatter, counts))
+    of, parts = batch.group_class, part.scatter
+    if batch.split:
+        parts = parts + _between(total[of], counts[of], batch, part)
+    total = total.at[of].add(part.sums)
     if part.signed is not None:
         total = total.at[total.shape[0] - part.signed.shape[0] :].add(part.signed)
-    return total, scatter
+    return total, scatter.at[of].add(parts)
+
+
+def _between(earlier: Float[Array, "Q k size"], counts: Float[Array, " Q"], batch: Batch, part: GroupSums):
+    """n m / (n + m) ‖ḡ − ḡ_c‖² of each group; `earlier` and `counts`: sum and number in its class before this batch."""
+    of, samples, pairs = batch.group_class, batch.by_group.sum(1), part.scatter.ndim == 3
+
+    def add(q, state):
+        so_far, m, parts = state
+        n, new = samples[q], (q == 0) | (of[q] != of[q - 1])
+        so_far = jax.lax.cond(new, lambda: earlier[q], lambda: so_far)
+        m = jnp.where(new, counts[q], m)
+
+        def apart():
+            return scatter_of((part.sums[q] / n - so_far / m)[None, None], pairs=pairs)[0] * (n * m / (n + m))
+
+        none = jnp.zeros(part.scatter.shape[1:], part.scatter.dtype)
+        parts = parts.at[q].set(jax.lax.cond(n * m > 0, apart, lambda: none))
+        return so_far + part.sums[q], m + n, parts
+
+    start = jnp.zeros_like(earlier[0]), jnp.zeros((), counts.dtype), jnp.zeros_like(part.scatter)
+    return jax.lax.fori_loop(0, samples.shape[0], add, start)[2]
 
 
 class Engine(eqx.Module):

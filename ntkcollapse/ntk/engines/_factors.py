@@ -107,20 +107,23 @@ def sum_factors(x: Factors, mask: Float[Array, "Q m"], signs: Float[Array, "B q"
     d_mean = jnp.einsum("qmgtko,qm->qgtko", d, mask, precision=EXACT) / n[:, None, None, None, None]
     a_apart = (a - a_mean[:, None]) * mask[:, :, None, None, None]
     d_apart = d - d_mean[:, None] * mask[:, :, None, None, None, None]
-    outputs = "qmgtko,qmgtso->qks" if pairs else "qmgtko,qmgtko->qk"
-    of_mean = outputs.replace("qmgtko,", "qgtko,", 1)
+    outputs = "tko,tso->ks" if pairs else "tko,tko->k"
 
-    def spread(inputs, other, cotangents):
-        """Σ_u (inputs[t] · other[u]) cotangents[u]."""
-        gram = jnp.einsum("qmgti,qmgui->qmgtu", inputs, other, precision=EXACT)
-        letters = "qmguko" if cotangents.ndim == 6 else "qguko"
-        return jnp.einsum(f"qmgtu,{letters}->qmgtko", gram, cotangents, precision=EXACT)
+    def gram(first, second):
+        return jnp.einsum("qmgti,qmgui->qmgtu", first, second, precision=EXACT)
 
-    mixed = jnp.einsum(outputs, d_apart, spread(a, a_apart, d_mean), precision=EXACT)
+    def product(cotangents, others, samples=""):
+        """⟨·, ·⟩ of the outputs, summed over all but the groups of samples."""
+        left, right = (f"q{samples}g{part}" for part in outputs.partition("->")[0].split(","))
+        return jnp.einsum(f"{left},{right}->q{outputs.partition('->')[2]}", cotangents, others, precision=EXACT)
+
+    # Σ over samples and t first, wherever the other factor is the group's mean.
+    mixed = jnp.einsum("qmgtko,qmgtu->qguko", d_apart, gram(a, a_apart), precision=EXACT)
+    of_mean = jnp.einsum("qgtu,qguko->qgtko", gram(a_apart, a_apart).sum(1), d_mean, precision=EXACT)
+    own = jnp.einsum("qmgtu,qmguko->qmgtko", gram(a, a), d_apart, precision=EXACT)
+    mixed = product(mixed, d_mean)
     scatter = (
-        jnp.einsum(outputs, d_apart, spread(a, a, d_apart), precision=EXACT)
-        + (mixed + mixed.swapaxes(1, 2) if pairs else 2 * mixed)
-        + jnp.einsum(of_mean, d_mean, spread(a_apart, a_apart, d_mean), precision=EXACT)
+        product(d_apart, own, "m") + (mixed + mixed.swapaxes(1, 2) if pairs else 2 * mixed) + product(d_mean, of_mean)
     )
     away = sums / n[:, None, None] - jnp.einsum("qgtko,qgti->qkgoi", d_mean, a_mean, precision=EXACT).reshape(Q, k, -1)
     weight = mask.sum(1).reshape(-1, *(1,) * (scatter.ndim - 1))
