@@ -304,17 +304,17 @@ def _from_totals(totals: Totals, classes: Classes) -> BlockStatistics:
     C = classes.num_classes
     gram, m = totals.gram[:, :C, :C], np.asarray(classes.sizes, dtype=float)
     pairs = gram / np.outer(m, m)
-    # On the diagonal, of class means: what the scatter adds to the mean over i = j and takes from that over i ≠ j.
-    of_means = np.diagonal(pairs, axis1=1, axis2=2)
-    diagonal = of_means + totals.scatter / m
-    pairs[:, np.arange(C), np.arange(C)] = of_means - totals.scatter / (m * (m - 1))
+    # Of class sums with themselves: what the scatter adds to the mean over i = j, it takes from that over i ≠ j.
+    own = np.diagonal(gram, axis1=1, axis2=2)
+    diagonal = (own / m + totals.scatter) / m
+    pairs[:, np.arange(C), np.arange(C)] = (own - totals.scatter * m / (m - 1)) / (m * m)
     blocks = None
     if totals.outputs is not None:
         scatter, of_classes, everything = totals.outputs
-        within, own = of_classes.sum(0), np.einsum("cks,c->ks", of_classes, 1 / m)
+        within, of_means = of_classes.sum(0), np.einsum("cks,c->ks", of_classes, 1 / m)
         blocks = OutputBlocks(
-            (own + scatter) / m.sum(),
-            (within - own - scatter) / (m * (m - 1)).sum(),
+            (of_means + scatter) / m.sum(),
+            (within - of_means - scatter) / (m * (m - 1)).sum(),
             (everything - within) / (m.sum() ** 2 - (m * m).sum()),
         )
     return BlockStatistics(diagonal, pairs, blocks, None, classes)
