@@ -19,6 +19,10 @@ from ntkcollapse.data.formats import (
 from ntkcollapse.data.formats.cifar import Arrays
 
 ENVIRONMENT = "NTKCOLLAPSE_DATA"
+# Names of a folder that a message tells, and how far below a path that is given a set is looked for.
+_MOST_NAMED = 10
+_LEVELS = 3
+_MOST_FOLDERS = 1000
 
 
 class _Set(NamedTuple):
@@ -28,6 +32,7 @@ class _Set(NamedTuple):
     num_classes: int
     idx_folders: tuple[str, ...] = ()
     batches: tuple[str, ...] = ()
+    first_files: tuple[str, ...] = ()
     read_batches: Callable[[Path], Arrays] | None = None
     npz: tuple[str, ...] = ()
     system_folders: tuple[str, ...] = ()
@@ -54,7 +59,12 @@ SETS = {
     "cifar10": _Set(
         shape=(32, 32, 3),
         num_classes=10,
-        batches=("cifar-10-batches-py", "cifar-10-batches-py-target", "cifar-10-python.tar.gz"),
+        batches=(
+            "cifar-10-batches-py", "cifar-10-python/cifar-10-batches-py", "cifar-10-batches-py-target",
+            "cifar-10-python.tar.gz", "cifar-10-python.tar", "cifar-10-batches-bin",
+            "cifar-10-binary/cifar-10-batches-bin", "cifar-10-binary.tar.gz",
+        ),
+        first_files=("data_batch_1", "data_batch_1.bin"),
         read_batches=read_cifar10,
         npz=("cifar10.npz", "cifar-10.npz"),
         class_names=(
@@ -64,7 +74,12 @@ SETS = {
     "cifar100": _Set(
         shape=(32, 32, 3),
         num_classes=100,
-        batches=("cifar-100-python", "cifar-100-python-target", "cifar-100-python.tar.gz"),
+        batches=(
+            "cifar-100-python/cifar-100-python", "cifar-100-python", "cifar-100-python-target",
+            "cifar-100-python.tar.gz", "cifar-100-python.tar", "cifar-100-binary/cifar-100-binary", "cifar-100-binary",
+            "cifar-100-binary.tar.gz",
+        ),
+        first_files=("train", "train.bin"),
         read_batches=read_cifar100,
         npz=("cifar100.npz", "cifar-100.npz"),
     ),
@@ -103,15 +118,38 @@ def read_set(name: str, path: str | os.PathLike | None, download: bool) -> Array
     if download:
         fetch(name, into)
         return read_set(name, into, download=False)
-    passed_over = [str(place) for place in places if SETS[name].idx_folders and _idx_file(place, _IDX[0]) is not None]
-    raise FileNotFoundError(
+    message = (
         f"{name}: no file of it found in {', '.join(str(p) for p in places)}; set {ENVIRONMENT} to a folder that has "
-        "it, pass its path, or allow the download."
-        + "".join(
-            f" {folder} has files in the format of MNIST, which those of Fashion-MNIST share by name too: pass it as "
-            f"the path, or call it {SETS[name].idx_folders[-1]}."
-            for folder in passed_over
-        )
+        f"it, pass its path, or allow the download. {_looked_for(SETS[name])}"
+    )
+    if path is not None and places[0].is_dir():
+        message += f" In {places[0]} there is {_contents(places[0])}."
+    elif path is not None:
+        message += f" There is no {places[0]}."
+    for place in places:
+        if SETS[name].idx_folders and _idx_file(place, _IDX[0]) is not None:
+            message += (
+                f" {place} has files in the format of MNIST, which those of Fashion-MNIST share by name too: pass it "
+                f"as the path, or call it {SETS[name].idx_folders[-1]}."
+            )
+    raise FileNotFoundError(message)
+
+
+def _looked_for(known: _Set) -> str:
+    """What the set's files are called, for a message."""
+    npz = f" (or {known.npz[0]})"
+    if known.idx_folders:
+        dotted = _IDX[0].replace("-idx", ".idx")
+        return f"Its files are called {', '.join(_IDX)}, also with .gz, or with a point as in {dotted}{npz}."
+    return f"It is called one of {', '.join(known.batches)}{npz}."
+
+
+def _contents(folder: Path) -> str:
+    """The first names in a folder, for a message."""
+    names = sorted(p.name for p in folder.iterdir())
+    return (
+        ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED))
+        or "nothing"
     )
 
 
@@ -137,18 +175,52 @@ def _candidates(known: _Set, place: Path, own: bool) -> Iterator[tuple[Callable[
         if known.idx_folders and _idx_file(folder, _IDX[0]) is not None:
             yield read_idx_folder, folder
     if known.read_batches is not None:
-        if (own and (place / "data_batch_1").exists()) or (own and (place / "train").is_file()):
+        if own and _has_any(place, known.first_files):
             yield known.read_batches, place
         for sub in known.batches:
-            if (place / sub).exists():
+            if (place / sub).is_file() or _has_any(place / sub, known.first_files):
                 yield known.read_batches, place / sub
     for sub in known.npz:
         if (place / sub).is_file():
             yield read_npz_of_set, place / sub
+    if own:
+        below = [folder for folder in _folders_below(place) if _is_set(known, folder)]
+        if len(below) > 1:
+            raise DataFileError(place, f"it has the set in several folders; pass one: {', '.join(map(str, below))}.")
+        for folder in below:
+            yield known.read_batches or read_idx_folder, folder
+
+
+def _is_set(known: _Set, folder: Path) -> bool:
+    return _has_any(folder, known.first_files) or (bool(known.idx_folders) and _idx_file(folder, _IDX[0]) is not None)
+
+
+def _has_any(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _folders_below(place: Path) -> list[Path]:
+    """Folders in a folder, down to three levels of them; of many the first ones, since not all of a disk is a set."""
+    folders, level = [], [place]
+    for _ in range(_LEVELS):
+        level = [p for folder in level for p in _subfolders(folder)][:_MOST_FOLDERS]
+        folders += level
+    return folders
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
-    return next((folder / n for n in (name, f"{name}.gz") if (folder / n).is_file()), None)
+    """The file of this name or of its other spellings, also within a folder of that name, as some archives unpack."""
+    spellings = [f"{stem}{ending}" for stem in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")]
+    files = [folder / spelling for spelling in spellings]
+    files += [folder / outer / inner for outer in spellings for inner in spellings]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _read_idx_folder(known: _Set, folder: Path) -> Arrays:
@@ -156,7 +228,9 @@ def _read_idx_folder(known: _Set, folder: Path) -> Arrays:
     for name, ndim in zip(_IDX, (3, 1, 3, 1), strict=True):
         file = _idx_file(folder, name)
         if file is None:
-            raise DataFileError(folder / name, "missing (also with .gz): the set would be incomplete without it.")
+            raise DataFileError(
+                folder / name, "missing (also with .gz, or as .idx): the set would be incomplete without it."
+            )
         arrays.append(read_idx(file, ndim=ndim))
         if ndim == 3:
             check_images(file, arrays[-1], known.shape)

@@ -75,11 +75,27 @@ def from_arrays(
     name: str = "arrays",
     class_names: tuple[str, ...] = (),
 ) -> Splits:
-    """Your own arrays as training and test part. Integers of one byte are divided by 255; (N, H, W) gets a channel."""
+    """Your own arrays as training and test part. Integers of one byte are divided by 255; (N, H, W) gets a channel.
+
+    Raises:
+        ValueError: one part in bytes and the other not, so that only one of them would be scaled; labels that do not
+            fit the samples.
+    """
+    check_one_scale(np.asarray(x_train).dtype, np.asarray(x_test).dtype)
     return Splits(
         Dataset.of(scaled(x_train), y_train, name=f"{name}/train", class_names=class_names),
         Dataset.of(scaled(x_test), y_test, name=f"{name}/test", class_names=class_names),
     )
+
+
+def check_one_scale(train: np.dtype, test: np.dtype) -> None:
+    """Raises ValueError where one part is of bytes, which stand for [0, 1], and the other one is not."""
+    if (train == np.uint8) != (test == np.uint8):
+        raise ValueError(
+            f"x_train, x_test: expected one type, got {train} and {test}; bytes (uint8) are divided by 255 and nothing "
+            "else is, so that the parts would have different scales. Give both as bytes, or both as numbers in the "
+            "scale that you want."
+        )
 
 
 def scaled(images: np.ndarray) -> np.ndarray:
@@ -107,6 +123,10 @@ def load_npz(path: str | os.PathLike | None) -> Splits:
         if not np.isfinite(x).all():
             raise DataFileError(f"{file}:x_{part}", "expected finite numbers; some are not.")
         check_labels(f"{file}:y_{part}", y, len(x), None)
+    try:
+        check_one_scale(x_train.dtype, x_test.dtype)
+    except ValueError as error:
+        raise DataFileError(file, str(error)) from None
     return from_arrays(*arrays, name=file.stem)
 
 

@@ -8,6 +8,7 @@ from ntkcollapse._checks import check_positive
 from ntkcollapse.choices import IMBALANCES
 from ntkcollapse.classes import Classes
 from ntkcollapse.data.dataset import Dataset
+from ntkcollapse.data.memory import check_affordable
 
 
 def gaussian_mixture(
@@ -21,13 +22,14 @@ def gaussian_mixture(
     with Σ_B the covariance of the means.
 
     Raises:
-        ValueError: fewer than C dimensions.
+        ValueError: fewer than C dimensions, or more than fit into memory.
     """
     C = classes.num_classes
     if dimension < C:
         raise ValueError(f"dimension: expected at least the {C} classes' number, for a simplex; got {dimension}.")
     check_positive("separation", separation)
     check_positive("noise", noise, zero=True)
+    check_affordable("classes, dimension", (classes.num_samples, dimension), 8, "take fewer samples or dimensions")
     generator = np.random.default_rng(seed)
     basis = np.linalg.qr(generator.standard_normal((dimension, C)))[0].T
     means = separation / math.sqrt(2) * (basis - basis.mean(0))
@@ -40,12 +42,13 @@ def orthogonal_inputs(classes: Classes, *, seed: int, dimension: int | None = No
     """Orthonormal inputs: x_iᵀx_j = δ_ij, so that the input kernel is the identity whatever the classes.
 
     Raises:
-        ValueError: fewer dimensions than samples.
+        ValueError: fewer dimensions than samples, or more than fit into memory.
     """
     N = classes.num_samples
     dimension = N if dimension is None else dimension
     if dimension < N:
         raise ValueError(f"dimension: expected at least the {N} samples' number, got {dimension}.")
+    check_affordable("classes, dimension", (N, dimension), 8, "take fewer samples or dimensions")
     rows = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, N)))[0].T
     return Dataset(rows.astype(np.float32), classes, "orthogonal")
 

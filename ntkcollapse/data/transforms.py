@@ -3,8 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from ntkcollapse._checks import check_positive, check_shape
+from ntkcollapse._checks import check_shape, check_whole
 from ntkcollapse.data.dataset import Dataset, Splits
+from ntkcollapse.data.memory import check_affordable
 
 
 def channel_statistics(
@@ -38,10 +39,12 @@ def resized(images: Float[np.ndarray, "N H W channels"], size: int) -> Float[np.
     for VGG), or for shrinking by less than two.
 
     Raises:
-        ValueError: inputs that are not images, or a size below 1.
+        ValueError: inputs that are not images, a size below 1, or one for which they do not fit into memory.
     """
     check_shape("images", images, (None,) * 4, "(N, height, width, channels)")
-    check_positive("size", size)
+    check_whole("size", size)
+    N, _, _, channels = images.shape
+    check_affordable("size", (N, size, size, channels), images.dtype.itemsize, "take a smaller size or fewer samples")
     for axis in (1, 2):
         length = images.shape[axis]
         centres = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)

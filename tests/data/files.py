@@ -65,6 +65,21 @@ def cifar100_files() -> dict[str, bytes]:
     return files
 
 
+def binary_rows(labels: np.ndarray, images: np.ndarray) -> bytes:
+    """CIFAR's binary version by its description: rows of one label (CIFAR-100: two), then planes of pixels."""
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([labels.reshape(len(images), -1), planes], axis=1).astype(np.uint8).tobytes()
+
+
+def cifar10_binary_files(per_class: int = 2) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
+    """The files of cifar-10-batches-bin by name; images and labels of the training part."""
+    parts = [images_and_labels(per_class, (32, 32, 3), seed=i) for i in range(6)]
+    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    files = {name: binary_rows(y, x) for name, (x, y) in zip(names, parts, strict=True)}
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts[:5], strict=True))
+    return files | {"batches.meta.txt": b"airplane\n"}, images, labels
+
+
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, raw in files.items():

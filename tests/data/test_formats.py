@@ -1,10 +1,13 @@
 """Readers against files written from the formats' descriptions; damage is an error that names the file."""
 
 import gzip
+import io
 import os
 import pickle
 import re
 import struct
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from ntkcollapse.data.formats import (
     unpickle_arrays,
 )
 from tests.data.files import (
+    cifar10_binary_files,
     cifar10_files,
     cifar100_files,
     cifar_batch,
@@ -165,6 +169,85 @@ def test_bytes_changed_within_an_archive_are_not_taken_for_pixels(tmp_path, wher
             read_cifar100(archive)
 
 
+def test_a_batch_of_another_folder_does_not_replace_the_right_one(tmp_path):
+    files, images, _ = cifar10_files()
+    x, y = images_and_labels(2, (32, 32, 3), seed=9)
+    planes = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    other = cifar_batch(planes, y, said="training batch 1 of 5")
+    archive = tmp_path / "c.tar.gz"
+    for own, name in (("cifar-10-batches-py", "other/data_batch_1"), ("cifar-10-batches-py", "data_batch_1")):
+        named = {f"{own}/{key}": raw for key, raw in files.items()} | {name: other}
+        write_tar(archive, ".", named)
+        np.testing.assert_array_equal(read_cifar10(archive)[0], images)
+    # Where no folder has the set's name, it cannot be told which is meant.
+    write_tar(archive, ".", {f"mine/{key}": raw for key, raw in files.items()})
+    np.testing.assert_array_equal(read_cifar10(archive)[0], images)
+    write_tar(archive, ".", {f"mine/{key}": raw for key, raw in files.items()} | {"other/data_batch_1": other})
+    with damaged(archive, "two different files called data_batch_1"):
+        read_cifar10(archive)
+
+
+def test_damage_of_the_binary_version_names_the_batch(tmp_path):
+    files, images, labels = cifar10_binary_files()
+    folder = write_files(tmp_path / "c", files)
+    x, y, x_test, _ = read_cifar10(folder)
+    np.testing.assert_array_equal(x, images)
+    np.testing.assert_array_equal(y, labels)
+    assert x_test.shape == (20, 32, 32, 3)
+    batch = folder / "data_batch_3.bin"
+    for raw, message in (
+        (files["data_batch_3.bin"][:-7], "expected rows of 3073 bytes"),
+        (files["data_batch_3.bin"][:-3073], r"the batches have \[20, 20, 19, 20, 20\] images"),
+        (bytes([11]) + files["data_batch_3.bin"][1:], "expected labels 0 to 9, got 11"),
+        (b"", "expected rows of 3073 bytes, got 0"),
+    ):
+        batch.write_bytes(raw)
+        with damaged(batch, message):
+            read_cifar10(folder)
+    batch.unlink()
+    with damaged(batch, "missing"):
+        read_cifar10(folder)
+
+
+def test_what_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path, monkeypatch):
+    """200 MB of zeros in 200 kB."""
+    zeros = bytes(2 * 10**8)
+    file = tmp_path / "bomb.gz"
+    file.write_bytes(gzip.compress(idx_bytes(np.zeros((2, 3, 4), np.uint8)) + zeros, 1))
+    tracemalloc.start()
+    with damaged(file, r"its header says shape \(2, 3, 4\), 40 bytes in all, but it has more"):
+        read_idx(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**7
+    monkeypatch.setattr("ntkcollapse.data.formats.packed.affordable", lambda: 10**6)
+    for reader in (read_cifar10, read_cifar100):
+        with damaged(file, "it has more than 977 KiB, half of the memory that is available"):
+            reader(file)
+
+
+def test_what_declares_more_than_the_memory_is_not_read(tmp_path, monkeypatch):
+    idx = tmp_path / "idx"
+    idx.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**31, 2**31, 2**10))
+    with damaged(idx, "its header says shape .* in all, more than fits into memory"):
+        read_idx(idx)
+    file = tmp_path / "set.npz"
+    x, y = images_and_labels(2, (28, 28))
+    np.savez_compressed(file, x_train=x, y_train=y, x_test=x, y_test=y)
+    # As if there were no memory for it: zeros of any number are a few bytes in the file.
+    monkeypatch.setattr("ntkcollapse.data.formats.npz.affordable", lambda: 10**4)
+    with damaged(file, r"its arrays have 31\.2 KiB, more than fits into memory"):
+        read_npz(file)
+    monkeypatch.undo()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8)})
+    with zipfile.ZipFile(file, "w") as archive:
+        for key in ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{key}.npy", header.getvalue())
+    with damaged(file, "x_train says shape .1099511627776, 8. of uint8, 8796093022208 bytes; it has 0"):
+        read_npz(file)
+
+
 def test_labels_of_unequal_length_are_damage(tmp_path):
     files = cifar100_files() | {"train": pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, [1]]})}
     folder = write_files(tmp_path / "c", files)
@@ -274,6 +357,23 @@ def test_images_in_the_wrong_place_are_not_left_out(photographs):
     below.mkdir()
     (below / "1.png").write_bytes(raw)
     with damaged(below, "a folder within that of a class"):
+        read_image_folder(photographs)
+
+
+def test_other_programs_are_not_started_for_what_an_image_holds(photographs, monkeypatch):
+    """PostScript under the name of an image, which Pillow gives to Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
+    file = photographs / "cat" / "1.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n%%EOF\n")
+    with damaged(file, "truncated or corrupt image: cannot identify"):
+        read_image_folder(photographs)
+
+
+def test_more_images_than_memory_are_refused_at_the_first(photographs, monkeypatch):
+    monkeypatch.setattr("ntkcollapse.data.formats.image_folder.affordable", lambda: 59)
+    with damaged(photographs, r"2 images of \(6, 5, 1\) are more than fits into memory"):
         read_image_folder(photographs)
 
 

@@ -22,9 +22,20 @@ from ntkcollapse.data import (
     resized,
     search_path,
     standardised_splits,
+    synthetic_splits,
 )
 from ntkcollapse.data.download import REMOTE
-from tests.data.files import IDX, cifar10_files, idx_bytes, images_and_labels, write_files, write_idx, write_tar
+from tests.data.files import (
+    IDX,
+    binary_rows,
+    cifar10_binary_files,
+    cifar10_files,
+    idx_bytes,
+    images_and_labels,
+    write_files,
+    write_idx,
+    write_tar,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +124,102 @@ def test_cifar_forms(tmp_path, form):
     train = load("cifar10", path=tmp_path / "cifar-10-batches-py" if form == "folder itself" else tmp_path).train
     assert train.class_names[3] == "cat"
     np.testing.assert_allclose(train.inputs * 255, images[np.argsort(labels, kind="stable")], atol=1e-4)
+
+
+SPELLINGS = {
+    "7-Zip": lambda name: name.replace("-idx", ".idx"),
+    "7-Zip, packed": lambda name: name.replace("-idx", ".idx") + ".gz",
+    "folders of the same name": lambda name: f"{name}/{name}",
+    "folders and points": lambda name: f"{name}/{name.replace('-idx', '.idx')}",
+    "nested": lambda name: f"archive/MNIST/files/{name}",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_names_that_archives_make_of_the_idx_files(tmp_path, spelling):
+    write_idx(tmp_path / "files", compressed=spelling.endswith("packed"))
+    for file in sorted((tmp_path / "files").iterdir()):
+        target = tmp_path / "here" / SPELLINGS[spelling](file.name.removesuffix(".gz"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(target)
+    assert load("mnist", path=tmp_path / "here").train.classes.sizes == (3,) * 10
+
+
+def test_a_set_in_several_folders_below_the_path_is_not_guessed(tmp_path):
+    for folder in ("a/b", "c"):
+        write_idx(tmp_path / folder, compressed=True)
+    with pytest.raises(DataFileError, match=r"the set in several folders; pass one: .*/c, .*/a/b"):
+        load("mnist", path=tmp_path)
+
+
+def test_a_path_without_the_set_says_what_is_looked_for_and_what_is_there(tmp_path):
+    for name in ("train.csv", "test.csv"):
+        write_files(tmp_path / "kaggle", {name: b"1"})
+    with pytest.raises(FileNotFoundError) as raised:
+        load("mnist", path=tmp_path / "kaggle")
+    for part in (*IDX, "train-images.idx3-ubyte", "mnist.npz", "there is test.csv, train.csv."):
+        assert part in str(raised.value)
+    with pytest.raises(
+        FileNotFoundError, match=r"one of cifar-10-batches-py, .*cifar-10-batches-bin.* There is no .*x"
+    ):
+        load("cifar10", path=tmp_path / "x")
+
+
+@pytest.mark.parametrize("form", ["folder", "folder itself", "tar", "nested"])
+@pytest.mark.parametrize("version", ["python", "binary"])
+def test_versions_of_cifar(tmp_path, form, version):
+    files, images, labels = cifar10_files() if version == "python" else cifar10_binary_files()
+    folder = "cifar-10-batches-py" if version == "python" else "cifar-10-batches-bin"
+    path = tmp_path / "here"
+    if form == "tar":
+        path.mkdir()
+        write_tar(path / f"cifar-10-{version}.tar.gz", folder, files)
+    else:
+        write_files(path / f"cifar-10-{version}" / folder if form == "nested" else path / folder, files)
+    train = load("cifar10", path=path / folder if form == "folder itself" else path).train
+    np.testing.assert_allclose(train.inputs * 255, images[np.argsort(labels, kind="stable")], atol=1e-4)
+
+
+def test_the_binary_version_of_cifar100_has_two_labels(tmp_path):
+    arrays = [images_and_labels(1, (32, 32, 3), 100, seed=i) for i in range(2)]
+    files = {
+        f"{name}.bin": binary_rows(np.stack([y % 20, y], axis=1), x)
+        for name, (x, y) in zip(("train", "test"), arrays, strict=True)
+    }
+    write_tar(tmp_path / "cifar-100-binary.tar.gz", "cifar-100-binary", files)
+    train = load("cifar100", path=tmp_path).train
+    x, y = arrays[0]
+    np.testing.assert_allclose(train.inputs * 255, x[np.argsort(y, kind="stable")], atol=1e-4)
+
+
+def test_parts_of_different_types_are_not_scaled_differently(tmp_path):
+    x, y = images_and_labels(2, (8, 8))
+    with pytest.raises(
+        ValueError, match=r"x_train, x_test: expected one type, got uint8 and float64; .* divided by 255"
+    ):
+        from_arrays(x, y, x.astype(float), y)
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=x.astype(np.int64), y_train=y, x_test=x, y_test=y)
+    with pytest.raises(
+        DataFileError, match=f"^{re.escape(str(file))}: x_train, x_test: expected one .*int64 and uint8"
+    ):
+        load("npz", path=file)
+    # Numbers of any type but bytes keep their scale.
+    np.savez(file, x_train=x.astype(np.int64), y_train=y, x_test=x.astype(np.float32), y_test=y)
+    train, test = load("npz", path=file)
+    np.testing.assert_array_equal(train.inputs, test.inputs)
+    assert train.inputs.max() == x.max()
+
+
+def test_what_does_not_fit_into_memory_is_refused_before(monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"size: expected an array that fits into memory .* \(1, 1000000, 1000000, 3\)"
+    ):
+        resized(np.zeros((1, 8, 8, 3), np.float32), 10**6)
+    with pytest.raises(ValueError, match=r"classes, dimension: expected an array that fits .*TiB"):
+        synthetic_splits("gaussian-mixture", seed=0, options={"dimension": 10**10})
+    with pytest.raises(ValueError, match=r"classes, dimension: expected an array that fits .*TiB"):
+        synthetic_splits("orthogonal", seed=0, options={"dimension": 10**10})
 
 
 def test_incomplete_and_mislabelled_sets_name_the_file(tmp_path):
@@ -250,6 +357,14 @@ def test_digits_are_scikit_learns():
         digits(per_class=121)
 
 
+def test_addresses_are_encrypted_and_checksums_long():
+    for _, files in REMOTE.values():
+        for file in files:
+            assert len(file.urls) > 1
+            assert all(url.startswith("https://") for url in file.urls)
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256)
+
+
 class TestDownload:
     """Local file:// addresses in place of the homes."""
 
@@ -261,7 +376,7 @@ class TestDownload:
         for name in IDX:
             raw = (home / f"{name}.gz").read_bytes()
             urls = ((tmp_path / "nowhere" / name).as_uri(), (home / f"{name}.gz").as_uri())
-            files.append(RemoteFile(f"{name}.gz", hashlib.md5(raw).hexdigest(), urls))
+            files.append(RemoteFile(f"{name}.gz", hashlib.sha256(raw).hexdigest(), urls))
         return {"mnist": ("MNIST/raw", tuple(files))}
 
     def test_second_address_serves_where_the_first_does_not(self, tmp_path, remote):
@@ -272,7 +387,7 @@ class TestDownload:
 
     def test_wrong_bytes_leave_nothing_behind(self, tmp_path, remote):
         (tmp_path / "server" / f"{IDX[1]}.gz").write_bytes(gzip.compress(b"other"))
-        with pytest.raises(DownloadError, match=rf"{IDX[1]}\.gz: expected MD5 .* gave MD5"):
+        with pytest.raises(DownloadError, match=rf"{IDX[1]}\.gz: expected SHA-256 .* gave SHA-256"):
             download("mnist", tmp_path / "cache", remote=remote)
         left = {p.name for p in (tmp_path / "cache" / "MNIST" / "raw").iterdir()}
         assert left == {f"{IDX[0]}.gz"}

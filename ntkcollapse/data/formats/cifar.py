@@ -1,12 +1,15 @@
-"""The python batches of CIFAR-10 and CIFAR-100: pickles, read without running anything that is in them."""
+"""CIFAR-10 and CIFAR-100: the binary version, and the python one, whose pickles are read without running them."""
 
 import io
+import os
 import pickle
 import pickletools
 import re
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,21 +69,32 @@ def _check_memo(raw: bytes) -> None:
 
 
 def read_cifar10(path: Path | str) -> Arrays:
-    """(x_train, y_train, x_test, y_test) of the folder cifar-10-batches-py, or of the archive that holds it.
+    """(x_train, y_train, x_test, y_test) of CIFAR-10, python or binary version: its folder, or the archive of it.
 
     Images are uint8 (N, 32, 32, 3).
 
     Raises:
-        DataFileError: a batch that is missing, truncated, says that it is another one, or disagrees with its labels or
-            with `batches.meta`; labels other than 0 to 9, each of them present.
+        DataFileError: a batch that is missing, truncated, there twice, says that it is another one, or disagrees with
+            its labels, with `batches.meta` or with the other batches in size; labels other than 0 to 9, each of them
+            present.
     """
-    open_member = _members(Path(path), "cifar-10-batches-py")
-    meta_path, raw = open_member("batches.meta")
-    size = unpickle_arrays(raw, meta_path).get("num_cases_per_batch")
-    files = [open_member(f"data_batch_{i}") for i in range(1, 6)]
-    parts = [_batch(*file, "labels", 10, f"training batch {i} of 5", size) for i, file in enumerate(files, 1)]
-    test_path, raw = open_member("test_batch")
-    x_test, y_test = _batch(test_path, raw, "labels", 10, "testing batch 1 of 1", size)
+    members = _members(Path(path), ("cifar-10-batches-py", "cifar-10-batches-bin"))
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    if f"{names[0]}.bin" in members:
+        files = [members.read(f"{name}.bin") for name in names]
+        parts = [_rows(*file, 10, 0) for file in files]
+        sizes = [len(x) for x, _ in parts]
+        if min(sizes) < max(sizes):
+            raise DataFileError(files[sizes.index(min(sizes))][0], f"the batches have {sizes} images; get it again.")
+        test_path, raw = members.read("test_batch.bin")
+        x_test, y_test = _rows(test_path, raw, 10, 0)
+    else:
+        meta_path, raw = members.read("batches.meta")
+        size = unpickle_arrays(raw, meta_path).get("num_cases_per_batch")
+        files = [members.read(name) for name in names]
+        parts = [_batch(*file, "labels", 10, f"training batch {i} of 5", size) for i, file in enumerate(files, 1)]
+        test_path, raw = members.read("test_batch")
+        x_test, y_test = _batch(test_path, raw, "labels", 10, "testing batch 1 of 1", size)
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     # A class may be missing in one batch, not in all of them.
     check_labels(f"{files[0][0]} to data_batch_5", y, len(x), 10)
@@ -89,56 +103,90 @@ def read_cifar10(path: Path | str) -> Arrays:
 
 
 def read_cifar100(path: Path | str) -> Arrays:
-    """Reads cifar-100-python with its fine labels, as `read_cifar10` reads CIFAR-10."""
-    open_member = _members(Path(path), "cifar-100-python")
+    """Reads CIFAR-100 with its fine labels, as `read_cifar10` reads CIFAR-10."""
+    members = _members(Path(path), ("cifar-100-python", "cifar-100-binary"))
     arrays = []
-    for name, said in (("train", "training batch 1 of 1"), ("test", "testing batch 1 of 1")):
-        path, raw = open_member(name)
-        x, y = _batch(path, raw, "fine_labels", 100, said)
-        check_labels(path, y, len(x), 100)
+    for name, label in (("train", "training batch 1 of 1"), ("test", "testing batch 1 of 1")):
+        if f"{name}.bin" in members:
+            file, raw = members.read(f"{name}.bin")
+            # The coarse label, then the fine one.
+            x, y = _rows(file, raw, 100, 1)
+        else:
+            file, raw = members.read(name)
+            x, y = _batch(file, raw, "fine_labels", 100, label)
+        check_labels(file, y, len(x), 100)
         arrays += [x, y]
     x_train, y_train, x_test, y_test = arrays
     return x_train, y_train, x_test, y_test
 
 
-def _members(path: Path, folder: str) -> Callable[[str], tuple[str, bytes]]:
-    """name ↦ (what to call it in a message, its bytes), from a folder or a tar archive."""
+class _Members(NamedTuple):
+    """The files of a set by name: the path that names each in a message, and how it is read."""
+
+    place: str
+    files: dict[str, tuple[str, Callable[[], bytes]]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def read(self, name: str) -> tuple[str, bytes]:
+        if name not in self.files:
+            raise DataFileError(f"{self.place}{name}", "missing: the set would be incomplete without it.")
+        path, read = self.files[name]
+        return path, read()
+
+
+def _members(path: Path, folders: tuple[str, ...]) -> _Members:
+    """Files of one of these folders, which `path` is or has in it, as a folder or as a tar archive."""
     if path.is_dir():
-        root = path / folder if (path / folder).is_dir() else path
-
-        def from_folder(name: str) -> tuple[str, bytes]:
-            if not (root / name).is_file():
-                raise DataFileError(root / name, "missing: the set would be incomplete without it.")
-            return str(root / name), (root / name).read_bytes()
-
-        return from_folder
-    contents, raw = {}, unpacked(path)
+        root = next((path / folder for folder in folders if (path / folder).is_dir()), path)
+        files = {p.name: (str(p), partial(unpacked, p)) for p in sorted(root.iterdir()) if p.is_file()}
+        return _Members(f"{root}{os.sep}", files)
+    raw = unpacked(path)
+    contents: dict[str, bytes] = {}
     with reading(path), tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.isfile() else None
-            if file is not None:
-                contents[Path(member.name).name] = file.read()
+        regular = [member for member in archive if member.isfile()]
+        # Those in the set's own folder; where there is no such folder, wherever they are.
+        own = [member for member in regular if Path(member.name).parent.name in folders]
+        for member in own or regular:
+            name = Path(member.name).name
+            file = archive.extractfile(member)
+            if file is None or name.startswith("."):
+                continue
+            content = file.read()
+            if contents.setdefault(name, content) != content:
+                raise DataFileError(path, f"it has two different files called {name}, one of them {member.name}.")
+    return _Members(f"{path}:", {name: (f"{path}:{name}", partial(bytes, raw)) for name, raw in contents.items()})
 
-    def from_archive(name: str) -> tuple[str, bytes]:
-        if name not in contents:
-            raise DataFileError(path, f"{name} is missing in the archive.")
-        return f"{path}:{name}", contents[name]
 
-    return from_archive
+def _rows(path: str, raw: bytes, num_classes: int, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of one file of the binary version: rows of labels up to `column`, then 3072 pixels."""
+    width = column + 1 + 3072
+    if not raw or len(raw) % width:
+        raise DataFileError(path, f"expected rows of {width} bytes, got {len(raw)} bytes; get the file again.")
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
+    classes = rows[:, column].astype(int)
+    if classes.max() >= num_classes:
+        raise DataFileError(path, f"expected labels 0 to {num_classes - 1}, got {classes.max()}.")
+    return _channels_last(rows[:, column + 1 :]), classes
+
+
+def _channels_last(planes: np.ndarray) -> np.ndarray:
+    return planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def _batch(
-    path: str, raw: bytes, labels_key: str, num_classes: int, said: str, size: int | None = None
+    path: str, raw: bytes, labels_key: str, num_classes: int, official: str, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of one file; `said` is what the official one says that it is."""
+    """Images and labels of one file; `official` is what the official one says that it is."""
     batch = unpickle_arrays(raw, path)
     if "data" not in batch or labels_key not in batch:
         raise DataFileError(path, f"expected entries 'data' and {labels_key!r}, got {sorted(map(str, batch))}.")
     # Files made in this format by others may say anything, or nothing.
     label = batch.get("batch_label", b"")
     label = label.decode("latin1") if isinstance(label, bytes) else str(label)
-    if re.fullmatch(r"(training|testing) batch \d+ of \d+", label) and label != said:
-        raise DataFileError(path, f"expected {said!r}, it says that it is {label!r}: another file under this name.")
+    if re.fullmatch(r"(training|testing) batch \d+ of \d+", label) and label != official:
+        raise DataFileError(path, f"expected {official!r}, it says that it is {label!r}: another file under this name.")
     data = batch["data"]
     try:
         labels = np.asarray(batch[labels_key])
@@ -153,5 +201,4 @@ def _batch(
         raise DataFileError(path, f"expected labels 0 to {num_classes - 1}, got {beyond[0]}.")
     if size is not None and len(data) != size:
         raise DataFileError(path, f"batches.meta says {size} images a batch, it has {len(data)}.")
-    # Channel planes to channels last.
-    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+    return _channels_last(data), labels

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from ntkcollapse.data.formats.errors import DataFileError
+from ntkcollapse.data.memory import affordable, spelled
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Whatever the name: Pillow would also start other programs for what a file may hold (PostScript, for one).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _SEVERAL = (".gif", ".webp", ".tif", ".tiff", ".png")
 
 
@@ -36,13 +39,19 @@ def read_image_folder(
         raise DataFileError(path, f"expected at least two folders, one a class; got {list(names)}.")
     if class_names is not None and names != class_names:
         raise DataFileError(path, f"expected the classes {list(class_names)}, got {list(names)}.")
+    files_of = [_entries(folder) for folder in folders]
     images, labels = [], []
-    for label, folder in enumerate(folders):
-        files = _entries(folder)
+    for label, (folder, files) in enumerate(zip(folders, files_of, strict=True)):
         if not files:
             raise DataFileError(folder, "a class without images.")
         for file in files:
             pixels = _pixels(file)
+            if not images and pixels.size * sum(map(len, files_of)) > affordable():
+                raise DataFileError(
+                    path,
+                    f"{sum(map(len, files_of))} images of {pixels.shape} are more than fits into memory "
+                    f"({spelled(affordable())}).",
+                )
             if images and pixels.shape != images[0].shape:
                 raise DataFileError(
                     file,
@@ -66,7 +75,7 @@ def _pixels(file: Path) -> np.ndarray:
     if file.suffix.lower() not in _SUFFIXES:
         raise DataFileError(file, f"not an image by its name; expected one of {', '.join(_SUFFIXES)}.")
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             # Pillow cuts what is above 255, and of several frames it gives the first one.
             if image.mode == "F" or image.mode.startswith("I"):
                 raise DataFileError(file, f"expected 8 bits a channel, got the mode {image.mode}; convert it.")
