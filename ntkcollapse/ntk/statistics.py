@@ -312,11 +312,8 @@ def _from_totals(totals: Totals, classes: Classes) -> BlockStatistics:
     if totals.outputs is not None:
         scatter, of_classes, everything = totals.outputs
         within, of_means = of_classes.sum(0), np.einsum("cks,c->ks", of_classes, 1 / m)
-        blocks = OutputBlocks(
-            (of_means + scatter) / m.sum(),
-            (within - of_means - scatter) / (m * (m - 1)).sum(),
-            (everything - within) / (m.sum() ** 2 - (m * m).sum()),
-        )
+        diagonal_sum = of_means + scatter
+        blocks = OutputBlocks(*classes.block_means(diagonal_sum, within - diagonal_sum, everything - within))
     return BlockStatistics(diagonal, pairs, blocks, None, classes)
 
 
