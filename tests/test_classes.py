@@ -78,6 +78,6 @@ def test_a_truth_value_is_no_number_of_classes_and_a_mask_hides_no_labels():
     with pytest.raises(ValueError, match="sizes: expected whole numbers of samples, got True"):
         Classes.balanced(num_classes=3, per_class=True)
     with pytest.raises(ValueError, match=r"num_classes: expected a whole number, got 2\.0"):
-        Classes.balanced(num_classes=2.0, per_class=3)
+        Classes.balanced(num_classes=2.0, per_class=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="labels: expected an array without a mask"):
-        Classes.from_labels(np.ma.masked_array([0, 0, 1, 1], [0, 1, 0, 0]))
+        Classes.from_labels(np.ma.masked_array([0, 0, 1, 1], mask=np.array([0, 1, 0, 0], bool)))

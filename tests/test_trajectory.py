@@ -226,13 +226,14 @@ def test_files_of_before_load(tmp_path, name):
 
 def test_one_flipped_bit_is_seen(tmp_path):
     """In the numbers of an observable, of a state and of the kernel, and in the equation."""
-    run = record(BlockKernel(3.0, 2.0, 0.625))
+    kappa = BlockKernel(3.0, 2.0, 0.625)
+    run = record(kappa)
     file = run.save(tmp_path)
     whole = file.read_bytes()
     patterns = {
         "observable": np.asarray(run["loss"], "<f8").tobytes(),
         "state": np.asarray(run.states.W, "<f8").tobytes()[:64],
-        "kernel": np.asarray(run.kernel.between, "<f8").tobytes(),
+        "kernel": np.asarray(kappa.between, "<f8").tobytes(),
         "equation": b'"producer": "theory"',
     }
     for part, pattern in patterns.items():
@@ -256,7 +257,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path, what):
         elif what == "another kernel":
             data.attrs["kernel"] = "DenseKernel"
         elif what == "classes in another order":
-            data.variables["class_sizes"][:] = data.variables["class_sizes"][:][::-1]
+            data.variables["class_sizes"][:] = np.asarray(UNEQUAL.sizes)[::-1]
         else:
             del data.attrs["versions"]
     with pytest.raises(ValueError, match=r"trajectory\.nc: expected a netCDF file of Trajectory\.save"):

@@ -58,9 +58,8 @@ def test_a_format_of_data_is_trained_on(entered, monkeypatch, tmp_path, capsys):
 def test_a_model_is_simulated(entered, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("ntkcollapse.theory.models.registry.MODELS", dict(MODELS))
     title = "features with a kernel of mine"
-    about = {"assumes": "one rate", "predicts": "collapse", "source": "me (2024)", "test": "tests/mine.py::test"}
 
-    @model(title=title, **about, limit=lambda classes: classes.num_classes)
+    @model(title=title, assumes="one rate", predicts="collapse", source="me (2024)", test="tests/mine.py::test")
     def of_mine(classes, rate=1.0):
         """Features that move at one rate."""
         return Flow(BlockKernel(rate, 0.0, 0.0), classes, SquaredError(0.5))
