@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import h5netcdf
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,14 +252,15 @@ def test_one_flipped_bit_is_seen(tmp_path):
 @pytest.mark.parametrize("what", ["an array removed", "another kernel", "classes in another order", "a key lost"])
 def test_a_file_that_was_changed_is_refused(tmp_path, what):
     file = record(BlockKernel(3.0, 2.0, 0.6)).save(tmp_path)
+    if what == "an array removed":
+        with h5py.File(file, "a") as data:
+            del data["observable__loss"]
     with h5netcdf.File(file, "a") as data:
-        if what == "an array removed":
-            del data._h5file["observable__loss"]
-        elif what == "another kernel":
+        if what == "another kernel":
             data.attrs["kernel"] = "DenseKernel"
         elif what == "classes in another order":
             data.variables["class_sizes"][:] = np.asarray(UNEQUAL.sizes)[::-1]
-        else:
+        elif what == "a key lost":
             del data.attrs["versions"]
     with pytest.raises(ValueError, match=r"trajectory\.nc: expected a netCDF file of Trajectory\.save"):
         Trajectory.load(tmp_path)
