@@ -124,11 +124,11 @@ def simulate(
         raise TypeError("times: expected the flow times to save at, got none; simulate(start, kappa, classes, times).")
     check_increasing("times", times)
     check_positive("steady", [] if steady is None else steady)
-    check_bias(flow.bias, start.b)
     # Times that differ must still do so in the precision of the state.
     times = jnp.asarray(times, dtype=start.W.dtype)
     check_increasing(f"times in {times.dtype}", times)
     _check_start(start, flow, key)
+    check_bias(flow.bias, start.b)
     _check_kernel(flow.kernel, flow.classes, times)
     _warn_single_precision(start.W)
     is_reduced = _reduces(flow, start, reduced)
