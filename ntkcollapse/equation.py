@@ -72,7 +72,8 @@ class Equation(eqx.Module):
 
     def as_mapping(self) -> dict[str, Any]:
         """Gives the equation as JSON can hold it; of a loss or a learning rate of one's own, its name alone."""
-        loss: dict[str, Any] = {"name": type(self.loss).__name__}
+        name = self.loss.name if isinstance(self.loss, UnknownLoss) else type(self.loss).__name__
+        loss: dict[str, Any] = {"name": name}
         if type(self.loss) in _SAVED_LOSSES.values():
             loss["scale"] = float(self.loss.scale)
         return {

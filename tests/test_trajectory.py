@@ -172,6 +172,9 @@ def test_of_a_loss_of_ones_own_a_file_keeps_the_name(tmp_path):
     assert not again.is_squared
     with pytest.raises(ValueError, match="loss: expected Hinge itself, got a file that keeps its name only"):
         again.loss.value(jnp.zeros((3, 9)), jnp.zeros((3, 9)))
+    # Saved once more, it is still known by its name.
+    Trajectory.load(tmp_path).save(tmp_path / "again")
+    assert Trajectory.load(tmp_path / "again").equation.loss == again.loss
 
 
 def test_bad_equations_do_not_build():
