@@ -1,0 +1,276 @@
+"""How long does a user wait for a first result, and how much of that is compilation?
+
+    python benchmarks/latency.py                   all cases, some minutes on two cores
+    python benchmarks/latency.py "NTK, GRU"        those whose name begins so
+    python benchmarks/latency.py --json FILE       the same numbers as JSON beside the table
+
+A case is a function that gets ready, which is not timed (an import that is part of the question belongs in the call),
+and returns the call that is. Each is called in four processes of its own: one without a compilation cache ("cold", and
+"again" for a second call in it); one that fills a cache, where the programs are counted that are compiled; one that
+counts those found there ("cached"); and one that reads that cache ("warm cache").
+
+Seconds are of all threads together (processor), which other work on the machine moves less, and by the clock (wall).
+Peers are called as their documentation has it, under `jax.jit`.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Call = Callable[[], Any]
+
+
+# ---- the empirical NTK, mean over outputs
+
+
+class Job(NamedTuple):
+    """A function, its parameters and samples."""
+
+    f: Callable
+    params: Any
+    x: np.ndarray
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def _network(name: str, N: int) -> Job:
+    """Outputs of one of the package's networks in evaluation mode, at random weights."""
+    import jax
+    import jax.numpy as jnp
+
+    from ntkcollapse.networks import network
+
+    net, x = network(name), _normal(N, 28, 28, 1)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x[:1])
+    fill = lambda leaf: jnp.asarray(_normal(*leaf.shape) / np.sqrt(leaf.size / leaf.shape[-1]))  # noqa: E731
+    params = jax.tree.map(fill, shapes.params)
+    statistics = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes.batch_stats)
+    return Job(net.evaluation(statistics)[1], params, x)
+
+
+def resnet20() -> Job:
+    return _network("resnet20", 20)
+
+
+def transformer() -> Job:
+    return _network("vision-transformer", 20)
+
+
+def perceptron() -> Job:
+    """One output, as in regression: with several, a Gram of whole Jacobians is mostly the product."""
+    import jax
+    import jax.numpy as jnp
+
+    widths = (64, 64, 64, 1)
+    layers = [{"w": _normal(a, b) / 8, "b": _normal(b)} for a, b in itertools.pairwise(widths)]
+
+    def f(params, x):
+        for layer in params[:-1]:
+            x = jnp.tanh(x @ layer["w"] + layer["b"])
+        return x @ params[-1]["w"] + params[-1]["b"]
+
+    return Job(f, jax.tree.map(jnp.asarray, layers), _normal(1000, 64))
+
+
+def gru() -> Job:
+    """A gated recurrent unit that reads an image row by row."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 32
+    params = {
+        "gates": _normal(28 + n, 2 * n) / 8,
+        "candidate": _normal(28 + n, n) / 8,
+        "bias": _normal(3 * n),
+        "last": _normal(n, 10) / 6,
+    }
+
+    def f(p, x):
+        def step(h, row):
+            both = jnp.concatenate([row, h], axis=-1) @ p["gates"] + p["bias"][: 2 * n]
+            z, r = jnp.split(jax.nn.sigmoid(both), 2, axis=-1)
+            new = jnp.tanh(jnp.concatenate([row, r * h], axis=-1) @ p["candidate"] + p["bias"][2 * n :])
+            return (1 - z) * h + z * new, None
+
+        start = jnp.zeros((x.shape[0], n), x.dtype)
+        return jax.lax.scan(step, start, jnp.swapaxes(x, 0, 1))[0] @ p["last"]
+
+    return Job(f, jax.tree.map(jnp.asarray, params), _normal(40, 28, 28))
+
+
+def ours(job: Callable[[], Job]) -> Call:
+    from ntkcollapse import ntk
+
+    f, params, x = job()
+    return lambda: ntk.empirical_ntk(f, params, x, outputs="mean")
+
+
+def statistics(job: Callable[[], Job]) -> Call:
+    from ntkcollapse import ntk
+
+    f, params, x = job()
+    labels = np.arange(len(x)) % 10
+    return lambda: ntk.block_statistics(f, params, x, labels).output_pairs
+
+
+def jacrev(job: Callable[[], Job]) -> Call:
+    """Jacobians of single samples, contracted parameter by parameter."""
+    import jax
+    import jax.numpy as jnp
+
+    f, params, x = job()
+
+    @jax.jit
+    def kernel(params, x):
+        jacobians = jax.vmap(jax.jacrev(lambda p, one: f(p, one[None])[0]), (None, 0))(params, x)
+        flat = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(jacobians)]
+        return sum(jnp.matmul(g, g.T) for g in flat) / jax.tree.leaves(jacobians)[0].shape[1]
+
+    return lambda: kernel(params, x)
+
+
+def neural_tangents(job: Callable[[], Job]) -> Call:
+    """Jacobian contraction, the fastest of its implementations here."""
+    import warnings
+
+    import jax
+
+    from ntkcollapse.ntk import neural_tangents
+
+    warnings.simplefilter("ignore")
+    nt = neural_tangents()
+    f, params, x = job()
+    contraction = nt.NtkImplementation.JACOBIAN_CONTRACTION
+    kernel = jax.jit(nt.empirical_ntk_fn(f, trace_axes=(-1,), vmap_axes=0, implementation=contraction))
+    return lambda: kernel(x, None, params)
+
+
+JOBS = {"ResNet20, N = 20": resnet20, "perceptron, N = 1,000": perceptron, "GRU, N = 40": gru}
+JOBS["transformer, N = 20"] = transformer
+WAYS = {"empirical_ntk": ours, "vmap(jacrev)": jacrev, "neural-tangents": neural_tangents}
+
+# ---- the table: name ↦ what gets ready and returns the call that is timed
+
+CASES: dict[str, Callable[[], Call]] = {
+    f"NTK, {name}: {by}": lambda job=job, way=way: way(job) for name, job in JOBS.items() for by, way in WAYS.items()
+}
+CASES |= {f"block statistics, {name}": lambda job=job: statistics(job) for name, job in JOBS.items()}
+
+
+# ---- one case in a process of its own
+
+
+def _count(counts: dict[str, int]) -> None:
+    """Counts programs as they are compiled, or read from the cache."""
+    import jax
+
+    def compiled(event: str, duration_secs: float, **_) -> None:
+        del duration_secs
+        counts["programs"] += event == "/jax/core/compile/backend_compile_duration"
+
+    def read(event: str, **_) -> None:
+        counts["cached"] += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    jax.monitoring.register_event_listener(read)
+
+
+def _result(call: Call) -> Any:
+    result = call()
+    if "jax" in sys.modules:
+        sys.modules["jax"].block_until_ready(result)
+    return result
+
+
+def one(name: str, counting: bool) -> dict[str, Any]:
+    call = CASES[name]()
+    counts = {"programs": 0, "cached": 0}
+    if counting:
+        _count(counts)
+    spent = []
+    for _ in range(1 if counting else 2):
+        began = time.process_time(), time.perf_counter()
+        _result(call)
+        spent.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+    return {"first": spent[0], "again": spent[-1], **counts}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The same case cold, and with a cache that an earlier process has filled."""
+
+    def run(counting: bool, **variables: str) -> dict[str, Any]:
+        command = [sys.executable, __file__, "--one", name, *(["--counting"] if counting else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
+        if done.returncode:
+            raise RuntimeError(f"{name}: failed\n{done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        cold = run(False, JAX_ENABLE_COMPILATION_CACHE="false")
+        programs = run(True, **cache)["programs"]
+        cached = run(True, **cache)["cached"]
+        warm = run(False, **cache)
+    return {
+        "case": name,
+        "cold": cold["first"],
+        "warm cache": warm["first"],
+        "again": cold["again"],
+        "programs": programs,
+        "cached": cached,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="how the names of cases begin; all where none is given")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here too")
+    parser.add_argument("--one", metavar="CASE", help=argparse.SUPPRESS)
+    parser.add_argument("--counting", action="store_true", help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.one:
+        print(json.dumps(one(flags.one, flags.counting)))
+        return
+    chosen = [name for name in CASES if not flags.names or name.startswith(tuple(flags.names))]
+    if not chosen:
+        parser.error(f"expected the beginning of one of {', '.join(CASES)}; got {', '.join(flags.names)}")
+
+    from ntkcollapse.commands import number, table
+
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
+    print(", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "neural-tangents", "numpy")) + "\n")
+    rows = []
+    for name in chosen:
+        rows.append(measure(name))
+        print(rows[-1], file=sys.stderr, flush=True)
+    parts = ("cold", "warm cache", "again")
+    columns = [f"{part}, {clock}" for part in parts for clock in ("processor, s", "wall, s")]
+    cells = [
+        [row["case"], *(number(v) for part in parts for v in row[part]), str(row["programs"]), str(row["cached"])]
+        for row in rows
+    ]
+    print(table(("", *columns, "programs", "cached"), cells))
+    if flags.json:
+        flags.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
