@@ -96,9 +96,10 @@ def _help(field: dataclasses.Field) -> str:
 
 
 def resolve(kind: type[Config], flags: Mapping[str, Any] | argparse.Namespace) -> Config:
-    """The settings: defaults, then the file named by `config`, then the flags that were given.
+    """The settings: defaults, then a preset, then the file named by `config`, then the flags that were given.
 
-    In files and flags, one value does for a list of one.
+    A preset is named by the file or a flag, where the settings have a field of that name and `PRESETS`, name → file. In
+    files and flags, one value does for a list of one.
 
     Raises:
         ValueError: a key that is no setting, a value of the wrong type, or a choice that is not offered.
@@ -107,16 +108,24 @@ def resolve(kind: type[Config], flags: Mapping[str, Any] | argparse.Namespace) -
     given = dict(vars(flags) if are_text else flags)
     file = given.pop("config", None)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    values = {}
-    if file is not None:
-        for key, value in read_toml(file).items():
-            name = key.replace("-", "_")
-            check_choice(f"{file}", name, fields)
-            values[name] = _checked(f"{file}: {key}", _listed(value, kind, name), kind, fields[name])
+    values = {} if file is None else _of_file(file, kind, fields)
     for name in fields.keys() & given.keys():
         value = _listed(given[name], kind, name)
         values[name] = _checked(name, _read(value, kind, name) if are_text else value, kind, fields[name])
+    preset = getattr(kind, "PRESETS", {}).get(values.get("preset"))
+    if preset is not None:
+        values = _of_file(preset, kind, fields) | values
     return kind(**values)
+
+
+def _of_file(file: str | os.PathLike, kind: type, fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
+    """The settings that a TOML file names."""
+    values = {}
+    for key, value in read_toml(file).items():
+        name = key.replace("-", "_")
+        check_choice(f"{file}", name, fields)
+        values[name] = _checked(f"{file}: {key}", _listed(value, kind, name), kind, fields[name])
+    return values
 
 
 def read_toml(file: str | os.PathLike) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def meanings(choices: Collection[str]) -> dict[str, str]:
 NETWORKS = Choices(
     {
         "mlp": ("multilayer perceptron on flattened inputs", "ntkcollapse.networks.mlp:mlp"),
+        "cnn": ("small convolutional network; its widths to choose", "ntkcollapse.networks.cnn:cnn"),
+        "resnet8": ("small residual network; its widths to choose", "ntkcollapse.networks.resnet:resnet8"),
         "resnet20": ("ResNet of 20 layers for small images", "ntkcollapse.networks.resnet:resnet20"),
         "vgg11": ("VGG of 8 convolutions; images of 32 × 32 or more", "ntkcollapse.networks.vgg:vgg11"),
         "vgg16": ("VGG of 13 convolutions; images of 32 × 32 or more", "ntkcollapse.networks.vgg:vgg16"),

@@ -1,14 +1,18 @@
 """The settings of every command. Nothing here needs JAX, so that `--help` is quick."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ntkcollapse._config import Settings, setting
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS, SOLVERS
 from ntkcollapse.comparison.rungs import RUNGS
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.presets import PRESETS, about_preset
+
+PRESET_CHOICES = {"list": "says what each of them shows and costs", **{name: about_preset(name) for name in PRESETS}}
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,12 @@ class TrainCommandConfig(TrainConfig):
     Trains a network on images, measures collapse and kernels on the way; can be stopped and resumed at any time.
 
     Ctrl-C or SIGTERM writes a checkpoint and stops. With --resume, settings that are not given are those of the run in
-    --out.
+    --out. With --preset, they are those of the preset.
     """
 
+    PRESETS: ClassVar[Mapping[str, Path]] = PRESETS
+
+    preset: str | None = setting(None, "settings of a run that shows something", choices=PRESET_CHOICES)
     out: str = setting("runs/train", "run directory")
     resume: bool = setting(False, "go on with the run in --out, with its own settings where no others are given")
     overwrite: bool = setting(False, "replace what is in the run directory")

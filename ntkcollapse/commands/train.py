@@ -9,12 +9,15 @@ from ntkcollapse.captions import has, shown, time_axis
 from ntkcollapse.commands._summaries import files_line, training_figures
 from ntkcollapse.commands.settings import TrainCommandConfig
 from ntkcollapse.observable_table import shown_in
-from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, saved_config, train
+from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, preset_table, saved_config, train
 from ntkcollapse.trajectory import Trajectory
 
 
 def train_command(config: TrainCommandConfig) -> None:
     """Does what `TrainCommandConfig` says."""
+    if config.preset == "list":
+        print(preset_table())
+        return
     settings = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
     if config.resume:
         changed = {name: value for name, value in vars(settings).items() if name in config.given}

@@ -2,16 +2,18 @@
 
 from ntkcollapse.choices import NETWORKS
 from ntkcollapse.networks.catalogue import network
+from ntkcollapse.networks.cnn import CNNTrunk, cnn
 from ntkcollapse.networks.densenet import DenseNetTrunk, densenet40
 from ntkcollapse.networks.initialisers import Initialiser
 from ntkcollapse.networks.mlp import MLPTrunk, mlp
 from ntkcollapse.networks.network import Network, Variables, num_params
-from ntkcollapse.networks.resnet import ResNetTrunk, resnet20
+from ntkcollapse.networks.resnet import ResNetTrunk, resnet8, resnet20
 from ntkcollapse.networks.vgg import VGGTrunk, vgg11, vgg16
 from ntkcollapse.networks.vision_transformer import VisionTransformerTrunk, vision_transformer
 
 __all__ = [
     "NETWORKS",
+    "CNNTrunk",
     "DenseNetTrunk",
     "Initialiser",
     "MLPTrunk",
@@ -20,10 +22,12 @@ __all__ = [
     "VGGTrunk",
     "Variables",
     "VisionTransformerTrunk",
+    "cnn",
     "densenet40",
     "mlp",
     "network",
     "num_params",
+    "resnet8",
     "resnet20",
     "vgg11",
     "vgg16",

@@ -1,11 +1,12 @@
 """Residual networks for small images (He et al. 2016, section 4.2)."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ntkcollapse._checks import check_choice, check_momentum
+from ntkcollapse._checks import check_choice, check_momentum, check_whole
 from ntkcollapse.networks.initialisers import LECUN_NORMAL, Initialiser
 from ntkcollapse.networks.network import Network
 from ntkcollapse.networks.normalisation import batch_norm
@@ -70,4 +71,33 @@ def resnet20(
     check_choice("shortcut", shortcut, SHORTCUTS)
     check_momentum(momentum)
     trunk = ResNetTrunk(3, shortcut=shortcut, momentum=momentum, param_dtype=param_dtype)
+    return Network(trunk, num_classes, initialiser, use_bias, param_dtype)
+
+
+def resnet8(
+    num_classes: int = 10,
+    *,
+    widths: Sequence[int] = (8, 16, 32),
+    shortcut: str = "projection",
+    momentum: float = 0.9,
+    initialiser: Initialiser | None = LECUN_NORMAL,
+    use_bias: bool = True,
+    param_dtype: Any = jnp.float32,
+) -> Network:
+    """A residual network of one block a stage, 8 layers with three stages; as `resnet20` otherwise.
+
+    Args:
+        num_classes: C.
+        widths: channels of the stages, each of which but the first halves the images; the last are the features.
+        shortcut, momentum: as of `resnet20`.
+    Raises:
+        ValueError: no width, a width that is no whole number or below 1, an unknown shortcut, or a momentum outside
+            [0, 1).
+    """
+    if isinstance(widths, str) or not isinstance(widths, Iterable) or not tuple(widths):
+        raise ValueError(f"widths: expected a list of whole numbers, one at least, got {widths!r}; write one as (64,).")
+    check_whole("widths", *widths)
+    check_choice("shortcut", shortcut, SHORTCUTS)
+    check_momentum(momentum)
+    trunk = ResNetTrunk(1, tuple(widths), shortcut, momentum, param_dtype)
     return Network(trunk, num_classes, initialiser, use_bias, param_dtype)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ntkcollapse.training.measurements.moment import Measurement, Moment
     from ntkcollapse.training.objectives import batch_loss, loss_scale
     from ntkcollapse.training.optimizers import TakesRate, optimizer
-    from ntkcollapse.training.presets import PRESETS, about_preset, preset
+    from ntkcollapse.training.presets import PRESETS, about_preset, preset, preset_table
     from ntkcollapse.training.run import train
     from ntkcollapse.training.saved_runs import read_status, saved_config, saved_networks, saved_variables
     from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
@@ -61,6 +61,7 @@ __all__ = [
     "optimizer",
     "parse_options",
     "preset",
+    "preset_table",
     "read_status",
     "recomputed_statistics",
     "run_one",

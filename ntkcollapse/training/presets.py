@@ -7,7 +7,7 @@ from ntkcollapse._config import resolve
 from ntkcollapse.training.config import TrainConfig
 
 _FOLDER = Path(__file__).parents[1] / "presets"
-# Name → its file, whose first line says what the run shows and what it costs.
+# Name → its file, whose first line says what the run shows, and whose second what it costs.
 PRESETS = {file.stem: file for file in sorted(_FOLDER.glob("*.toml"))}
 
 
@@ -30,5 +30,22 @@ def about_preset(name: str) -> str:
     Raises:
         ValueError: an unknown name.
     """
+    return " ".join(_comments(name))
+
+
+def preset_table() -> str:
+    """Every preset with what its run shows and costs, and the network and data behind it, for a terminal."""
+    parts = []
+    for name in PRESETS:
+        shows, costs = _comments(name)
+        config = preset(name)
+        what = " ".join((config.network, *config.network_options))
+        parts.append(f"{name}: {what} on {config.dataset}, {config.epochs} epochs\n    {shows}\n    {costs}")
+    return "\n\n".join(parts)
+
+
+def _comments(name: str) -> tuple[str, str]:
+    """The two lines that a preset's file begins with."""
     check_choice("preset", name, PRESETS)
-    return PRESETS[name].read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    shows, costs = (line.removeprefix("# ") for line in PRESETS[name].read_text(encoding="utf-8").splitlines()[:2])
+    return shows, costs

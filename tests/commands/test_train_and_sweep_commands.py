@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Trajectory
-from ntkcollapse.cli import main
-from ntkcollapse.training import Interrupted
+from ntkcollapse._config import resolve
+from ntkcollapse.cli import build_parser, main
+from ntkcollapse.commands.settings import TrainCommandConfig
+from ntkcollapse.training import PRESETS, Interrupted
 
 SMALL = (
     "--network mlp --network-options widths=(8,10) --dataset digits --per-class 24 --test-per-class 3 --epochs 2 "
@@ -53,6 +55,28 @@ def test_train_refuses_a_directory_in_use_and_resumes_with_its_settings(trained,
     # A finished run has nothing left to do; it is shown again.
     assert main(["train", "--resume", "--out", str(trained)]) == 0
     assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_presets_are_listed_with_what_they_show_and_cost(capsys):
+    assert main(["train", "--preset", "list"]) == 0
+    said = capsys.readouterr().out
+    for name, file in PRESETS.items():
+        shows, costs = file.read_text(encoding="utf-8").splitlines()[:2]
+        part = said[said.index(f"{name}: ") :]
+        assert part.index(shows.removeprefix("# ")) < part.index(costs.removeprefix("# "))
+
+
+def test_a_preset_yields_to_files_and_flags(tmp_path, capsys):
+    (tmp_path / "more.toml").write_text('preset = "collapse"\nepochs = 7\nseed = 3\n')
+    flags = build_parser().parse_args(["train", "--config", str(tmp_path / "more.toml"), "--seed", "4"])
+    del flags.command
+    config = resolve(TrainCommandConfig, flags)
+    inside = tomllib.loads(PRESETS["collapse"].read_text(encoding="utf-8"))
+    assert (config.epochs, config.seed) == (7, 4)
+    assert (config.network, config.weight_decay) == (inside["network"], inside["weight_decay"])
+    assert config.given >= inside.keys()
+    assert main(["train", "--preset", "colapse"]) == 2
+    assert "preset: expected one of 'list', 'collapse'" in capsys.readouterr().err
 
 
 def test_diverged_training_ends_with_status_1_and_what_it_has(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Shapes and parameter counts against the published architectures, without computing anything."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,20 @@ def resnet20(channels, shortcut):
         count += conv(3, a, b) + 2 * b + 5 * (conv(3, b, b) + 2 * b)
         count += conv(1, a, b, True) if a != b and shortcut == "projection" else 0
     return count + 65 * 10
+
+
+def resnet8(channels, widths, shortcut):
+    count, a = conv(3, channels, widths[0]) + 2 * widths[0], widths[0]
+    for b in widths:
+        count += conv(3, a, b) + conv(3, b, b) + 4 * b
+        count += conv(1, a, b, True) if a != b and shortcut == "projection" else 0
+        a = b
+    return count + (a + 1) * 10
+
+
+def cnn(channels, widths, normalised):
+    pairs = itertools.pairwise((channels, *widths))
+    return sum(conv(3, a, b, not normalised) + 2 * b * normalised for a, b in pairs) + (widths[-1] + 1) * 10
 
 
 def vgg(layers, channels):
@@ -57,6 +72,10 @@ CASES = [
     ("resnet20", {}, (28, 28, 1), 64, resnet20(1, "projection")),
     # He et al. (2016), Table 6: 0.27M; 269,722 is what the network without projections has.
     ("resnet20", {"shortcut": "padding"}, (32, 32, 3), 64, 269_722),
+    ("resnet8", {}, (14, 14, 1), 32, resnet8(1, (8, 16, 32), "projection")),
+    ("resnet8", {"widths": (4, 8), "shortcut": "padding"}, (8, 8, 3), 8, resnet8(3, (4, 8), "padding")),
+    ("cnn", {}, (8, 8, 1), 64, cnn(1, (16, 32, 64), True)),
+    ("cnn", {"widths": (4, 12), "batch_norm": False}, (14, 14, 3), 12, cnn(3, (4, 12), False)),
     ("vgg11", {}, (32, 32, 1), 256, vgg((1, 1, 2, 2, 2), 1)),
     ("vgg16", {}, (32, 32, 3), 256, vgg((2, 2, 3, 3, 3), 3)),
     ("densenet40", {}, (28, 28, 1), 132, densenet40("seleznova2023", 1)),
@@ -131,3 +150,6 @@ def test_unknown_names():
             check_whole("widths", 8, wrong)
     with pytest.raises(ValueError, match="widths: expected at least one"):
         network("mlp", widths=())
+    for name in ("cnn", "resnet8"):
+        with pytest.raises(ValueError, match=r"widths: expected a list of whole numbers, one at least, got \(\)"):
+            network(name, widths=())
