@@ -69,7 +69,7 @@ def test_presets_are_listed_with_what_they_show_and_cost(capsys):
 def test_a_preset_yields_to_files_and_flags(tmp_path, capsys):
     (tmp_path / "more.toml").write_text('preset = "collapse"\nepochs = 7\nseed = 3\n')
     flags = build_parser().parse_args(["train", "--config", str(tmp_path / "more.toml"), "--seed", "4"])
-    del flags.command
+    vars(flags).pop("command")
     config = resolve(TrainCommandConfig, flags)
     inside = tomllib.loads(PRESETS["collapse"].read_text(encoding="utf-8"))
     assert (config.epochs, config.seed) == (7, 4)
