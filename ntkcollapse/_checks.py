@@ -40,15 +40,22 @@ def check_real(**arrays: Any) -> None:
                 )
             if not (issubdtype(dtype, np.number) or issubdtype(dtype, np.bool_)):
                 raise ValueError(f"{name}: expected real numbers, got dtype {dtype}; convert with astype(float).")
-            if isinstance(leaf, np.ma.MaskedArray):
-                raise ValueError(
-                    f"{name}: expected an array without a mask, got {np.ma.count_masked(leaf)} of {leaf.size} entries "
-                    "masked; leave those samples out, or fill them with numpy.ma.filled."
-                )
+        check_unmasked(name, value)
+
+
+def check_unmasked(name: str, value: Any) -> None:
+    """No array in the pytree has a mask, which JAX would drop."""
+    for leaf in _leaves(value):
+        if isinstance(leaf, np.ma.MaskedArray):
+            raise ValueError(
+                f"{name}: expected an array without a mask, got {np.ma.count_masked(leaf)} of {leaf.size} entries "
+                "masked; leave those samples out, or fill them with numpy.ma.filled."
+            )
 
 
 def check_finite(name: str, value: Any) -> None:
-    """Every number in the pytree is finite."""
+    """Every number in the pytree is real, unmasked and finite."""
+    check_real(**{name: value})
     if is_traced(value):
         return
     for leaf in _leaves(value):
@@ -114,8 +121,8 @@ def check_momentum(momentum: Any) -> None:
 
 def check_increasing(name: str, times: Any, *, at_least: int = 2) -> None:
     """A vector of at least `at_least` finite, strictly increasing times."""
-    check_shape(name, times, (None,), "one time an entry")
     check_finite(name, times)
+    check_shape(name, times, (None,), "one time an entry")
     if np.shape(times)[0] < at_least:
         raise ValueError(f"{name}: expected at least {at_least} times, got {np.shape(times)[0]}.")
     if is_traced(times):

@@ -47,8 +47,8 @@ class KernelPath(eqx.Module):
     @classmethod
     def of(cls, times: Float[AnyArray, " T"] | Sequence[float], kernels: Sequence[SampleKernel]) -> "KernelPath":
         """The path through kernels of one kind and shape, one at each time."""
-        times = jnp.asarray(times, dtype=float)
         check_increasing("times", times)
+        times = jnp.asarray(times, dtype=float)
         if len(kernels) != times.shape[0] or len({jax.tree.structure(k) for k in kernels}) != 1:
             raise ValueError(
                 f"kernels: expected {times.shape[0]} kernels of one kind and shape, one a time; got {len(kernels)} "

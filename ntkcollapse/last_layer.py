@@ -63,6 +63,7 @@ class LastLayer(eqx.Module):
     @classmethod
     def stacked(cls, H, W, b) -> "LastLayer":
         """Stacks last layers along a leading time axis: H (T, n, N), W (T, C, n), b (T, C). Shapes are not checked."""
+        check_real(H=H, W=W, b=b)
         layers = object.__new__(cls)
         for name, value in (("H", H), ("W", W), ("b", b)):
             object.__setattr__(layers, name, jnp.asarray(value))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_positive, check_shape
+from ntkcollapse._checks import check_positive, check_real, check_shape
 from ntkcollapse.collapse.agop import matrix_square_root
 from ntkcollapse.collapse.rfm import kernel_regression
 
@@ -74,6 +74,7 @@ def deep_rfm(
     References:
         Beaglehole, Súkeník, Mondelli & Belkin (2024).
     """
+    check_real(x=x, y=y)
     x = jnp.asarray(x, dtype=jnp.result_type(float, x))
     check_shape("x", x, (None, None), "(N samples, n features), one row a sample")
     for name, value in (("depth", depth), ("width", width)):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_shape
+from ntkcollapse._checks import check_real, check_shape
 from ntkcollapse.collapse.statistics import ClassStatistics
 
 
@@ -87,6 +87,7 @@ def concentration_block(
 
 
 def _check(H, F) -> tuple[Array, Array]:
+    check_real(H=H, F=F)
     H, F = jnp.asarray(H), jnp.asarray(F)
     check_shape("H", H, (None, None), "(n features, N samples), one column a sample")
     check_shape("F", F, (None, H.shape[0]), f"(p vectors, n = {H.shape[0]} features, as H has)")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from ntkcollapse._checks import check_finite, check_positive
+from ntkcollapse._checks import check_finite, check_positive, check_real
 from ntkcollapse.collapse.agop import ansatz_correlation, matrix_square_root, neural_feature_matrix
 
 
@@ -56,6 +56,7 @@ def layer_agops(
         Radhakrishnan et al. (2024); the average over windows of convolutions: Beaglehole, Radhakrishnan, Pandit &
         Belkin (2023).
     """
+    check_real(x=x)
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x: expected rows of at least one sample, got shape {x.shape}.")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ntkcollapse import ntk
-from ntkcollapse._checks import check_shape
+from ntkcollapse._checks import check_real, check_shape
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset
 from ntkcollapse.last_layer import LastLayer
@@ -56,6 +56,7 @@ class NetworkAt(eqx.Module):
             # Half precision is too coarse to add up a kernel in.
             kinds = (jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if _floating(leaf))
             precision = np.result_type(np.float32, *kinds)
+        check_real(inputs=inputs, W=W, b=b)
         self.precision = precision
         # Rungs are integrated in the precision of the theory, whatever the network was trained in.
         self.features = _cast(features)
@@ -190,7 +191,8 @@ def _evaluate(features, params, x):
 
 
 def _floating(leaf) -> bool:
-    return eqx.is_array_like(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    # Python's own numbers are settings, in `ntk` too.
+    return eqx.is_array_like(leaf) and type(leaf) is not float and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _cast(tree, dtype=float):

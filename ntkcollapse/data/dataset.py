@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num
 
-from ntkcollapse._checks import check_finite
+from ntkcollapse._checks import check_finite, check_real
 from ntkcollapse.classes import Classes, class_order
 
 
@@ -51,9 +51,14 @@ class Dataset(eqx.Module):
         name: str,
         class_names: tuple[str, ...] = (),
     ) -> "Dataset":
-        """Samples in any order, sorted by class (samples of a class keep their order)."""
-        labels = np.asarray(labels)
+        """Samples in any order, sorted by class (samples of a class keep their order).
+
+        Raises:
+            ValueError: rows and labels that disagree, or numbers that are not real, masked or not finite.
+        """
+        check_real(inputs=inputs)
         order = class_order(labels)
+        labels = np.asarray(labels)
         if len(inputs) != len(labels):
             raise ValueError(f"inputs: expected one row a label, got {len(inputs)} rows and {len(labels)} labels.")
         return cls(

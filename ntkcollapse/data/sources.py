@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ntkcollapse._checks import check_choice
+from ntkcollapse._checks import check_choice, check_real
 from ntkcollapse.choices import IMAGES, OWN
 from ntkcollapse.data.dataset import Dataset, Splits
 from ntkcollapse.data.digits import digits
@@ -78,9 +78,10 @@ def from_arrays(
     """Your own arrays as training and test part. Integers of one byte are divided by 255; (N, H, W) gets a channel.
 
     Raises:
-        ValueError: one part in bytes and the other not, so that only one of them would be scaled; labels that do not
-            fit the samples.
+        ValueError: one part in bytes and the other not, so that only one of them would be scaled; numbers that are not
+            real or masked; labels that do not fit the samples.
     """
+    check_real(x_train=x_train, x_test=x_test)
     check_one_scale(np.asarray(x_train).dtype, np.asarray(x_test).dtype)
     return Splits(
         Dataset.of(scaled(x_train), y_train, name=f"{name}/train", class_names=class_names),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ntkcollapse._checks import check_finite, is_traced
+from ntkcollapse._checks import check_finite, check_unmasked, is_traced
 
 
 class Restricted(eqx.Module):
@@ -67,6 +67,7 @@ def prepare(f: Callable, params: PyTree, samples: dict[str, Any], parameters: An
     """
     if not callable(f):
         raise TypeError(f"f: expected a function f(params, x) -> (N, K), got {type(f).__name__}.")
+    check_unmasked("params", params)
     params, graph = _without_modules(params)
     if graph is not None:
         f = Merged(f, graph)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_shape
+from ntkcollapse._checks import check_real, check_shape
 from ntkcollapse.ntk.engines._contract import EXACT
 
 
@@ -28,8 +28,9 @@ def output_ntk_from_features(
         weight: W as in `LastLayer`, (C, n): the transpose of flax's kernel.
         use_bias: whether the layer has a bias that is trained.
     Raises:
-        ValueError: shapes that disagree.
+        ValueError: shapes that disagree, or numbers that are not real or masked.
     """
+    check_real(feature_ntk=feature_ntk, features1=features1, features2=features2, weight=weight)
     theta, h1, h2, W = (jnp.asarray(a) for a in (feature_ntk, features1, features2, weight))
     A, B, n, _ = theta.shape
     check_shape("features1", h1, (A, n), "one row for each first sample of feature_ntk")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ntkcollapse._checks import check_choice, check_shape
+from ntkcollapse._checks import check_choice, check_real, check_shape
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
 from ntkcollapse.ntk.engines.layerwise import sample_bytes
@@ -66,6 +66,7 @@ class NTKOperator:
         Raises:
             ValueError: a vector of another shape.
         """
+        check_real(v=v)
         check_shape("v", v, self.shape, "one number for each row of the kernel")
         v = jnp.asarray(v, self._problem.dtype)
         if self.outputs == "full":

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from ntkcollapse._checks import check_real
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk.engines._contract import EXACT
@@ -178,6 +179,7 @@ def count_levels(eigenvalues, kernel: BlockKernel, classes: Classes) -> Levels:
     Raises:
         ValueError: a kernel that is not ordered λ_global > λ_class > λ_single > 0, where the levels mean nothing.
     """
+    check_real(eigenvalues=eigenvalues)
     single, class_, global_ = (float(v) for v in kernel.rates(classes))
     if not global_ > class_ > single > 0:
         raise ValueError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive, check_shape
+from ntkcollapse._checks import check_choice, check_positive, check_real, check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
@@ -237,6 +237,7 @@ def output_kernel_of_moments(
     classes: Classes,
 ) -> BlockKernel:
     """The block values of `output_kernel`, from ‖W‖², the class means M and tr S: the number of samples is no cost."""
+    check_real(means=means, weight_square=weight_square, scatter_trace=scatter_trace)
     check_shape("means", means, (None, classes.num_classes), "(n, C) for classes")
     if not kappa.is_uniform:
         raise ValueError("kappa: expected the three-number form, got a general block kernel; average it first.")
@@ -292,6 +293,7 @@ def within_class_decay(
     References:
         Derived here.
     """
+    check_real(times=times, R=R)
     check_shape("R", R, (classes.num_classes, classes.num_samples), "one column a sample of classes")
     rates = gamma.group_rates(classes.num_classes)
     amplitudes = jnp.sqrt(jnp.sum(jnp.square(gamma.split(classes.deviations(jnp.asarray(R)), classes)), axis=(1, 2)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_positive, check_shape
+from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 
@@ -37,6 +37,7 @@ def bias_relaxation(
     """
     C, N = classes.num_classes, classes.per_class * classes.num_classes
     check_shape("start", start, (C,), "one bias a class")
+    check_real(start=start, times=times)
     b, t = jnp.asarray(start, dtype=float), jnp.asarray(times, dtype=float)
     decay = jnp.exp(-N * t)[..., None]
     target = jnp.full((1,) * t.ndim + (C,), 1 / C)

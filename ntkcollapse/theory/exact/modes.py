@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_positive, is_traced
+from ntkcollapse._checks import check_finite, check_positive, check_real, is_traced
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 
@@ -179,6 +179,7 @@ def _class_speed(kappa: BlockKernel, classes: Classes) -> Float[Array, ""]:
 
 
 def _outer(times, modes):
+    check_real(times=times)
     t, x = jnp.asarray(times, dtype=float), jnp.asarray(modes, dtype=float)
     shape = t.shape + x.shape
     return (

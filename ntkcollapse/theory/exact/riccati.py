@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import is_traced
+from ntkcollapse._checks import check_real, is_traced
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.last_layer import LastLayer
@@ -113,6 +113,7 @@ def _solution(times, Q, F, λ):
         half = jnp.where((ft > 1)[:, None], from_U, from_R)
         return vectors @ (half @ half.T) @ vectors.T
 
+    check_real(times=times)
     t = jnp.asarray(times, dtype=float)
     return jax.vmap(at)(t.reshape(-1)).reshape(*t.shape, *F.shape)
 
