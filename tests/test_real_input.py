@@ -1,4 +1,4 @@
-"""Complex numbers and masked entries are refused by name wherever arrays enter: conversion would drop a part of them."""
+"""Complex numbers and masked entries are refused by name wherever arrays enter: conversion would drop a part."""
 
 import flax.linen as nn
 import jax
@@ -8,10 +8,8 @@ import pytest
 
 import ntkcollapse as nc
 from ntkcollapse import collapse, data, ntk
-from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.comparison.network_at import NetworkAt
-from ntkcollapse.theory import exact, rate_fit
-from ntkcollapse.theory.invariant import alignment
+from ntkcollapse.theory import exact
 
 pytestmark = pytest.mark.usefixtures("as_users_call")
 
@@ -68,6 +66,7 @@ ENTRIES = {
     "separation": (lambda a: collapse.separation_block(a, W), X.T, "H"),
     "concentration": (lambda a: collapse.concentration_block(a, W, 0.1), X.T, "H"),
 }  # fmt: skip
+
 
 def _complex(a):
     return a + 1e-3j

@@ -15,6 +15,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.networks import Network, Variables
+from ntkcollapse.ntk._problem import parameters_alone
 
 
 class NetworkAt(eqx.Module):
@@ -26,7 +27,7 @@ class NetworkAt(eqx.Module):
     Args:
         features: (θ, x) ↦ (N, n), one row a sample; in evaluation mode, where one sample's features do not depend on
             another sample, for everything that asks for a kernel between samples.
-        params: θ at this moment.
+        params: θ at this moment: of its leaves, those that `ntk.empirical_ntk` differentiates in; the others stay.
         inputs: x in class order, (N, ...).
         W: classifier, (C, n).
         b: bias, (C,).
@@ -57,6 +58,8 @@ class NetworkAt(eqx.Module):
             kinds = (jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if _floating(leaf))
             precision = np.result_type(np.float32, *kinds)
         check_real(inputs=inputs, W=W, b=b)
+        features, trained = parameters_alone(features, params)
+        coupled, params = None if coupled is None else parameters_alone(coupled, params)[0], trained
         self.precision = precision
         # Rungs are integrated in the precision of the theory, whatever the network was trained in.
         self.features = _cast(features)

@@ -113,12 +113,26 @@ def _without_modules(params: PyTree) -> tuple[PyTree, Any]:
     return state, graph
 
 
-def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
-    """(chosen, frozen): two trees of one structure, each None where the other has the array."""
+def parameters_alone(f: Callable, params: PyTree) -> tuple[Callable, PyTree]:
+    """f as a function of its parameters, and these: what else stands in `params`, f has in itself."""
+    params, graph = _without_modules(params)
+    if graph is not None:
+        f = Merged(f, graph)
+    chosen, frozen = eqx.partition(*_trained(params))
+    return (Restricted(f, frozen) if jax.tree.leaves(frozen) else f), chosen
+
+
+def _trained(params: PyTree) -> tuple[PyTree, PyTree]:
+    """(params with data as JAX's arrays, True on every leaf that is a parameter)."""
     # Python's own numbers are settings: f may count with them, or ask whether they are zero.
     is_data = lambda leaf: eqx.is_array_like(leaf) and type(leaf) not in (bool, int, float, complex)  # noqa: E731
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_data(leaf) else leaf, params)
-    trained = jax.tree.map(lambda leaf, state: eqx.is_inexact_array(leaf) and not state, params, _is_state(params))
+    return params, jax.tree.map(lambda leaf, state: eqx.is_inexact_array(leaf) and not state, params, _is_state(params))
+
+
+def _partition(params: PyTree, parameters: Any) -> tuple[PyTree, PyTree]:
+    """(chosen, frozen): two trees of one structure, each None where the other has the array."""
+    params, trained = _trained(params)
     if parameters is None:
         wanted = trained
     elif isinstance(parameters, str):

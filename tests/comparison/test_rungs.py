@@ -20,6 +20,7 @@ from ntkcollapse.comparison import (
     gaps,
 )
 from ntkcollapse.comparison.ladder import observed
+from ntkcollapse.comparison.parametric import FullNetwork, Parameters, ParametricFlow
 from ntkcollapse.comparison.rungs.features_linearised import features_linearised
 from ntkcollapse.comparison.rungs.network_flow import network_flow
 from ntkcollapse.comparison.rungs.network_linearised import network_linearised
@@ -509,3 +510,23 @@ def test_gradient_flow_of_a_network_with_batch_norm_is_that_of_training():
     np.testing.assert_allclose(flow["loss"], run["loss"], rtol=1e-3)
     # With the statistics held where they were at the start it is another flow.
     assert abs(float(frozen["loss"][-1] / run["loss"][-1]) - 1) > 1e-2
+
+
+def test_only_arrays_of_parameters_are_weights():
+    """Python's numbers and running statistics beside them stay as they are, and nothing is differentiated in them."""
+    plain = cases.linear_network()
+    params = {"params": {"A": plain.params, "gain": 1.5}, "batch_stats": {"mean": jnp.ones(())}}
+
+    def features(p, x):
+        # Asked for as a number: an array in its place, under a transformation, has none.
+        assert type(p["params"]["gain"]) is float
+        return p["params"]["gain"] * x @ p["params"]["A"].T * p["batch_stats"]["mean"]
+
+    network = NetworkAt(features, params, plain.inputs, plain.W, plain.b, plain.classes)
+    assert network.num_params == plain.params.size
+    gram = np.asarray(plain.inputs @ plain.inputs.T)
+    np.testing.assert_allclose(network.feature_kernel(outputs="diagonal")[..., 0], 1.5**2 * gram, atol=1e-12)
+    baked = NetworkAt(lambda A, x: 1.5 * x @ A.T, plain.params, plain.inputs, plain.W, plain.b, plain.classes)
+    moved, expected = (ParametricFlow(FullNetwork(at))(0.0, Parameters.of(at)) for at in (network, baked))
+    np.testing.assert_allclose(moved.theta["params"]["A"], expected.theta, rtol=1e-12)
+    assert len(jax.tree.leaves(moved.theta)) == 1
