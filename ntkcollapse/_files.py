@@ -2,9 +2,10 @@
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,7 +15,8 @@ def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
 
     Whoever reads `file` meanwhile, or after the process was killed, finds the old one. What was written is on the disk
     before it takes the place of `file`, and the new name before the block is left: a machine that loses its power has
-    the old file or the new one. Permissions are those of any file that the user makes.
+    the old file or the new one. Permissions are those of any file that the user makes. An `OSError` of the block
+    names `file`, where the system names none: of a full disk.
 
     mark: in the name of the path, for files that have one writer: what a killed process left of it is then written
         over by the next, where names of their own, the default, would pile up until `remove_leftovers`.
@@ -25,17 +27,26 @@ def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
         _to_disk(part)
         os.replace(part, file)
         _to_disk(file.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
 
-def remove_leftovers(file: Path) -> None:
-    """Removes what killed processes left of `file` while they wrote it; for who knows that nobody writes it now."""
-    name = re.compile(rf"\.{re.escape(file.stem)}-([0-9a-f]{{8}}|part\d*){re.escape(file.suffix)}")
-    if file.parent.is_dir():
-        for part in file.parent.iterdir():
-            if name.fullmatch(part.name) and part.is_file():
-                part.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, files: str, *, idle: float = 0) -> None:
+    """Removes what killed processes left in a folder of the files that match `files` while they wrote them.
+
+    idle: for files that somebody may be writing now: only what nobody has written to for so many seconds.
+    """
+    name = re.compile(r"\.(?P<stem>.+)-([0-9a-f]{8}|part\d*)(?P<suffix>\.\w+)")
+    for part in folder.iterdir() if folder.is_dir() else ():
+        of = name.fullmatch(part.name)
+        if of and re.fullmatch(files, of["stem"] + of["suffix"]) and part.is_file():
+            with suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime >= idle:
+                    part.unlink()
 
 
 def _to_disk(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ntkcollapse._files import replacing
+from ntkcollapse._files import remove_leftovers, replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
     notes: dict[str, Any]
 
 
-def save_arrays(file: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any], *, mark: str = "part") -> None:
+def save_arrays(file: Path, arrays: Mapping[str, Any], notes: Mapping[str, Any], *, mark: str | None = "part") -> None:
     """Writes named arrays and notes (what JSON can hold) to one file, all or nothing.
 
     The file is an uncompressed npz of the arrays' bytes; their names, types (bfloat16 and its kin included) and shapes
@@ -156,9 +156,7 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes what interrupted writes left behind."""
-        if self.directory.is_dir():
-            for part in self.directory.glob(".step_*-part.npz"):
-                part.unlink(missing_ok=True)
+        remove_leftovers(self.directory, _NAME.pattern)
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints of later steps: damaged ones, where `newest` gave that of this step."""

@@ -3,12 +3,14 @@
 import fcntl
 import json
 import os
+import platform
 import re
+import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import tomli_w
 
@@ -52,6 +54,7 @@ class RunDirectory:
         self.networks = self.path / "networks"
         self.figures = self.path / "figures"
         self._lock = self.path / ".lock"
+        self._staged = self.path / ".new"
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -99,36 +102,69 @@ class RunDirectory:
     # ---- who may write
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, command: str) -> Iterator[None]:
         """Holds the directory for this process; the system lets go of it however the process ends.
 
         The directory is made if missing; what was made here goes again where no run came of it. What a killed process
         left half written is removed.
 
+        command: that others are told of, who want to write here meanwhile: "train".
+
         Raises:
-            RunInUse: another process holds it.
+            RunInUse: another process holds it; the message says which, and what it does.
             FileExistsError: the path is that of a file.
+            OSError: the file system has no locks.
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path}: expected a run directory, found a file; choose another directory.")
         made_path, made_lock = not self.path.exists(), not self._lock.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as handle:
+        with self._held() as handle:
+            handle.truncate(0)
+            handle.write(f"`ntkcollapse {command}`, process {os.getpid()} on {platform.node()}")
+            handle.flush()
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunInUse(f"{self.path}: another process is training here; wait for it or stop it.") from error
-            try:
-                for file in (self.settings, self.trajectory, self.comparison, self.status, self.error):
-                    remove_leftovers(file)
-                for folder in (self.checkpoints, self.networks):
-                    Checkpoints(folder).clean()
+                self._remove_leftovers()
                 yield
             finally:
+                handle.truncate(0)
                 if made_lock and not self.settings.exists():
                     self._lock.unlink(missing_ok=True)
                     if made_path and not any(self.path.iterdir()):
                         self.path.rmdir()
+
+    @contextmanager
+    def _held(self) -> Iterator[IO[str]]:
+        """The locked file. Whoever held it before may have removed it since it was opened: then it is made again."""
+        while True:
+            with self._lock.open("a+") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    handle.seek(0)
+                    who = handle.read() or "another process"
+                    raise RunInUse(
+                        f"{self.path}: expected a run directory that nobody writes to, {who} is at work in it; wait "
+                        "for it, stop it, or name another directory."
+                    ) from error
+                except OSError as error:
+                    raise OSError(
+                        f"{self._lock}: could not be locked ({error}), so that two processes could write to one run; "
+                        "choose a directory on a file system with locks."
+                    ) from error
+                if self._lock.exists() and os.path.samestat(os.fstat(handle.fileno()), self._lock.stat()):
+                    yield handle
+                    return
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed processes left half written; figures and reports are drawn without the lock."""
+        own = (self.settings, self.trajectory, self.comparison, self.status, self.error)
+        remove_leftovers(self.path, "|".join(re.escape(file.name) for file in own))
+        remove_leftovers(self.path, re.escape(self.report.name), idle=60)
+        remove_leftovers(self.figures, rf"({_FIGURES.pattern})\.(pdf|png)", idle=60)
+        for folder in (self.checkpoints, self.networks):
+            Checkpoints(folder).clean()
+        shutil.rmtree(self._staged, ignore_errors=True)
 
     def check(self, *, overwrite: bool = False, resume: bool = False) -> None:
         """Whether a run may start here, or go on. Changes nothing.
@@ -164,15 +200,51 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for folder in (self.checkpoints, self.networks):
-                Checkpoints(folder).remove()
-            for file in (self.trajectory, self.status, self.error):
-                file.unlink(missing_ok=True)
+            self._remove_way()
+            self.trajectory.unlink(missing_ok=True)
             self.remove_derived()
-        # Whether to replace a run is said anew each time, not remembered with its settings.
-        values = {name: value for name, value in as_mapping(settings).items() if name != "overwrite"}
-        with self.writing(self.settings), replacing(self.settings) as part:
-            part.write_text(f"# Settings of a run of ntkcollapse ({len(values)})\n{tomli_w.dumps(values)}")
+        with self.writing(self.settings):
+            self._write_settings(_as_text(settings))
+
+    def put(self, settings: Any, save: Callable[[Path], Any], *, keep_derived: bool = False) -> None:
+        """Puts a whole run, trajectory and settings, in the place of what is there, as `begin` for one on its way.
+
+        The trajectory is written beside the old one first. A process that is killed in between leaves the old run, the
+        new one, or a trajectory without settings: never the settings of one beside the trajectory of another.
+
+        Args:
+            settings: what the run was made with, or the text of their file; none where None.
+            save: writes the trajectory into the directory that it is given, as `Trajectory.save` does.
+            keep_derived: of the same run as before: what was made of it stays.
+        Raises:
+            OSError: it could not be written; the old run is untouched, or has lost its settings.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._staged, ignore_errors=True)
+        try:
+            with self.writing(self.trajectory, "Free some space and run the command again."):
+                save(self._staged)
+            self.settings.unlink(missing_ok=True)
+            os.replace(self._staged / self.trajectory.name, self.trajectory)
+        finally:
+            shutil.rmtree(self._staged, ignore_errors=True)
+        self._remove_way()
+        if not keep_derived:
+            self.remove_derived()
+        if settings is not None:
+            with self.writing(self.settings, "Free some space and run the command again."):
+                self._write_settings(settings if isinstance(settings, str) else _as_text(settings))
+
+    def _write_settings(self, text: str) -> None:
+        with replacing(self.settings) as part:
+            part.write_text(text, encoding="utf-8")
+
+    def _remove_way(self) -> None:
+        """Removes what a run leaves on its way."""
+        for folder in (self.checkpoints, self.networks):
+            Checkpoints(folder).remove()
+        for file in (self.status, self.error):
+            file.unlink(missing_ok=True)
 
     def remove_derived(self) -> None:
         """Removes what was made from the run: comparison, report, figures."""
@@ -233,15 +305,16 @@ class RunDirectory:
         return status if isinstance(status, dict) else {}
 
     @contextmanager
-    def writing(self, file: Path) -> Iterator[None]:
+    def writing(
+        self,
+        file: Path,
+        remedy: str = "The run can be resumed from its checkpoints: free some space and resume.",
+    ) -> Iterator[None]:
         """Names the file that could not be written, and what to do: of a full disk, the system says neither."""
         try:
             yield
         except OSError as error:
-            raise OSError(
-                f"{file}: could not be written ({error}). The run can be resumed from its checkpoints: free some "
-                "space and resume."
-            ) from error
+            raise OSError(f"{file}: could not be written ({error}). {remedy}") from error
 
 
 def check_not_owned(argument: str, file: str | os.PathLike) -> None:
@@ -257,6 +330,12 @@ def check_not_owned(argument: str, file: str | os.PathLike) -> None:
                 f"{argument}: expected a file that is not the run's own, got {file}, which the run in {folder} "
                 "consists of; choose another name."
             )
+
+
+def _as_text(settings: Any) -> str:
+    # Whether to replace a run is said anew each time, not remembered with its settings.
+    values = {name: value for name, value in as_mapping(settings).items() if name != "overwrite"}
+    return f"# Settings of a run of ntkcollapse ({len(values)})\n{tomli_w.dumps(values)}"
 
 
 def _is_trajectory(file: Path) -> bool:

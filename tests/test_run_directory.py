@@ -2,8 +2,13 @@
 
 import ast
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ import pytest
 from ntkcollapse import Classes, Trajectory
 from ntkcollapse._config import Settings, setting
 from ntkcollapse.cli import main
-from ntkcollapse.run_directory import RunDirectory, check_not_owned
+from ntkcollapse.run_directory import RunDirectory, RunInUse, check_not_owned
 
 PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 FILES = re.compile(r"config\.toml|trajectory\.nc|comparison\.nc|report\.html|status\.json|error\.txt")
@@ -112,14 +117,69 @@ def test_runs_of_earlier_versions_are_known_by_what_they_hold(tmp_path):
 
 
 def test_what_a_killed_process_left_goes_when_the_directory_is_held(directory):
-    left = [".trajectory-0123abcd.nc", ".status-part.json", "checkpoints/.step_7-part.npz"]
-    mine = [".trajectory-old.nc", ".DS_Store", "checkpoints/.hidden"]
+    left = [".trajectory-0123abcd.nc", ".status-part.json", "checkpoints/.step_7-part.npz", ".new/trajectory.nc"]
+    left += ["figures/.training-0123abcd.png", ".report-0123abcd.html"]
+    # Figures are drawn without the lock: what was written to a minute ago may be somebody's.
+    mine = [".trajectory-old.nc", ".DS_Store", "checkpoints/.hidden", "figures/.mine-0123abcd.png"]
+    mine += ["figures/.rates-0123abcd.png"]
     for name in (*left, *mine):
         (directory.path / name).parent.mkdir(exist_ok=True)
         (directory.path / name).write_text("half")
-    with directory.locked():
+        if "rates" not in name:
+            os.utime(directory.path / name, (1e9, 1e9))
+    with directory.locked("train"):
         assert not any((directory.path / name).exists() for name in left)
     assert all((directory.path / name).exists() for name in mine)
+
+
+_HOLDER = """
+import sys, time
+from ntkcollapse.run_directory import RunDirectory
+with RunDirectory(sys.argv[1]).locked("compare"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_who_holds_a_directory_is_named_and_a_dead_process_holds_none(directory):
+    # A killed process leaves its file.
+    (directory.path / ".lock").write_text("`ntkcollapse train`, process 1 on elsewhere")
+    with subprocess.Popen([sys.executable, "-c", _HOLDER, directory], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        said = f"run: expected .* nobody writes to, `ntkcollapse compare`, process {holder.pid} on .* wait for it"
+        with pytest.raises(RunInUse, match=said), directory.locked("train"):
+            pass
+        holder.kill()
+    with directory.locked("train"):
+        pass
+    assert (directory.path / ".lock").read_text() == ""
+
+
+def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path, monkeypatch):
+    """Between the opening of the file and its lock, the process that had made it goes, and the file with it."""
+    directory, flock, calls = RunDirectory(tmp_path), fcntl.flock, []
+
+    def removed_meanwhile(handle, operation):
+        if not calls:
+            (tmp_path / ".lock").unlink()
+        calls.append(operation)
+        return flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with directory.locked("train"):
+        assert len(calls) == 2
+        with pytest.raises(RunInUse), RunDirectory(tmp_path).locked("train"):
+            pass
+
+
+def test_a_file_system_without_locks_is_named(directory, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OSError, match=r"\.lock: could not be locked .*No locks"), directory.locked("train"):
+        pass
 
 
 def test_a_damaged_status_says_nothing(directory):
@@ -151,6 +211,6 @@ def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "run").write_text("")
     with (
         pytest.raises(FileExistsError, match="expected a run directory, found a file"),
-        RunDirectory(tmp_path / "run").locked(),
+        RunDirectory(tmp_path / "run").locked("train"),
     ):
         pass

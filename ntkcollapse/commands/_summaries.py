@@ -38,12 +38,13 @@ def training_figures(run: Trajectory, out: Path) -> list[Path]:
     title = (
         f"{settings['network']} on {settings['data']}, {settings['init']}, learning rate {settings['learning_rate']}"
     )
+    for name, figure in collapse_figures(run).items():
+        plots.save(figure, RunDirectory(out).figure(name))
+    # Last: where it is there, all are.
     if plots.comparison_panels({"network": run}):
         figures = plots.save(
             plots.comparison_figure({"network": run}, title=title), RunDirectory(out).figure("training")
         )
-    for name, figure in collapse_figures(run).items():
-        plots.save(figure, RunDirectory(out).figure(name))
     return figures
 
 

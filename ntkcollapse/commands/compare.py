@@ -1,7 +1,6 @@
 """`ntkcollapse compare`: a network in training and the theory beside it, from a measured state."""
 
 import dataclasses
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,10 +56,24 @@ def compare_command(config: CompareConfig) -> None:
     check_positive("homogeneity", config.homogeneity, zero=True)
     _check_used(config)
     config = dataclasses.replace(config, starts=tuple(sorted(set(config.starts))))
-    plan = _plan(config if config.run is not None else _trained_first(config))
+    config = config if config.run is not None else _trained_first(config)
+    assert config.run is not None
+    recorded = load_network_run(Path(config.run))
+    out = RunDirectory(config.run if config.out is None else config.out)
+    # What another comparison adds meanwhile would be lost, as would what this one adds to a run that is replaced.
+    with out.locked("compare"):
+        plan, figures = _climbed(config, recorded, out)
+    if not plan.starts:
+        print("all of it was there already; --overwrite climbs again")
+    print(files_line(plan.out.path, figures))
+
+
+def _climbed(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> "tuple[_Plan, list[Path]]":
+    """Climbs what is missing and shows all of it; the figures of the last start."""
+    plan = _plan(config, recorded, out)
     for step, names in plan.missing.items():
         _climb(plan, step, names)
-    figures = []
+    figures: list[Path] = []
     for step in plan.missing:
         ladder = plan.ladders[step]
         if plan.starts:
@@ -70,9 +83,7 @@ def compare_command(config: CompareConfig) -> None:
                 figure = plots.attribution_figure(attributions(ladder), title=title)
                 plots.save(figure, plan.out.figure(f"attribution_{step}"))
         print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
-    if not plan.starts:
-        print("all of it was there already; --overwrite climbs again")
-    print(files_line(plan.out.path, figures))
+    return plan, figures
 
 
 class _Plan(NamedTuple):
@@ -120,13 +131,11 @@ def _trained_first(config: CompareConfig) -> CompareConfig:
     return dataclasses.replace(config, run=str(out), out=None, starts=starts, rungs=rungs, overwrite=False)
 
 
-def _plan(config: CompareConfig) -> _Plan:
+def _plan(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> _Plan:
     assert config.run is not None
     run = Path(config.run)
-    recorded = load_network_run(run)
     steps = [int(step) for step in np.asarray(recorded["step"])]
-    elsewhere = config.out is not None and Path(config.out).resolve() != run.resolve()
-    out = RunDirectory(config.out if elsewhere and config.out is not None else run)
+    elsewhere = out.path.resolve() != run.resolve()
     ladders = _held(config, recorded, out, elsewhere)
     starts = config.starts or tuple(ladders) or (default_start(steps),)
     check_starts(starts, steps[-1])
@@ -149,13 +158,10 @@ def _plan(config: CompareConfig) -> _Plan:
     # Refused before anything is removed or climbed.
     begin = {step: _start(measured, step, ladders.get(step), out, config.homogeneity) for step in climbed}
     if elsewhere:
-        if not ladders:
-            out.path.mkdir(parents=True, exist_ok=True)
-            out.remove_derived()
         # A directory of its own holds all that a report needs.
-        measured.trajectory.save(out.path, overwrite=True)
-        if RunDirectory(run).settings.exists():
-            shutil.copyfile(RunDirectory(run).settings, out.settings)
+        settings = RunDirectory(run).settings
+        text = settings.read_text(encoding="utf-8") if settings.exists() else None
+        out.put(text, measured.trajectory.save, keep_derived=bool(ladders))
     return _Plan(out, ladders, missing, begin, title_of(recorded))
 
 

@@ -39,7 +39,7 @@ def report_command(config: ReportConfig) -> None:
     ladders = load_ladders(path) if directory.comparison.exists() else {}
     text = report(run, ladders, title=path.resolve().name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file, "part") as part:
+    with replacing(file) as part:
         part.write_text(text, encoding="utf-8")
     print(f"report  {file}  ({file.stat().st_size / 1e6:.1f} MB, one file, opens offline)")
 

@@ -56,21 +56,21 @@ def simulate_command(config: SimulateConfig) -> None:
         raise ValueError(f"until: expected a flow time above 0, got {until}.")
     times = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, config.times - 1) * until])
     out = RunDirectory(config.out)
-    out.check(overwrite=config.overwrite)
     method = Method(solver=config.solver, rtol=config.rtol, atol=config.atol)
     flow = Flow(kappa, classes, weight_decay=decay, bias=config.bias) if model is None else model
-    began = time.perf_counter()
     failure = None
-    try:
-        run = simulate(start, flow, times=times, method=method, progress=sys.stderr.isatty())
-    except SimulationError as error:
-        if error.trajectory is None:
-            raise
-        run, failure = error.trajectory, error
-    seconds = time.perf_counter() - began
-    # Not before it is known that there is something to put in the place of an earlier run.
-    out.begin(dataclasses.replace(config, until=until))
-    run.save(out.path)
+    with out.locked("simulate"):
+        out.check(overwrite=config.overwrite)
+        began = time.perf_counter()
+        try:
+            run = simulate(start, flow, times=times, method=method, progress=sys.stderr.isatty())
+        except SimulationError as error:
+            if error.trajectory is None:
+                raise
+            run, failure = error.trajectory, error
+        seconds = time.perf_counter() - began
+        # Not before it is known that there is something to put in the place of an earlier run.
+        out.put(dataclasses.replace(config, until=until), run.save)
     title = f"C={classes.num_classes}, m={per_class[0] if classes.is_balanced else per_class}, n={config.features}, "
     title += f"{config.model} {' '.join(config.parameters)}, " if model is not None else f"κ={config.kappa}, "
     title += f"start: {config.initial} ({config.scale:g})"

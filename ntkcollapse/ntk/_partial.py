@@ -14,12 +14,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ntkcollapse._files import remove_leftovers
 from ntkcollapse.checkpoints import load_arrays, save_arrays
 from ntkcollapse.ntk._problem import Problem, one_like
 
 _SECONDS_BETWEEN_SAVES = 60.0
 # Of the time, what may go into saving.
 _SHARE = 0.05
+# Seconds after which a file that nobody has written to is what a killed process left.
+_IDLE = 60.0
 
 
 class PartialResults:
@@ -46,6 +49,8 @@ class PartialResults:
         """
         path = self._path(name)
         done, arrays = 0, []
+        if self.folder is not None:
+            remove_leftovers(self.folder, re.escape(f"{name}.npz"), idle=_IDLE)
         if path is not None and path.exists():
             try:
                 saved, notes = load_arrays(path)
@@ -73,7 +78,8 @@ class PartialResults:
         began = time.monotonic()
         named = {str(i): array for i, array in enumerate(arrays())}
         notes = {"fingerprint": self._fingerprint, "done": done}
-        save_arrays(path, named, notes, mark=f"part{jax.process_index()}")
+        # Each under a name of its own: several processes may do the same work, on a cluster or by mistake.
+        save_arrays(path, named, notes, mark=None)
         self._last = time.monotonic()
         self._took = self._last - began
 

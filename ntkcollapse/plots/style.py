@@ -1,5 +1,6 @@
 """How things are drawn: one colour for one quantity, one line for one producer, everywhere."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from ntkcollapse._files import replacing
 from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 # The network is measured: dots. Theory is computed: lines.
@@ -67,11 +69,17 @@ def label_short_decades(axis: Axis) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Writes the figure as PDF and PNG beside each other and closes it; returns both files."""
+    """Writes the figure as PDF and PNG beside each other and closes it; returns both files.
+
+    Each is there whole or not at all.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".pdf", ".png")]
     for file in files:
-        figure.savefig(file, bbox_inches="tight")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=file.suffix[1:], bbox_inches="tight")
+        with replacing(file) as part:
+            part.write_bytes(drawn.getbuffer())
     plt.close(figure)
     return files

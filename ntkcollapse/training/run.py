@@ -117,7 +117,7 @@ def train(
     with ExitStack() as stack:
         directory = None if out is None else RunDirectory(out)
         if directory is not None:
-            stack.enter_context(directory.locked())
+            stack.enter_context(directory.locked("train"))
             directory.check(resume=resume, overwrite=overwrite)
             if resume:
                 check_settings(config, directory)

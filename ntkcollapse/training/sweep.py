@@ -81,6 +81,11 @@ def sweep(
     else:
         for name, config in configs.items():
             ended(name, run_one(config, out / name, measurements=measurements, progress=progress))
+    # Those that another process had in its hands may have ended since.
+    for name, config in configs.items():
+        if rows[name]["outcome"] not in ("finished", "diverged", "failed"):
+            rows[name] = _row(config, grid, out / name)
+    _write(list(rows.values()), out)
     return list(rows.values())
 
 

@@ -110,7 +110,7 @@ def failed(path: Path, error: Exception) -> str:
     said, file = f"{type(error).__name__}: {error}", RunDirectory(path).error
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with replacing(file, "part") as part:
+        with replacing(file) as part:
             part.write_text(f"{said}\n")
     except OSError as full:
         raise OSError(

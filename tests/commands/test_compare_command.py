@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 
@@ -24,6 +25,7 @@ from ntkcollapse.commands.network_runs import (
 from ntkcollapse.commands.settings import CompareConfig
 from ntkcollapse.comparison import Ladder, joined, load_ladders, save_ladders
 from ntkcollapse.networks import mlp
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import Interrupted, TrainConfig, preset, train
 
 SMALL = dataclasses.replace(preset("digits"), per_class=2, network_options=("widths=(8,10)",), epochs=40, measure_log=4)
@@ -46,6 +48,16 @@ def test_compare_leaves_a_run_a_comparison_and_figures(compared):
     assert int(network["step"][0]) == 5
     np.testing.assert_allclose(rung["loss"][0], network["loss"][0], rtol=1e-12)
     assert 0 < float(rung["loss"][-1]) < float(rung["loss"][0])
+
+
+def test_the_second_of_two_is_refused_and_loses_nothing(compared, capsys):
+    before = (compared / "comparison.nc").read_bytes()
+    command = ["compare", str(compared), "--from", "8", "--rungs", "block-frozen"]
+    with RunDirectory(compared).locked("compare"):
+        assert main(command) == 1
+        said = f"{compared}: expected .* `ntkcollapse compare`, process {os.getpid()} on .* name another directory"
+        assert re.search(said, capsys.readouterr().err)
+    assert (compared / "comparison.nc").read_bytes() == before
 
 
 def test_without_a_run_the_preset_is_trained_and_then_compared(compared, tmp_path, monkeypatch, capsys):

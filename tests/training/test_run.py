@@ -139,7 +139,7 @@ def test_a_second_start_is_refused(measured):
         train(small(), out)
     with pytest.raises(ValueError, match=r"learning_rate: expected 0\.5 as the run"):
         train(small(learning_rate=0.1, measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
-    with RunDirectory(out).locked(), pytest.raises(RunInUse, match="another process is training here"):
+    with RunDirectory(out).locked("train"), pytest.raises(RunInUse, match="`ntkcollapse train`, process"):
         train(small(measure=tuple(MEASUREMENTS), measure_log=4), out, resume=True)
 
 

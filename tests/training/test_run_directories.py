@@ -11,7 +11,7 @@ def test_a_run_in_progress_is_not_overwritten(tmp_path):
     out = tmp_path / "run"
     train(small(epochs=1), out)
     before = (out / "config.toml").read_bytes()
-    with RunDirectory(out).locked(), pytest.raises(RunInUse, match="another process is training here"):
+    with RunDirectory(out).locked("train"), pytest.raises(RunInUse, match="`ntkcollapse train`, process"):
         train(small(epochs=1, learning_rate=0.1), out, overwrite=True)
     assert (out / "config.toml").read_bytes() == before
     assert (out / "trajectory.nc").exists()

@@ -82,7 +82,7 @@ def test_a_damaged_status_does_not_stop_the_others(tmp_path):
 def test_a_run_that_another_process_trains_has_not_failed(tmp_path):
     base, grid, said = small(epochs=1, measure=("train",)), {"seed": [0]}, []
     (tmp_path / "seed=0").mkdir()
-    with RunDirectory(tmp_path / "seed=0").locked():
+    with RunDirectory(tmp_path / "seed=0").locked("train"):
         sweep(base, grid, tmp_path, on_run=lambda name, outcome: said.append(outcome))
     assert said == ["in use"]
     assert not (tmp_path / "seed=0" / "error.txt").exists()
