@@ -103,7 +103,7 @@ OBSERVABLES: dict[str, Observable] = {
     entry.name: entry
     for entry in (
         Observable(
-            "loss", "loss", r"$\frac{1}{2}\|R\|^2$", "loss on the observed samples", group="Loss", source=_SELEZNOVA,
+            "loss", "loss", r"$\frac{1}{2}\|R\|^2$", "loss on the observed samples", group="Summed loss", source=_SELEZNOVA,
             shown=("simulate", "report", "figure", "gaps", "prices"),
         ),
         Observable(
@@ -243,7 +243,7 @@ OBSERVABLES: dict[str, Observable] = {
             "nc4_mismatch", "NC4", "NC4 (mismatch with nearest mean)",
             "share of samples that the classifier assigns to another class than the nearest class mean",
             scale="linear", colour=ORANGE, group="Nearest class mean", source=_PAPYAN,
-            shown=("simulate", "train", "report", "gaps"),
+            shown=("simulate", "train", "report", "figure", "gaps"),
         ),
         Observable(
             "nc4_mismatch_without_bias", "NC4 without bias", "NC4 (mismatch with nearest mean), without bias",
@@ -284,27 +284,27 @@ OBSERVABLES: dict[str, Observable] = {
             "change of the invariant since the first record, over |WᵀW| + |H K⁻¹ Hᵀ|",
         ),
         Observable(
-            "kappa_diagonal", "κ_d", r"$\kappa_d$", "feature kernel of a sample with itself, mean", scale="linear",
+            "kappa_diagonal", "κ_d", r"$\kappa_d$", "feature kernel of a sample with itself, mean", scale="log",
             colour=BLUE, group="Feature kernel", source=_SELEZNOVA, shown=(*_KERNEL, "gaps"),
         ),
         Observable(
-            "kappa_within", "κ_c", r"$\kappa_c$", "feature kernel of two samples of one class, mean", scale="linear",
+            "kappa_within", "κ_c", r"$\kappa_c$", "feature kernel of two samples of one class, mean", scale="log",
             colour=RED, group="Feature kernel", source=_SELEZNOVA, shown=(*_KERNEL, "gaps"),
         ),
         Observable(
-            "kappa_between", "κ_n", r"$\kappa_n$", "feature kernel of samples of two classes, mean", scale="linear",
+            "kappa_between", "κ_n", r"$\kappa_n$", "feature kernel of samples of two classes, mean", scale="log",
             colour=GREEN, group="Feature kernel", source=_SELEZNOVA, shown=(*_KERNEL, "gaps"),
         ),
         Observable(
-            "gamma_diagonal", "γ_d", r"$\gamma_d$", "output kernel of a sample with itself, mean", scale="linear",
+            "gamma_diagonal", "γ_d", r"$\gamma_d$", "output kernel of a sample with itself, mean", scale="log",
             colour=BLUE, group="Output kernel", source=_SELEZNOVA, shown=_KERNEL,
         ),
         Observable(
-            "gamma_within", "γ_c", r"$\gamma_c$", "output kernel of two samples of one class, mean", scale="linear",
+            "gamma_within", "γ_c", r"$\gamma_c$", "output kernel of two samples of one class, mean", scale="log",
             colour=RED, group="Output kernel", source=_SELEZNOVA, shown=_KERNEL,
         ),
         Observable(
-            "gamma_between", "γ_n", r"$\gamma_n$", "output kernel of samples of two classes, mean", scale="linear",
+            "gamma_between", "γ_n", r"$\gamma_n$", "output kernel of samples of two classes, mean", scale="log",
             colour=GREEN, group="Output kernel", source=_SELEZNOVA, shown=_KERNEL,
         ),
         Observable(

@@ -28,7 +28,7 @@ FLOORS = (
     {"data"},
     {"ntk", "collapse", "theory", "networks"},
     {"observables", "trajectory"},
-    {"simulation", "captions"},
+    {"simulation", "captions", "phases"},
     {"comparison", "training"},
     {"plots"},
     {"commands"},

@@ -56,12 +56,13 @@ def style() -> Iterator[None]:
 
 
 def label_short_decades(axis: Axis) -> None:
-    """Plain round numbers where a logarithmic axis spans less than two decades; powers of ten elsewhere."""
+    """Plain round numbers where a logarithmic axis spans less than three decades; powers of ten elsewhere."""
     low, high = axis.get_view_interval()
-    if high < 100 * low:
+    if high < 1000 * low:
         # Within one factor of three there may be no 1, 2 or 5 at all. Evenly spaced numbers run together at the right
         # of a logarithmic axis, unless it is so short that it is nearly linear.
         subs = (1.0, 2.0, 5.0) if high > 6 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        subs = (1.0, 3.0) if high > 100 * low else subs
         axis.set_major_locator(LogLocator(subs=subs) if high > 2.5 * low else MaxNLocator(4))
         axis.set_major_formatter(FormatStrFormatter("%g"))
         axis.set_minor_locator(NullLocator())

@@ -9,10 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ntkcollapse._palette import BLACK
 from ntkcollapse.captions import caption, has, run_name, time_axis
 from ntkcollapse.observable_table import described, group, groups, shown_in
+from ntkcollapse.phases import rate_drops, terminal_phase
+from ntkcollapse.plots.axes import DROP, TERMINAL, drawable, epoch_axis, epochs_of, has_epochs, mark_phases
 from ntkcollapse.plots.style import NETWORK, THEORIES, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
@@ -25,30 +28,47 @@ def line_styles(runs: Mapping[str, Trajectory]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def plot_observables(ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], *, scale: str = "log") -> Axes:
-    """Draws the named observables of every run into the axes, time logarithmic; colour says which observable."""
+def plot_observables(
+    ax: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], *, scale: str = "log", flow_time: bool = True
+) -> Axes:
+    """Draws the named observables of every run into the axes; colour says which observable.
+
+    A single network is drawn against its epochs, with its terminal phase shaded and drops of its learning rate marked,
+    and with an axis of flow time above; all else against flow time, from the first record after the start on.
+    """
     styles = line_styles(runs)
+    alone = len(runs) == 1 and has_epochs(next(iter(runs.values())))
     drawn, points = [], 0
     for name in names:
         present = {label: run for label, run in runs.items() if has(run, name)}
         for label, run in present.items():
-            t, y = np.asarray(run.times), np.asarray(run.observables[name])
-            keep = (t > 0) & np.isfinite(y) & ((y > 0) | (scale != "log"))
+            x, y = epochs_of(run) if alone else np.asarray(run.times, float), np.asarray(run.observables[name])
+            keep = (x > 0) & drawable(y, log=scale == "log")
             points += int(keep.sum())
-            ax.plot(t[keep], y[keep], color=described(name).colour, **styles[label])
+            line = {"color": described(name).colour, **styles[label]}
+            if alone:
+                line |= {"linestyle": "-", "linewidth": 0.7}
+            ax.plot(x[keep], y[keep], **line)
         if present:
             entry = caption(name, *present.values())
             drawn.append(Line2D([], [], color=entry.colour, label=entry.label))
     # Without a point above 0 (a run that ended where it began) there is nothing to take the logarithm of.
     if points:
-        ax.set_xscale("log")
         ax.set_yscale(scale)
     if points and scale == "log":
         label_short_decades(ax.yaxis)
-    ax.set_xlabel(time_axis(*runs.values()).label)
+    if alone:
+        run = next(iter(runs.values()))
+        epoch_axis(ax, run, flow_time=flow_time)
+        mark_phases(ax, run, epochs_of(run))
+    else:
+        if points:
+            ax.set_xscale("log")
+        ax.set_xlabel(time_axis(*runs.values()).label)
     if drawn:
         # Above the axes: curves that cross everything leave no room inside.
-        ax.legend(handles=drawn, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2, labelspacing=0.2)
+        above = 1.2 if alone and flow_time and run.equation.in_flow_time else 1.0
+        ax.legend(handles=drawn, loc="lower left", bbox_to_anchor=(-0.02, above), handlelength=1.2, labelspacing=0.2)
     return ax
 
 
@@ -56,13 +76,23 @@ def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, list[st
     """Title, observables and scale of the panels that at least one of the runs has something for.
 
     A panel is a group of the table of observables that are shown in figures; its scale is that of the first of them.
+    One in which nothing changes is left out.
     """
     panels = ((title, group(title, "figure")) for title in groups("figure"))
-    return [
-        (title, names, described(names[0]).scale)
-        for title, names in panels
-        if any(has(run, name) for run in runs.values() for name in names)
-    ]
+    kept = []
+    for title, names, scale in ((title, names, described(names[0]).scale) for title, names in panels):
+        if any(_changes(run, name, scale) for run in runs.values() for name in names):
+            kept.append((title, names, scale))
+    return kept
+
+
+def _changes(run: Trajectory, name: str, scale: str) -> bool:
+    """Whether an observable that means something has values to draw that are not all the same."""
+    if not has(run, name):
+        return False
+    y = np.asarray(run[name], float)
+    y = y[drawable(y, log=scale == "log")]
+    return bool(y.size and np.ptp(y) > 1e-9 * np.abs(y).max())
 
 
 def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = None) -> Figure:
@@ -78,18 +108,31 @@ def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = Non
         rows, columns = -(-len(panels) // 3), min(len(panels), 3)
         size = (3.5 * columns, 3.2 * rows)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, constrained_layout=True)
-        for ax, (name, observables, scale) in zip(axes.flat, panels, strict=False):
-            plot_observables(ax, runs, observables, scale=scale)
+        for i, (ax, (name, observables, scale)) in enumerate(zip(axes.flat, panels, strict=False)):
+            plot_observables(ax, runs, observables, scale=scale, flow_time=i < columns)
             ax.set_ylabel(name)
         for ax in axes.flat[len(panels) :]:
             ax.set_visible(False)
         handles = [Line2D([], [], color=BLACK, label=label, **kind) for label, kind in line_styles(runs).items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=3)
+        if len(runs) == 1:
+            handles = phase_handles(*runs.values())
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=3)
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
 
 
+def phase_handles(run: Trajectory) -> list[Any]:
+    """What the legend says of the marks of `mark_phases` that a run has."""
+    handles: list[Any] = []
+    if has_epochs(run) and terminal_phase(run) is not None:
+        handles.append(Patch(label="terminal phase: training accuracy 1", **TERMINAL))
+    if has_epochs(run) and rate_drops(run):
+        handles.append(Line2D([], [], label="learning rate drops", **DROP))
+    return handles
+
+
 def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:
-    """Draws the panels of a single theory run, which the legend calls by its kernel."""
-    return comparison_figure({run_name(run): run}, title=title)
+    """Draws the panels of a single run; the title calls a run of theory by its kernel where it is given no other."""
+    return comparison_figure({run_name(run): run}, title=run_name(run) if title is None else title)
