@@ -103,8 +103,8 @@ OBSERVABLES: dict[str, Observable] = {
     entry.name: entry
     for entry in (
         Observable(
-            "loss", "loss", r"$\frac{1}{2}\|R\|^2$", "loss on the observed samples", group="Summed loss", source=_SELEZNOVA,
-            shown=("simulate", "report", "figure", "gaps", "prices"),
+            "loss", "loss", r"$\frac{1}{2}\|R\|^2$", "loss on the observed samples",
+            group="Summed loss", source=_SELEZNOVA, shown=("simulate", "report", "figure", "gaps", "prices"),
         ),
         Observable(
             "learning_rate", "learning rate", "learning rate", "learning rate of the next step",
@@ -146,16 +146,19 @@ OBSERVABLES: dict[str, Observable] = {
             shown=("simulate", "report", "figure", *_COMPARED),
         ),
         Observable(
+            "nc1_tirer2022", "NC1 (Tirer)", r"NC1 $\mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$",
+            "variance within classes over that of class means: tr Σ_W/tr Σ_B", colour=PURPLE,
+            group="Within-class variability", source="Tirer & Bruna (2022)", of=("statistics",), progress="nc1",
+            shown=(
+                "simulate", "train", "test data", "sweep", "summary", "report", "figure", "layers", "depth figure",
+                "points",
+            ),
+        ),
+        Observable(
             "nc1_seleznova2023", "NC1", r"NC1 mean feature std", "mean standard deviation of a feature within a class",
             colour=BLUE, group="Within-class variability", source=f"code of {_SELEZNOVA}", of=("statistics",),
             needs_columns=True, progress="nc1",
             shown=("simulate", "train", "sweep", "summary", "report", "figure", "layers", *_COMPARED),
-        ),
-        Observable(
-            "nc1_tirer2022", "NC1 (Tirer)", r"NC1 $\mathrm{tr}\,\Sigma_W/\mathrm{tr}\,\Sigma_B$",
-            "variance within classes over that of class means: tr Σ_W/tr Σ_B", colour=PURPLE,
-            group="Within-class variability", source="Tirer & Bruna (2022)", of=("statistics",),
-            shown=("simulate", "test data", "layers", "depth figure", "points"),
         ),
         Observable(
             "nc1_papyan2020", "NC1 (Papyan)", r"NC1 $\mathrm{tr}(\Sigma_W\Sigma_B^{+})/C$",

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from ntkcollapse.clock import Staircase
 from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.observable_table import group
 from ntkcollapse.trajectory import Trajectory
 
 # From here on the kernel counts as one of blocks: κ_n below this share of κ_c, and a cosine with YᵀY of at least this.
@@ -27,7 +28,7 @@ class Blocks(NamedTuple):
 
 def blocks_of(run: Trajectory) -> Blocks | None:
     """The blocks of the feature kernel along a run; None where it was not measured."""
-    names = ("kappa_diagonal", "kappa_within", "kappa_between", "kappa_alignment")
+    names = [*group("Feature kernel"), "kappa_alignment"]
     if any(name not in run.observables for name in names):
         return None
     diagonal, within, between, alignment = (np.asarray(run[name], float) for name in names)

@@ -21,6 +21,7 @@ from ntkcollapse import _netcdf
 from ntkcollapse._checks import check_choice, check_increasing, check_real, check_shape
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.choices import imported
 from ntkcollapse.classes import Classes
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
@@ -201,6 +202,24 @@ class Trajectory(eqx.Module):
         """The same trajectory with these arguments of its constructor in place of its own, checked again."""
         own = {name: getattr(self, name) for name in _ARGUMENTS}
         return Trajectory(**{**own, **fields})
+
+    def plot(self, *names: str, ax: Any = None) -> Any:
+        """Draws the observables of these names into one panel; without names, all that figures show, a panel a group.
+
+        A network is drawn against its epochs, theory against flow time; numbers below rounding are left out.
+
+        Args:
+            names: of observables.
+            ax: matplotlib axes to draw into; a figure of their own without.
+        Returns:
+            The axes; the figure where no names are given.
+        Raises:
+            ValueError: a name that the trajectory does not have, axes without names, or nothing that figures show.
+        """
+        for name in names:
+            check_choice("names", name, self.observables)
+        # Figures stand above runs; they are imported when the first one is drawn.
+        return imported("ntkcollapse.plots.trajectories:run_plot")(self, names, ax)
 
     def _checked(self, index: int) -> int:
         T = self.times.shape[0]

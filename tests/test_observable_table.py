@@ -67,7 +67,7 @@ def test_names_with_a_prefix_and_names_of_ones_own():
 def test_wrong_words_are_named():
     with pytest.raises(ValueError, match=r"place: expected one of .*Did you mean 'train'"):
         shown_in("trian")
-    with pytest.raises(ValueError, match="group: expected one of 'Loss'"):
+    with pytest.raises(ValueError, match=r"group: expected one of 'Summed loss', .*Did you mean 'Loss'"):
         group("Lose")
     with pytest.raises(ValueError, match="shown of observable 'mine': expected one of"):
         Observable("mine", "m", "m", "mine", shown=("nowhere",))

@@ -1,4 +1,4 @@
-"""What figures along a run share: epochs, steps or flow time on the axis, its phases marked, numbers that are numbers."""
+"""What figures along a run share: epochs, steps or flow time on the axis, phases marked, nothing below rounding."""
 
 from typing import Any
 
@@ -73,7 +73,8 @@ def _second_axis(ax: Axes, values: np.ndarray, positions: np.ndarray, label: str
     # Of more than five, every second or third: they stand in small panels.
     powers = powers[:: -(-len(powers) // 5)] if len(powers) else np.array([low, high])
     top = ax.secondary_xaxis("top")
-    inside = np.exp(np.interp(np.log(powers), *(np.log(part[values > 0]) for part in (values, positions))))
+    known = values > 0
+    inside = np.exp(np.interp(np.log(powers), np.log(values[known]), np.log(positions[known])))
     top.set_xticks(inside, [_power(p) for p in powers], fontsize=7, color=BLACK)
     top.minorticks_off()
     top.set_xlabel(label, fontsize=7.5)

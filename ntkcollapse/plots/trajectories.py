@@ -37,12 +37,13 @@ def plot_observables(
     and with an axis of flow time above; all else against flow time, from the first record after the start on.
     """
     styles = line_styles(runs)
-    alone = len(runs) == 1 and has_epochs(next(iter(runs.values())))
+    run = next(iter(runs.values()))
+    alone = len(runs) == 1 and has_epochs(run)
     drawn, points = [], 0
     for name in names:
         present = {label: run for label, run in runs.items() if has(run, name)}
-        for label, run in present.items():
-            x, y = epochs_of(run) if alone else np.asarray(run.times, float), np.asarray(run.observables[name])
+        for label, one in present.items():
+            x, y = epochs_of(one) if alone else np.asarray(one.times, float), np.asarray(one.observables[name])
             keep = (x > 0) & drawable(y, log=scale == "log")
             points += int(keep.sum())
             line = {"color": described(name).colour, **styles[label]}
@@ -58,7 +59,6 @@ def plot_observables(
     if points and scale == "log":
         label_short_decades(ax.yaxis)
     if alone:
-        run = next(iter(runs.values()))
         epoch_axis(ax, run, flow_time=flow_time)
         mark_phases(ax, run, epochs_of(run))
     else:
@@ -81,6 +81,9 @@ def comparison_panels(runs: Mapping[str, Trajectory]) -> list[tuple[str, list[st
     panels = ((title, group(title, "figure")) for title in groups("figure"))
     kept = []
     for title, names, scale in ((title, names, described(names[0]).scale) for title, names in panels):
+        # The mean losses of a network say it already, on another scale than ½‖R‖².
+        if "loss" in names and all("train_loss" in run.observables for run in runs.values()):
+            continue
         if any(_changes(run, name, scale) for run in runs.values() for name in names):
             kept.append((title, names, scale))
     return kept
@@ -136,3 +139,19 @@ def phase_handles(run: Trajectory) -> list[Any]:
 def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:
     """Draws the panels of a single run; the title calls a run of theory by its kernel where it is given no other."""
     return comparison_figure({run_name(run): run}, title=run_name(run) if title is None else title)
+
+
+def run_plot(run: Trajectory, names: Sequence[str], ax: Axes | None) -> Axes | Figure:
+    """What `Trajectory.plot` draws.
+
+    Raises:
+        ValueError: axes without names, or a run without any observable that figures show.
+    """
+    if not names:
+        if ax is not None:
+            raise ValueError("names: expected some observables for one pair of axes, got none; leave ax out for all.")
+        return simulation_figure(run)
+    with style():
+        if ax is None:
+            ax = plt.figure(figsize=(4.5, 3.6), constrained_layout=True).add_subplot()
+        return plot_observables(ax, {run_name(run): run}, names, scale=described(names[0]).scale)
