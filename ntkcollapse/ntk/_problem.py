@@ -8,9 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree
 
 from ntkcollapse._checks import check_finite, check_unmasked, is_traced
+from ntkcollapse.ntk import _rows
+from ntkcollapse.ntk._trace import trace
 
 
 class Restricted(eqx.Module):
@@ -90,8 +93,8 @@ def prepare(f: Callable, params: PyTree, samples: dict[str, Any], parameters: An
     check_finite("params", chosen)
     restricted = Restricted(f, frozen)
     x = next(iter(samples.values()))
-    num_outputs = _check_outputs(restricted, chosen, x)
-    if not is_traced(chosen, frozen, x, eqx.filter(f, eqx.is_array)):
+    num_outputs, apart = _describe(restricted, chosen, one_like(x))
+    if not apart and not is_traced(chosen, frozen, x, eqx.filter(f, eqx.is_array)):
         _check_uncoupled(restricted, chosen, x)
     return Problem(restricted, chosen, num_outputs)
 
@@ -212,40 +215,44 @@ def _within(name: str, path: str) -> bool:
     return name == path or name.startswith(path + "/")
 
 
-def _check_outputs(f: Restricted, params: PyTree, x: Any) -> int:
-    """K, where f maps one sample to (1, K) and two to (2, K)."""
-    for n in (1, 2):
-        try:
-            out = _shape_of_outputs(f, params, jax.ShapeDtypeStruct((n, *np.shape(x)[1:]), jnp.result_type(x)))
-        except Exception as error:
-            # By name: flax need not be there.
-            if type(error).__name__ != "TraceContextError":
-                raise
-            raise ValueError(
-                "f: expected a pure function, it changes the state of a flax nnx module that it closes over (running "
-                f"statistics, or the count of a random stream); {_EVALUATION}, or give the module itself as params."
-            ) from error
-        if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 2 or out.shape[0] != n:
-            got = getattr(out, "shape", type(out).__name__)
-            raise ValueError(
-                f"f: expected outputs of shape (N, K), one row a sample, got {got} for N = {n}; "
-                "flatten each sample's outputs, and return nothing beside them."
-            )
-        if not jnp.issubdtype(out.dtype, jnp.floating):
-            raise ValueError(f"f: expected real floating-point outputs, got {out.dtype}.")
-    return int(out.shape[1])  # pyright: ignore
+@eqx.filter_jit
+def _describe(f: Restricted, params: PyTree, x: jax.ShapeDtypeStruct) -> tuple[int, bool]:
+    """(K, whether its traces prove that f treats samples one by one), where f maps n samples to (n, K).
+
+    Under jit only so that this is done once for every f, not at every call: nothing is computed.
+    """
+    traces = [_traced_for(f, params, x, n) for n in (1, 2, 3)]
+    one, two, three = traces
+    apart = _rows.apart(two, three) and _rows.same_numbers(one, two)
+    return int(one.out_avals[0].shape[1]), apart
+
+
+def _traced_for(f: Restricted, params: PyTree, x: jax.ShapeDtypeStruct, n: int) -> ClosedJaxpr:
+    try:
+        closed, out = trace(f, params, jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype))
+    except Exception as error:
+        # By name: flax need not be there.
+        if type(error).__name__ != "TraceContextError":
+            raise
+        raise ValueError(
+            "f: expected a pure function, it changes the state of a flax nnx module that it closes over (running "
+            f"statistics, or the count of a random stream); {_EVALUATION}, or give the module itself as params."
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 2 or out.shape[0] != n:
+        got = getattr(out, "shape", type(out).__name__)
+        raise ValueError(
+            f"f: expected outputs of shape (N, K), one row a sample, got {got} for N = {n}; "
+            "flatten each sample's outputs, and return nothing beside them."
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"f: expected real floating-point outputs, got {out.dtype}.")
+    return closed
 
 
 _EVALUATION = (
     "use the network in evaluation mode (batch normalisation with running averages: train=False, "
     "use_running_average=True; no dropout; model.eval() of a flax nnx module)"
 )
-
-
-@eqx.filter_jit
-def _shape_of_outputs(f: Restricted, params: PyTree, x: jax.ShapeDtypeStruct):
-    # Under jit only so that f is traced once, not at every call: nothing is computed.
-    return eqx.filter_eval_shape(f, params, x)
 
 
 @eqx.filter_jit
@@ -256,8 +263,8 @@ def _outputs(f, params, x):
 def _check_uncoupled(f: Restricted, params: PyTree, x: Any) -> None:
     """Outputs of a sample must not depend on the other samples of its batch, nor on its place or their number.
 
-    Three rows of a batch: the outer ones stay while the others change (one compiled function ran twice, so that only a
-    real dependence shows), and are asked for alone, as the engines do.
+    For what the traces of f do not prove. Three rows of a batch: the outer ones stay while the others change (one
+    compiled function ran twice, so that only a real dependence shows), and are asked for alone, as the engines do.
     """
     batch, other = _different_rows(x)
     together = _seen(f, params, batch)
@@ -313,14 +320,15 @@ def _different_rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([rows[i % len(rows)] for i in range(3)]), other
 
 
-@jax.jit
 def _moved(params: PyTree) -> PyTree:
     """Every parameter a tenth of its size away, in no direction that a network would know of."""
 
     def moved(leaf):
-        wave = jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32) ** 2).reshape(leaf.shape).astype(leaf.dtype)
-        size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
-        return leaf + 0.1 * jnp.where(size > 0, size, jnp.ones_like(size)) * wave
+        # On the host: a program for the shapes of all parameters would take longer than this.
+        values = np.asarray(leaf).astype(np.float64)
+        size = np.sqrt(np.mean(np.square(values))) if values.size else 0.0
+        wave = np.cos(np.arange(leaf.size, dtype=np.float64) ** 2).reshape(leaf.shape)
+        return jnp.asarray((values + 0.1 * (size or 1.0) * wave).astype(leaf.dtype))
 
     return jax.tree.map(moved, params)
 
@@ -330,4 +338,4 @@ def _seen(f: Restricted, params: PyTree, rows: np.ndarray) -> np.ndarray:
 
 
 def _outputs_dtype(f: Restricted, params: PyTree, x: Any):
-    return _shape_of_outputs(f, params, one_like(x)).dtype
+    return trace(f, params, one_like(x))[1].dtype

@@ -65,13 +65,22 @@ class Component(NamedTuple):
 _REARRANGE = {"reshape", "transpose", "squeeze", "expand_dims", "copy", "rev"}
 
 
+@eqx.filter_jit
+def _applied(f: Callable, params: PyTree, x: Array) -> Any:
+    return f(params, x)
+
+
+def trace(f: Callable, params: PyTree, x: jax.ShapeDtypeStruct) -> tuple[ClosedJaxpr, Any]:
+    """f as operations, and the shapes of what it returns; f itself runs once for each of its shapes."""
+    # What is called under jit is traced once, in however many programs it stands.
+    return jax.make_jaxpr(lambda params, x: _applied(f, params, x), return_shape=True)(params, x)
+
+
 class Traced:
     """f for one sample, by entries and taps."""
 
     def __init__(self, f: Callable, params: PyTree, x: jax.ShapeDtypeStruct):
-        # JAX looks for an earlier trace of an equal function, and functions that hold arrays cannot be compared.
-        function = f if not any(map(eqx.is_array, jax.tree.leaves(f))) else lambda params, x: f(params, x)
-        closed = jax.make_jaxpr(function)(params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+        closed, _ = trace(f, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
         leaves, self.treedef = jax.tree.flatten(params)
         self._equations: list[Equation] = []
         self._constants: dict[int, Any] = {}

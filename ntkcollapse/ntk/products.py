@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ntkcollapse._checks import check_choice, check_real, check_shape
+from ntkcollapse._checks import check_choice, check_finite, check_real, check_shape
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
+from ntkcollapse.ntk.engines._engine import marked
 from ntkcollapse.ntk.engines.layerwise import sample_bytes
 
 
@@ -64,7 +65,7 @@ class NTKOperator:
         """Θ v.
 
         Raises:
-            ValueError: a vector of another shape.
+            ValueError: a vector of another shape, or gradients that are not finite.
         """
         check_real(v=v)
         check_shape("v", v, self.shape, "one number for each row of the kernel")
@@ -81,6 +82,7 @@ class NTKOperator:
         for i in range(0, n, size):
             part = _back(self._problem, self._samples(i), _filled(v[i : i + size], size))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
+        check_finite("gradients of f", total)
         parts = [_forth(self._problem, self._samples(i), total) for i in range(0, n, size)]
         return jnp.concatenate(parts)[:n]
 
@@ -104,7 +106,7 @@ def _filled(a, size: int, *, zero: bool = True):
 @eqx.filter_jit
 def _back(problem: Problem, x: Array, v: Array) -> PyTree:
     y, pullback = jax.vjp(lambda params: problem.f(params, x), problem.params)
-    return pullback(v.astype(y.dtype))[0]
+    return pullback(marked(v.astype(y.dtype), y))[0]
 
 
 @eqx.filter_jit

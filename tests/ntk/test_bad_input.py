@@ -5,6 +5,7 @@
 
 import importlib.metadata
 import inspect
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkcollapse.ntk import _neural_tangents, block_statistics, empirical_ntk
+from ntkcollapse.ntk import NTKOperator, _neural_tangents, block_statistics, empirical_ntk
 from tests.ntk.zoo import normal
 
 X = normal(0, 6, 4)
@@ -61,6 +62,16 @@ def test_numbers_that_are_not_finite():
         empirical_ntk(lambda p, x: jnp.sqrt(jnp.abs(x @ p["w"])), {"w": np.zeros((4, 3))}, X)
     with pytest.raises(ValueError, match="gradients of f: expected finite"):
         block_statistics(lambda p, x: jnp.sqrt(jnp.abs(x @ p["w"])), {"w": np.zeros((4, 3))}, X, LABELS)
+    # And one of a logarithm below zero: not defined there, but with a derivative.
+    logarithm = lambda p, x: jnp.log(x @ p["w"])  # noqa: E731
+    outside: Any = (logarithm, {"w": np.abs(PARAMS["w"])}, -np.abs(X))
+    for engine in ("layerwise", "jacobian", "ntvp"):
+        with pytest.raises(ValueError, match="gradients of f: expected finite"):
+            empirical_ntk(*outside, engine=engine)
+    with pytest.raises(ValueError, match="gradients of f: expected finite"):
+        block_statistics(*outside, labels=LABELS)
+    with pytest.raises(ValueError, match="gradients of f: expected finite"):
+        NTKOperator(*outside)(np.ones((6, 3)))
 
 
 def test_labels():

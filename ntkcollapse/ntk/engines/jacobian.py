@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from ntkcollapse.ntk._memory import fit
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums
-from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, add_groups, unit_cotangents
+from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, add_groups, marked, unit_cotangents
 
 
 class Jacobian(Engine):
@@ -60,7 +60,7 @@ def _jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: i
 
     def one(sample):
         y, pullback = jax.vjp(lambda params: problem.f(params, sample[None])[0], problem.params)
-        (tree,) = jax.vmap(pullback)(unit_cotangents(problem.num_outputs, first, count, y.dtype))
+        (tree,) = jax.vmap(pullback)(marked(unit_cotangents(problem.num_outputs, first, count, y.dtype), y[None]))
         return [leaf.reshape(count, -1).astype(problem.dtype) for leaf in jax.tree.leaves(tree)]
 
     return jax.vmap(one)(x)

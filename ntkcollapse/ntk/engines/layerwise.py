@@ -16,7 +16,7 @@ from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, kernel_shape, mirror
-from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, add_groups, unit_cotangents
+from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, add_groups, marked, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
 
 # From so many outputs at a time on, the forward pass is done again for each tile rather than held.
@@ -177,7 +177,7 @@ def _go_back(problem: Problem, passed: Pass, first, count: int, mask=None) -> di
     y = passed.outputs
     seeds = unit_cotangents(problem.num_outputs, first, count, y.dtype)
     weights = jnp.ones((y.shape[0],), y.dtype) if mask is None else mask.astype(y.dtype)
-    found = jax.vmap(lambda seed: passed.pullback(weights[:, None] * seed[None, :])[0])(seeds)
+    found = jax.vmap(lambda seed: passed.pullback(weights[:, None] * marked(seed[None, :], y))[0])(seeds)
     return dict(enumerate(found))
 
 

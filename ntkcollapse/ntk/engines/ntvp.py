@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ntkcollapse.ntk._memory import fit
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import Outputs
-from ntkcollapse.ntk.engines._engine import Chunks, Engine, unit_cotangents
+from ntkcollapse.ntk.engines._engine import Chunks, Engine, marked, unit_cotangents
 
 
 class NTVP(Engine):
@@ -40,8 +40,8 @@ def _kernel(problem: Problem, x1: jax.Array, x2: jax.Array, outputs: Outputs):
 
     def columns(sample, seed):
         """Θ_{k·}(x1, sample) for the output that the seed picks, (A, K)."""
-        _, pullback = jax.vjp(lambda params: problem.f(params, sample[None])[0], problem.params)
-        (gradient,) = pullback(seed)
+        y, pullback = jax.vjp(lambda params: problem.f(params, sample[None])[0], problem.params)
+        (gradient,) = pullback(marked(seed, y))
         return jax.jvp(lambda params: problem.f(params, x1), (problem.params,), (gradient,))[1]
 
     like = eqx.filter_eval_shape(problem.f, problem.params, x2[:1])
