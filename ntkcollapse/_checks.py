@@ -4,7 +4,9 @@ Values that are being traced (under `jit`, `vmap` or `grad`) pass unseen: only t
 """
 
 import difflib
+import errno
 import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -111,6 +113,25 @@ def check_whole(name: str, *values: Any) -> None:
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             raise ValueError(f"{name}: expected a whole number, got {value!r} ({type(value).__name__}).")
         check_positive(name, value)
+
+
+def check_path(name: str, path: Any) -> None:
+    """The path is one that the file system can hold, whether something is there or not.
+
+    Raises:
+        TypeError: no path.
+        ValueError: one with NUL, with letters that it cannot encode, or too long for it.
+    """
+    shown = repr(path) if len(repr(path)) <= 100 else f"one of {len(repr(path))} characters"
+    try:
+        os.lstat(path)
+    except TypeError:
+        raise TypeError(f"{name}: expected a path, got {shown} ({type(path).__name__}).") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a path that the file system can hold, got {shown} ({error}).") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{name}: expected a path that the file system can hold, got {shown}; too long.") from None
 
 
 def check_momentum(momentum: Any) -> None:

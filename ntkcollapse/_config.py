@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ntkcollapse._checks import check_choice
+from ntkcollapse._checks import check_choice, check_path
 from ntkcollapse._coercion import ANY_WHOLE, Whole, coerced
 from ntkcollapse.choices import meanings
 
@@ -134,7 +134,8 @@ def read_toml(file: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or no TOML file.
     """
-    shown = repr(os.fspath(file)) if "\0" in os.fspath(file) else file
+    check_path("config", file)
+    shown = file if os.fspath(file) else "''"
     try:
         return tomllib.loads(Path(file).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:

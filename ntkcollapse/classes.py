@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from ntkcollapse._checks import check_real, check_shape, check_whole
 from ntkcollapse._types import AnyArray
 
+# Their sizes stand in memory one by one.
+_MOST = 10**7
+
 
 def _whole(sizes) -> tuple[int, ...]:
     if not isinstance(sizes, Iterable) or np.ndim(sizes := tuple(sizes)) != 1:
@@ -68,7 +71,9 @@ class Classes(eqx.Module):
     @classmethod
     def balanced(cls, num_classes: int, per_class: int) -> "Classes":
         """C classes of m samples each."""
-        check_whole("num_classes", num_classes)
+        check_whole("num_classes, per_class", num_classes, per_class)
+        if num_classes > _MOST:
+            raise ValueError(f"num_classes: expected at most {_MOST:,} classes, got {num_classes:,}.")
         return cls(sizes=(per_class,) * num_classes)
 
     @classmethod
@@ -172,6 +177,23 @@ class Classes(eqx.Module):
         class_part = self.expand(means)
         overall = (self.sums(R).sum(-1) / self.num_samples)[:, None] + jnp.zeros(jnp.shape(R), means.dtype)
         return ResidualParts(single=R - class_part, class_=class_part - overall, global_=overall)
+
+
+def as_classes(classes: Any) -> Classes:
+    """Gives the classes themselves, or those of a list of their sizes.
+
+    Raises:
+        TypeError: anything else: of an array it is not plain whether it holds sizes or labels.
+        ValueError: as `Classes`.
+    """
+    if isinstance(classes, Classes):
+        return classes
+    if isinstance(classes, list | tuple):
+        return Classes(sizes=tuple(classes))
+    raise TypeError(
+        "classes: expected Classes, or a list with the number of samples of each class such as (500, 300, 20), got "
+        f"{type(classes).__name__}; Classes.from_labels makes them of labels in class order."
+    )
 
 
 def class_order(labels: Shaped[AnyArray, "..."] | Sequence[int]) -> Int[np.ndarray, " N"]:

@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, FileExistsError, FileNotFoundError) as error:
         print(f"ntkcollapse {name}: {error}", file=sys.stderr)
         return 2
-    except (ArithmeticError, RuntimeError, OSError) as error:
-        print(f"ntkcollapse {name}: {error}", file=sys.stderr)
+    except (ArithmeticError, RuntimeError, OSError, MemoryError) as error:
+        print(f"ntkcollapse {name}: {error or 'out of memory'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

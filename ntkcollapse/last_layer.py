@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_finite, check_real, check_shape
-from ntkcollapse.classes import Classes, class_order
+from ntkcollapse.classes import Classes, as_classes, class_order
 
 
 class LastLayer(eqx.Module):
@@ -35,6 +35,12 @@ class LastLayer(eqx.Module):
 
     def __check_init__(self):
         check_shape("H", self.H, (None, None), "(n features, N samples)")
+        n, columns = self.H.shape
+        if np.ndim(self.W) == 2 and self.W.shape[1] == columns != n:
+            raise ValueError(
+                f"H: expected shape ({columns}, N), one column a sample and a row for each of the {columns} features "
+                f"of W; got {self.H.shape}, whose transpose fits."
+            )
         check_shape("W", self.W, (None, self.H.shape[0]), f"(C classes, n = {self.H.shape[0]} features, as H has)")
         check_shape("b", self.b, (self.W.shape[0],), f"one bias for each of the C = {self.W.shape[0]} rows of W")
         for name, value in (("H", self.H), ("W", self.W), ("b", self.b)):
@@ -71,6 +77,7 @@ class LastLayer(eqx.Module):
 
     def check(self, classes: Classes) -> None:
         """Raises ValueError where N or C disagree with `classes`."""
+        classes = as_classes(classes)
         check_shape(
             "H",
             self.H,

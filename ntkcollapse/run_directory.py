@@ -14,6 +14,7 @@ from typing import IO, Any, TypeVar
 
 import tomli_w
 
+from ntkcollapse._checks import check_path
 from ntkcollapse._config import as_mapping, resolve
 from ntkcollapse._files import remove_leftovers, replacing
 from ntkcollapse.checkpoints import Checkpoints
@@ -43,6 +44,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike):
+        check_path("run directory", path)
         self.path = Path(path)
         self.settings = self.path / "config.toml"
         self.trajectory = self.path / "trajectory.nc"

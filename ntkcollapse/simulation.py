@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from ntkcollapse._checks import check_increasing, check_positive, check_shape, is_traced
 from ntkcollapse._safe import norm
-from ntkcollapse.classes import Classes
+from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
@@ -54,10 +54,10 @@ class SimulationError(RuntimeError):
 def simulate(
     start: LastLayer | ReducedStart | DeepLastLayer | Any,
     kappa: SampleKernel | KernelPath | AbstractFlow | Any,
-    classes: Classes | None = None,
+    classes: Classes | Sequence[int] | None = None,
     times: Float[Array, " T"] | Float[np.ndarray, " T"] | Sequence[float] | None = None,
     *,
-    method: Method = _DEFAULT,
+    method: Method | str = _DEFAULT,
     reduced: bool | None = None,
     columns: bool = True,
     observed: bool = True,
@@ -82,13 +82,13 @@ def simulate(
     T (n C + G n² + C n) numbers for a reduced run, T N n for a full one.
 
     Args:
-        start: the state at times[0]; a `ReducedStart` where single columns do not matter.
+        start: the state at times[0], or its arrays (H, W, b); a `ReducedStart` where single columns do not matter.
         kappa: feature kernel, constant or a `KernelPath`, or three numbers (diagonal, within, between); or a flow,
             which brings its classes. A flow with a constraint is put back on it after every step, and
             statistics["largest_correction"] says from how far.
-        classes: behind the columns of H; may be left out beside a flow.
+        classes: behind the columns of H, or a list of their sizes; may be left out beside a flow.
         times: flow times to save at, increasing, (T,); in units of the flow's loss, ½‖R‖² unless scaled.
-        method: solver, tolerances and the largest number of steps.
+        method: solver, tolerances and the largest number of steps; or the name of the solver alone.
         reduced: None uses the reduction wherever it is exact; False forces the full flow; True insists on it.
         columns: whether to observe what needs all columns: accuracy, nc4_mismatch.
         observed: whether to observe at all; without, the trajectory has states alone and its observation is not
@@ -104,7 +104,7 @@ def simulate(
     Raises:
         ValueError: shapes that disagree, a kernel that is not positive definite, times that do not increase, a path of
             kernels that does not cover the times, or `reduced=True` where it is not exact.
-        TypeError: a kernel of another kind, or no times.
+        TypeError: a kernel, classes or a start of another kind, or no times.
         SimulationError: the solver failed; the trajectory until then is its attribute.
 
     References:
@@ -119,7 +119,8 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    flow = _flow_of(kappa, classes)
+    flow, start = _flow_of(kappa, classes), _as_start(start)
+    method = Method(solver=method) if isinstance(method, str) else method
     if times is None:
         raise TypeError("times: expected the flow times to save at, got none; simulate(start, kappa, classes, times).")
     check_increasing("times", times)
@@ -219,15 +220,31 @@ def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | 
     return _Parts(out, layers, observables, kernel, None, solver)
 
 
-def _flow_of(kappa: Any, classes: Classes | None) -> AbstractFlow:
+def _flow_of(kappa: Any, classes: Classes | Sequence[int] | None) -> AbstractFlow:
     """The theorem's flow under a kernel, or the flow given."""
     if isinstance(kappa, AbstractFlow):
-        if classes is not None and kappa.classes != classes:
+        if classes is not None and kappa.classes != as_classes(classes):
             raise ValueError("classes: expected the classes that the flow was built for; leave them out.")
         return kappa
     if classes is None:
         raise TypeError("classes: expected the classes behind the columns of H, got none beside a kernel.")
-    return Flow(kappa, classes)
+    return Flow(kappa, as_classes(classes))
+
+
+def _as_start(start: Any) -> Any:
+    """The start itself, or the last layer of its three arrays.
+
+    Raises:
+        TypeError: it is no state.
+    """
+    if isinstance(start, list | tuple) and type(start) in (list, tuple) and len(start) == 3:
+        return LastLayer(*start)
+    if not hasattr(start, "W"):
+        raise TypeError(
+            f"start: expected a LastLayer or the arrays (H, W, b), or another state with a W, got "
+            f"{type(start).__name__}; LastLayer(H=..., W=..., b=...) makes one."
+        )
+    return start
 
 
 def _equation_of(flow: AbstractFlow) -> Equation:

@@ -18,11 +18,11 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from ntkcollapse import _netcdf
-from ntkcollapse._checks import check_choice, check_increasing, check_real, check_shape
+from ntkcollapse._checks import check_choice, check_increasing, check_path, check_real, check_shape
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import imported
-from ntkcollapse.classes import Classes
+from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -51,7 +51,7 @@ class Trajectory(eqx.Module):
     Args:
         times: flow time t of the equation's loss (optimiser steps where `equation.without_clock` says why), (T,).
         observables: name → (T, ...) array.
-        classes: behind the columns.
+        classes: behind the columns, or a list of their sizes.
         states: a `LastLayer` with a leading time axis (`LastLayer.stacked`): H (T, n, N), W (T, C, n), b (T, C); or a
             `ReducedState` with class means M (T, n, C) and propagators P (T, G, n, n) in place of H; or None.
         kernel: of the features, where there is one.
@@ -85,7 +85,7 @@ class Trajectory(eqx.Module):
         self,
         times,
         observables: Mapping[str, Any],
-        classes: Classes,
+        classes: Classes | Sequence[int],
         *,
         states: Any = None,
         kernel: SampleKernel | KernelPath | None = None,
@@ -101,7 +101,7 @@ class Trajectory(eqx.Module):
             check_real(**{f"{kind}[{name!r}]": value for name, value in values.items()})
         self.times = jnp.asarray(times)
         self.observables = {name: jnp.asarray(value) for name, value in observables.items()}
-        self.classes = classes
+        self.classes = as_classes(classes)
         self.states = states
         self.kernel = kernel
         self.deviations = deviations
@@ -283,6 +283,7 @@ class Trajectory(eqx.Module):
             FileNotFoundError: there is none.
             ValueError: the file is damaged, or not a trajectory that `save` wrote.
         """
+        check_path("path", path)
         file = Path(path)
         file = RunDirectory(file).trajectory if file.is_dir() else file
         if not file.exists():

@@ -42,5 +42,7 @@ class WeightDecay(eqx.Module):
             named = dict.fromkeys("HWb", rates)
         for name in named:
             check_choice("weight_decay", name, ("H", "W", "b"))
+        if any(rate is None for rate in named.values()):
+            raise ValueError("weight_decay: expected rates, got None; leave it out, or give 0.")
         check_positive("weight_decay", list(named.values()), zero=True)
         return cls(**{name: jnp.asarray(named.get(name, 0.0), dtype=float) for name in "HWb"})

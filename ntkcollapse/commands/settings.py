@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ntkcollapse._coercion import Whole
 from ntkcollapse._config import Settings, setting
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS, SOLVERS
 from ntkcollapse.comparison.rungs import RUNGS
@@ -22,9 +23,9 @@ class SimulateConfig(Settings):
     Integrates the theory from named parameters; writes the run and its figures; prints rates, drift and NC.
     """
 
-    classes: int = setting(4, "number of classes C")
+    classes: int = setting(4, "number of classes C", whole=Whole(2, 10**6, "from 2 to a million"))
     per_class: tuple[int, ...] = setting((20,), "samples in each class m: one number, or one for each class")
-    features: int = setting(16, "number of features n")
+    features: int = setting(16, "number of features n", whole=Whole(1, 10**6, "from 1 to a million"))
     model: str = setting(
         "ntk_collapse", "which model; all but the first bring their own kernel, loss, decay", choices=SIMULATED_MODELS
     )
@@ -35,7 +36,7 @@ class SimulateConfig(Settings):
     weight_decay: tuple[float, ...] = setting((0.0,), "decay rate of H, W and b, or three rates; per unit flow time")
     bias: str = setting("free", "whether the bias moves", choices=("free", "frozen", "absent"))
     until: float | None = setting(None, "flow time to stop at (default: 10 of the slowest predicted decay times)")
-    times: int = setting(200, "number of times to save, log-spaced")
+    times: int = setting(200, "number of times to save, log-spaced", whole=Whole(10, 10**6, "from 10 to a million"))
     solver: str | None = setting(
         None,
         "method (default: chebyshev where the flow reduces, else tsit5)",

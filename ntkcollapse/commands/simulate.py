@@ -18,6 +18,7 @@ from ntkcollapse.commands._summaries import files_line, simulation_table
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import SimulateConfig
 from ntkcollapse.comparison import measured_rates
+from ntkcollapse.data.memory import check_affordable
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
@@ -26,8 +27,6 @@ from ntkcollapse.theory.integrate import Method
 
 def simulate_command(config: SimulateConfig) -> None:
     """Does what `SimulateConfig` says."""
-    if config.classes < 2:
-        raise ValueError(f"classes: expected at least 2, got {config.classes}.")
     per_class = config.per_class * (config.classes if len(config.per_class) == 1 else 1)
     if len(per_class) != config.classes:
         raise ValueError(f"per_class: expected one number or {config.classes}, got {len(per_class)}.")
@@ -35,11 +34,11 @@ def simulate_command(config: SimulateConfig) -> None:
         raise ValueError(f"kappa: expected three numbers (diagonal, within, between), got {len(config.kappa)}.")
     if len(config.weight_decay) not in (1, 3):
         raise ValueError(f"weight_decay: expected one rate or three (H, W, b), got {len(config.weight_decay)}.")
-    if config.times < 10:
-        raise ValueError(f"times: expected at least 10 times to save, got {config.times}.")
     check_positive("rtol, atol", (config.rtol, config.atol))
     check_positive("weight_decay", config.weight_decay, zero=True)
     classes = Classes(sizes=per_class)
+    columns = classes.num_classes + min(config.features, classes.num_samples)
+    check_affordable("times, features", (config.times, config.features, columns), 8, "save at fewer times")
     kappa = BlockKernel(*config.kappa)
     kappa.check(classes)
     decay = dict(zip("HWb", config.weight_decay * (3 // len(config.weight_decay)), strict=True))

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num
 
-from ntkcollapse._checks import check_finite, check_real
+from ntkcollapse._checks import check_finite, check_real, check_whole
 from ntkcollapse.classes import Classes, class_order
 
 
@@ -88,6 +88,7 @@ class Dataset(eqx.Module):
         Raises:
             ValueError: a class has fewer samples.
         """
+        check_whole(argument, per_class)
         sizes = self.classes.sizes
         if not 1 <= per_class <= min(sizes):
             small = int(np.argmin(sizes))

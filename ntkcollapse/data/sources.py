@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ntkcollapse._checks import check_choice, check_real
+from ntkcollapse._checks import check_choice, check_path, check_real
 from ntkcollapse.choices import IMAGES, OWN
 from ntkcollapse.data.dataset import Dataset, Splits
 from ntkcollapse.data.digits import digits
@@ -51,6 +51,8 @@ def load(
         ValueError: an unknown name, or more samples a class than there are.
     """
     check_choice("name", name, (*IMAGES, *OWN))
+    if path is not None:
+        check_path("path", path)
     if name == "digits":
         splits = Splits(digits(), digits(part="test"))
     elif name in OWN:

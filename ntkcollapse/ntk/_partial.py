@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ntkcollapse._checks import check_path
 from ntkcollapse._files import remove_leftovers
 from ntkcollapse.checkpoints import load_arrays, save_arrays
 from ntkcollapse.ntk._problem import Problem, one_like
@@ -36,6 +37,9 @@ class PartialResults:
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
+        check_path("checkpoint", self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"checkpoint: expected a folder, {folder} is a file; give another name.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._fingerprint = fingerprint()
         self._last = time.monotonic()

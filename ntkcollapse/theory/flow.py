@@ -8,9 +8,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive, is_traced
+from ntkcollapse._checks import check_choice, check_positive, check_real, is_traced
 from ntkcollapse.block_kernel import BlockKernel
-from ntkcollapse.classes import Classes
+from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.equation import Bias
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -42,6 +42,9 @@ def as_kernel(kernel: Any) -> SampleKernel | KernelPath:
             "own with `kernel_at(t, state)`."
         )
     if isinstance(kernel, Sequence) and len(kernel) == 3 and all(jnp.ndim(value) == 0 for value in kernel):
+        return BlockKernel(*kernel)
+    if getattr(kernel, "shape", ()) == (3,):
+        check_real(kernel=kernel)
         return BlockKernel(*kernel)
     if getattr(kernel, "ndim", 0) == 2:
         return DenseKernel(kernel)
@@ -125,7 +128,7 @@ class Flow(AbstractFlow):
     """
 
     kernel: SampleKernel | KernelPath = eqx.field(converter=as_kernel)
-    classes: Classes
+    classes: Classes = eqx.field(converter=as_classes)
     loss: Loss = eqx.field(converter=as_loss, default_factory=SquaredError)
     weight_decay: WeightDecay = eqx.field(converter=WeightDecay.of, default=0.0)
     bias: str = eqx.field(static=True, default="free")

@@ -21,12 +21,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._checks import check_choice, check_positive, check_whole
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import INITIAL_CONDITIONS
-from ntkcollapse.classes import Classes
+from ntkcollapse.classes import Classes, as_classes
+from ntkcollapse.data.memory import check_affordable
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.theory.flow import as_kernel
 
 Scale = float | Float[ArrayLike, ""]
 
@@ -34,6 +36,7 @@ Scale = float | Float[ArrayLike, ""]
 def gaussian(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 1.0, key: Array) -> LastLayer:
     """H ~ scale N(0, 1), W ~ scale N(0, 1/n), b = 0; `kappa` is not read."""
     del kappa
+    _check_room(classes, n, 1)
     s, keys = _scale(scale), jax.random.split(key, 2)
     return LastLayer(
         H=s * jax.random.normal(keys[0], (n, classes.num_samples)),
@@ -48,6 +51,7 @@ def small(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 1e-3,
     For unconstrained features the end is within O(scale) of neural collapse, in WWᵀ within O(scale²).
     """
     del kappa
+    _check_room(classes, n, 1)
     s, keys = _scale(scale), jax.random.split(key, 3)
     return LastLayer(
         H=s * jax.random.normal(keys[0], (n, classes.num_samples)),
@@ -117,7 +121,7 @@ def collapsed(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 1
 
     Scale 1 is the state with invariant 0; any other one is a fixed point too, with E ∝ WᵀW. n ≥ C − 1.
     """
-    _check_room(n, classes.num_classes - 1)
+    _check_room(classes, n, classes.num_classes - 1)
     s = _scale(scale)
     U, V = _output_basis(classes.num_classes), _frame(key, n, classes.num_classes - 1)
     quarter = (classes.per_class / _block(kappa).lambda_class(classes)) ** 0.25
@@ -140,13 +144,16 @@ def initial_condition(
     True
     """
     check_choice("name", name, INITIAL_CONDITIONS)
+    classes, kappa = as_classes(classes), as_kernel(kappa)
+    if not isinstance(kappa, SampleKernel):
+        raise TypeError("kappa: expected a kernel at one time, got a KernelPath; take `path.at(t)`.")
     options = {} if scale is None else {"scale": scale}
     return INITIAL_CONDITIONS[name](classes, n, kappa, key=key, **options)
 
 
 def _aligned(classes: Classes, n: int, kappa: SampleKernel, scale: Scale, key: Array, last_sign: float) -> LastLayer:
     C, m, λ_class = classes.num_classes, classes.per_class, _block(kappa).lambda_class(classes)
-    _check_room(n, C - 1)
+    _check_room(classes, n, C - 1)
     modes, outputs, features = jax.random.split(key, 3)
     α = _scale(scale) * jax.random.uniform(modes, (C - 1,), minval=0.5, maxval=1.5)
     U = _output_basis(C) @ _orthogonal(outputs, C - 1)
@@ -161,7 +168,7 @@ def _zero_invariant(
     classes: Classes, n: int, kernel: SampleKernel, scale: Scale, key: Array, rank: int, scatter: bool
 ) -> LastLayer:
     C, N = classes.num_classes, classes.num_samples
-    _check_room(n, rank)
+    _check_room(classes, n, rank)
     space, means, spread, rotation = jax.random.split(key, 4)
     V = _frame(space, n, rank)
     # In coordinates of that space: class means with sample mean 0 in `rank` dimensions, and deviations from them.
@@ -187,7 +194,7 @@ def _non_collapse(
 ) -> LastLayer:
     kappa = _block(kappa)
     C, m, λ_class = classes.num_classes, classes.per_class, kappa.lambda_class(classes)
-    _check_room(n, C)
+    _check_room(classes, n, C)
     if m < 2:
         raise ValueError(f"classes: expected at least 2 samples a class, got {m}: there is no within-class direction.")
     modes, direction, samples = jax.random.split(key, 3)
@@ -255,6 +262,9 @@ def _block(kappa: SampleKernel) -> BlockKernel:
     return kappa
 
 
-def _check_room(n: int, rank: int) -> None:
+def _check_room(classes: Classes, n: int, rank: int) -> None:
+    check_whole("n", n)
     if n < rank:
         raise ValueError(f"n: expected at least {rank} features for this initial condition, got {n}.")
+    rows = classes.num_samples + classes.num_classes
+    check_affordable("classes, n", (rows, max(n, rank)), 8, "take fewer classes, samples or features")

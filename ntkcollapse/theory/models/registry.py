@@ -1,7 +1,10 @@
 """The registry of models: title, assumptions, predictions, source and test of each, and their table."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
+
+from ntkcollapse.classes import as_classes
 
 MODELS: dict[str, "Model"] = {}
 
@@ -22,7 +25,14 @@ class Model:
         self.__doc__ = build.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.build(*args, **kwargs)
+        """Calls the function that builds the flow; a list of sizes does for its classes."""
+        given = inspect.signature(self.build).bind(*args, **kwargs)
+        if "classes" in given.arguments:
+            given.arguments["classes"] = as_classes(given.arguments["classes"])
+        for name, value in given.arguments.items():
+            if name != "loss" and isinstance(value, str):
+                raise ValueError(f"{name}: expected a number, got {value!r}.")
+        return self.build(*given.args, **given.kwargs)
 
     def __getattr__(self, name: str) -> Callable:
         answers = self.__dict__.get("answers", {})
