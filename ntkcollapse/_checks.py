@@ -45,6 +45,36 @@ def check_real(**arrays: Any) -> None:
         check_unmasked(name, value)
 
 
+def check_arrays(**arrays: Any) -> None:
+    """Every value, given under its name, is or makes one array of real numbers, none of them masked.
+
+    Raises:
+        TypeError: what is no array: None, a dictionary, rows of unequal length, whole numbers of more than 64 bits.
+        ValueError: as `check_real`.
+    """
+    for name, value in arrays.items():
+        if not hasattr(value, "dtype") and not is_traced(value):
+            try:
+                dtype = np.asarray(value).dtype
+            except (ValueError, TypeError) as error:
+                raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error}).") from None
+            if dtype in (np.dtype(object), np.dtype(np.uint64)):
+                raise TypeError(
+                    f"{name}: expected an array of numbers of at most 64 bits, got {type(value).__name__}, which "
+                    "makes none."
+                )
+    check_real(**arrays)
+
+
+def check_key(name: str, key: Any) -> None:
+    """The value is a key of JAX's random numbers."""
+    from jax.dtypes import issubdtype, prng_key
+
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (issubdtype(dtype, prng_key) or dtype == np.uint32):
+        raise TypeError(f"{name}: expected a key such as jax.random.key(0), got {type(key).__name__} of dtype {dtype}.")
+
+
 def check_unmasked(name: str, value: Any) -> None:
     """No array in the pytree has a mask, which JAX would drop."""
     for leaf in _leaves(value):
@@ -74,7 +104,10 @@ def check_finite(name: str, value: Any) -> None:
 
 def check_shape(name: str, value: Any, expected: Sequence[int | None], meaning: str) -> None:
     """The shape is `expected`, where None stands for any length."""
-    shape = np.shape(value)
+    try:
+        shape = np.shape(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: expected an array, {meaning}; got {type(value).__name__} ({error}).") from None
     fits = len(shape) == len(expected) and all(e in (None, s) for s, e in zip(shape, expected, strict=True))
     if not fits:
         wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
@@ -86,9 +119,10 @@ def check_choice(
 ) -> None:
     """The value is one of the names offered; the nearest one is suggested, or why the name is refused."""
     choices = list(choices)
-    if value in choices:
+    is_plain = isinstance(value, str | int | float | None)
+    if is_plain and value in choices:
         return
-    if value in refused:
+    if is_plain and value in refused:
         raise ValueError(f"{name}: {value} is not offered: {refused[value]}.")
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -122,11 +156,11 @@ def check_path(name: str, path: Any) -> None:
         TypeError: no path.
         ValueError: one with NUL, with letters that it cannot encode, or too long for it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name}: expected a path, got {type(path).__name__}.")
     shown = repr(path) if len(repr(path)) <= 100 else f"one of {len(repr(path))} characters"
     try:
         os.lstat(path)
-    except TypeError:
-        raise TypeError(f"{name}: expected a path, got {shown} ({type(path).__name__}).") from None
     except ValueError as error:
         raise ValueError(f"{name}: expected a path that the file system can hold, got {shown} ({error}).") from None
     except OSError as error:

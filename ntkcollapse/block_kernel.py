@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
+from ntkcollapse._checks import check_arrays, check_finite, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 from ntkcollapse.sample_kernel import SampleKernel
@@ -54,9 +54,9 @@ class BlockKernel(SampleKernel):
     reducible: ClassVar[bool] = True
 
     def __init__(self, diagonal, within, between):
-        check_real(diagonal=diagonal, within=within, between=between)
-        values = [jnp.asarray(x, dtype=jnp.result_type(float, x)) for x in (diagonal, within, between)]
-        self.diagonal, self.within, self.between = values
+        check_arrays(diagonal=diagonal, within=within, between=between)
+        values = [jnp.asarray(x) for x in (diagonal, within, between)]
+        self.diagonal, self.within, self.between = (x.astype(jnp.result_type(float, x)) for x in values)
 
     def __check_init__(self):
         C = max((x.shape[0] for x in (self.diagonal, self.within, self.between) if x.ndim), default=None)
@@ -70,6 +70,8 @@ class BlockKernel(SampleKernel):
             check_finite(name, value)
         if is_traced(self.diagonal, self.within, self.between):
             return
+        if C == 0:
+            raise ValueError("diagonal, within, between: expected a value for each class, got none.")
         lambda_single = np.asarray(self.diagonal) - np.asarray(self.within)
         if lambda_single.min() <= 0:
             raise ValueError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ntkcollapse._checks import check_real, check_shape, check_whole
+from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole
 from ntkcollapse._types import AnyArray
 
 # Their sizes stand in memory one by one.
@@ -17,9 +17,11 @@ _MOST = 10**7
 
 
 def _whole(sizes) -> tuple[int, ...]:
-    if not isinstance(sizes, Iterable) or np.ndim(sizes := tuple(sizes)) != 1:
+    if isinstance(sizes, Iterable):
+        sizes = tuple(sizes)
+        check_arrays(sizes=sizes)
+    if np.ndim(sizes) != 1:
         raise ValueError(f"sizes: expected one number of samples a class, such as (500, 300, 20), got {sizes!r}.")
-    check_real(sizes=sizes)
     for m in sizes:
         if isinstance(m, bool | np.bool_) or not np.isfinite(m) or int(m) != m:
             raise ValueError(f"sizes: expected whole numbers of samples, got {m} ({type(m).__name__}).")
@@ -71,7 +73,7 @@ class Classes(eqx.Module):
     @classmethod
     def balanced(cls, num_classes: int, per_class: int) -> "Classes":
         """C classes of m samples each."""
-        check_whole("num_classes, per_class", num_classes, per_class)
+        check_whole("num_classes", num_classes)
         if num_classes > _MOST:
             raise ValueError(f"num_classes: expected at most {_MOST:,} classes, got {num_classes:,}.")
         return cls(sizes=(per_class,) * num_classes)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ntkcollapse._checks import check_finite, check_increasing, check_real, check_shape, is_traced
+from ntkcollapse._checks import check_arrays, check_finite, check_increasing, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.sample_kernel import GroupedKernel, SampleKernel
@@ -32,7 +32,7 @@ class KernelPath(eqx.Module):
     kernels: SampleKernel
 
     def __init__(self, times, *, diagonal, within, between):
-        check_real(times=times, diagonal=diagonal, within=within, between=between)
+        check_arrays(times=times, diagonal=diagonal, within=within, between=between)
         times = jnp.asarray(times, dtype=float)
         check_increasing("times", times)
         values = [jnp.asarray(x, dtype=float) for x in (diagonal, within, between)]
@@ -56,6 +56,8 @@ class KernelPath(eqx.Module):
             )
         if len({tuple(jnp.shape(x) for x in jax.tree.leaves(k)) for k in kernels}) != 1:
             raise ValueError("kernels: expected kernels of one shape, got several; measure all on the same samples.")
+        if not all(isinstance(kernel, SampleKernel) for kernel in kernels):
+            raise TypeError(f"kernels: expected kernels, got {sorted({type(k).__name__ for k in kernels})}.")
         if isinstance(kernels[0], GroupedKernel) and not is_traced(kernels):
             bases = [np.asarray(k.basis) for k in kernels if isinstance(k, GroupedKernel)]
             if not all(np.array_equal(bases[0], basis) for basis in bases):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_real, check_shape
+from ntkcollapse._checks import check_arrays, check_finite, check_real, check_shape
 from ntkcollapse.classes import Classes, as_classes, class_order
 
 
@@ -26,7 +26,7 @@ class LastLayer(eqx.Module):
     b: Float[Array, " C"]
 
     def __init__(self, H, W, b):
-        check_real(H=H, W=W, b=b)
+        check_arrays(H=H, W=W, b=b)
         arrays = [jnp.asarray(x) for x in (H, W, b)]
         # One floating-point precision for all three: the widest given.
         given = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -58,7 +58,7 @@ class LastLayer(eqx.Module):
         Returns:
             The last layer, and the classes behind its columns.
         """
-        check_real(features=features, labels=labels, kernel=kernel, bias=bias)
+        check_arrays(features=features, labels=labels, kernel=kernel, **({} if bias is None else {"bias": bias}))
         order = class_order(labels)
         check_shape("features", features, (order.size, None), "(N samples, n features) with one label a row")
         classes = Classes.from_labels(np.asarray(labels)[order])

@@ -10,7 +10,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
+from ntkcollapse._checks import check_arrays, check_finite, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 
@@ -108,7 +108,7 @@ class DenseKernel(SampleKernel):
     matrix: Float[Array, "N N"]
 
     def __init__(self, matrix):
-        check_real(matrix=matrix)
+        check_arrays(matrix=matrix)
         matrix = jnp.asarray(matrix)
         check_shape("matrix", matrix, (None, matrix.shape[0] if matrix.ndim else None), "(N, N)")
         check_finite("matrix", matrix)

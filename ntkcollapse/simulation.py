@@ -121,6 +121,8 @@ def simulate(
     """
     flow, start = _flow_of(kappa, classes), _as_start(start)
     method = Method(solver=method) if isinstance(method, str) else method
+    if not isinstance(method, Method):
+        raise TypeError(f"method: expected a Method or the name of a solver, got {type(method).__name__}.")
     if times is None:
         raise TypeError("times: expected the flow times to save at, got none; simulate(start, kappa, classes, times).")
     check_increasing("times", times)

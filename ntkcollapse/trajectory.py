@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from ntkcollapse import _netcdf
-from ntkcollapse._checks import check_choice, check_increasing, check_path, check_real, check_shape
+from ntkcollapse._checks import check_arrays, check_choice, check_increasing, check_path, check_real, check_shape
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import imported
@@ -96,9 +96,12 @@ class Trajectory(eqx.Module):
         settings: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
     ):
-        check_real(times=times, deviations=deviations)
+        check_arrays(times=times)
+        check_real(deviations=deviations)
         for kind, values in (("observables", observables), ("statistics", statistics or {})):
-            check_real(**{f"{kind}[{name!r}]": value for name, value in values.items()})
+            if not isinstance(values, Mapping):
+                raise TypeError(f"{kind}: expected arrays by name, got {type(values).__name__}.")
+            check_arrays(**{f"{kind}[{name!r}]": value for name, value in values.items()})
         self.times = jnp.asarray(times)
         self.observables = {name: jnp.asarray(value) for name, value in observables.items()}
         self.classes = as_classes(classes)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._checks import check_arrays, check_choice, check_positive, check_shape
 
 
 class WeightDecay(eqx.Module):
@@ -31,6 +31,8 @@ class WeightDecay(eqx.Module):
             return rates
         if isinstance(rates, Mapping):
             named: Mapping[str, Any] = rates
+        elif getattr(rates, "shape", ()) == (3,):
+            named = dict(zip("HWb", rates, strict=True))
         elif isinstance(rates, Sequence) and not isinstance(rates, str):
             if len(rates) != 3:
                 raise ValueError(
@@ -42,7 +44,10 @@ class WeightDecay(eqx.Module):
             named = dict.fromkeys("HWb", rates)
         for name in named:
             check_choice("weight_decay", name, ("H", "W", "b"))
-        if any(rate is None for rate in named.values()):
-            raise ValueError("weight_decay: expected rates, got None; leave it out, or give 0.")
+        for rate in named.values():
+            if rate is None:
+                raise ValueError("weight_decay: expected rates, got None; leave it out, or give 0.")
+            check_arrays(weight_decay=rate)
+            check_shape("weight_decay", rate, (), "one rate for each of H, W and b")
         check_positive("weight_decay", list(named.values()), zero=True)
         return cls(**{name: jnp.asarray(named.get(name, 0.0), dtype=float) for name in "HWb"})

@@ -53,7 +53,7 @@ REFUSED = {
     "a size of text": (lambda: models.layer_peeled(CLASSES, "1", 1), "energy_H: expected a number, got '1'"),
     "NUL in a run": (lambda: nc.Trajectory.load("a\0b"), "path: expected a path that the file system can hold"),
     "a long run": (lambda: nc.Trajectory.load("x" * 5000), "path: expected .* one of 5002 characters; too long"),
-    "a number for a run": (lambda: nc.Trajectory.load(5), r"path: expected a path, got 5 \(int\)"),
+    "a number for a run": (lambda: nc.Trajectory.load(5), "path: expected a path, got int"),
     "NUL in data": (lambda: data.load("mnist", path="a\0b"), "path: expected a path that the file system can hold"),
     "NUL in a checkpoint": (
         lambda: ntk.empirical_ntk(lambda p, x: x @ p, W.T, H.T, checkpoint="a\0b"),

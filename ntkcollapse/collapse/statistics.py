@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_choice, check_finite, check_real, check_shape, is_traced
+from ntkcollapse._checks import check_arrays, check_choice, check_finite, check_real, check_shape, is_traced
 from ntkcollapse.classes import Classes
 
 WEIGHTINGS = ("class", "sample")
@@ -90,7 +90,7 @@ class ClassStatistics(eqx.Module):
             ValueError: labels out of range, a class without samples, one class only, features that are not one row a
                 sample, not real, masked or not finite.
         """
-        check_real(features=features)
+        check_arrays(features=features)
         features = as_floats(features)
         check_shape("features", features, (None, None), "(N samples, n features), one row a sample")
         check_finite("features", features)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive, check_whole
+from ntkcollapse._checks import check_arrays, check_choice, check_key, check_positive, check_shape, check_whole
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import INITIAL_CONDITIONS
 from ntkcollapse.classes import Classes, as_classes
@@ -144,6 +144,7 @@ def initial_condition(
     True
     """
     check_choice("name", name, INITIAL_CONDITIONS)
+    check_key("key", key)
     classes, kappa = as_classes(classes), as_kernel(kappa)
     if not isinstance(kappa, SampleKernel):
         raise TypeError("kappa: expected a kernel at one time, got a KernelPath; take `path.at(t)`.")
@@ -249,6 +250,8 @@ def _frame(key: Array, n: int, rank: int) -> Float[Array, "n rank"]:
 
 
 def _scale(scale: Scale) -> Float[Array, ""]:
+    check_arrays(scale=scale)
+    check_shape("scale", scale, (), "a number")
     check_positive("scale", scale)
     return jnp.asarray(scale, dtype=float)
 

@@ -133,6 +133,8 @@ def fit_rate(
     t = np.asarray(times, dtype=float)
     check_shape("norms", norms, t.shape, "one norm a time")
     check_positive("norms", norms, zero=True)
+    for name, value in (("tolerance", tolerance), ("min_efolds", min_efolds)):
+        check_shape(name, value, (), "a number")
     check_positive("tolerance", tolerance)
     check_positive("min_efolds", min_efolds, zero=True)
     if min_points < 6:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_real, check_shape
+from ntkcollapse._checks import check_arrays, check_finite, check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 
@@ -36,7 +36,7 @@ def frozen_residual(
         Seleznova et al. (2023), Section 4.1 and Table 1.
     """
     C, N = classes.num_classes, classes.num_samples
-    check_real(times=times, R=R)
+    check_arrays(times=times, R=R)
     check_shape("R", R, (C, N), "one column a sample of classes")
     check_finite("R", R)
     t, R = jnp.asarray(times, dtype=float), jnp.asarray(R, dtype=float)

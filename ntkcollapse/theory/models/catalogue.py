@@ -48,7 +48,7 @@ def _decay(H: Number = 0.0, W: Number = 0.0, b: Number = 0.0) -> WeightDecay:
 
 
 def _warn_trivial(learned, threshold: str) -> None:
-    if not is_traced(learned) and not bool(learned):
+    if not is_traced(learned) and not jnp.all(learned):
         warnings.warn(f"decay: {threshold}, so that the minimiser is W = H = 0: nothing is learned.", stacklevel=3)
 
 
