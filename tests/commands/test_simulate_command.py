@@ -161,7 +161,7 @@ def test_files_in_other_encodings(tmp_path):
     file.write_bytes("count = 5\n".encode("utf-16"))
     with pytest.raises(ValueError, match=r"some.toml is not: byte 0 is 0xff; save it as UTF-8"):
         _config.resolve(Example, {"config": str(file)})
-    for wrong, message in ((tmp_path, "is not one: .*directory"), (f"{tmp_path}/a\0b", "is not one: .*null byte")):
+    for wrong, message in ((tmp_path, "is not one: .*directory"), (f"{tmp_path}/a\0b", "null byte")):
         with pytest.raises(ValueError, match=message):
             _config.resolve(Example, {"config": str(wrong)})
 
@@ -170,12 +170,12 @@ def test_files_in_other_encodings(tmp_path):
     ("flags", "message"),
     [
         (["--classes", "5.5"], "classes: expected a whole number, got '5.5' (str)"),
-        (["--classes", "4" * 40], f"classes: expected a whole number of at most 64 bits, got {'4' * 40}"),
+        (["--classes", "4" * 40], f"classes: expected a whole number from 2 to a million, got {'4' * 40}"),
         (["--seed", "4" * 5000], "seed: expected a whole number, got '44444"),
         (["--scale", "nan"], "scale: expected a number, got nan (float)"),
         (["--kappa", "1", "x", "0"], "kappa: expected a number, got 'x' (str)"),
         (["--out", "a\0b"], "out: expected text that UTF-8 can hold, without NUL; got 'a\\x00b'"),
-        (["--config", "a\0b"], "config: expected a TOML file, 'a\\x00b' is not one"),
+        (["--config", "a\0b"], "config: expected a path that the file system can hold, got 'a\\x00b'"),
         (
             ["--model", "homogeneous", "--parameters", "decay=1", "decay=2"],
             "expected every option once, got decay again",
