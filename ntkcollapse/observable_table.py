@@ -22,6 +22,7 @@ PLACES = {
     "test data": "table of `ntkcollapse train`, about the means of training and test data",
     "sweep": "table of `ntkcollapse sweep`",
     "summary": "summary.csv of a sweep",
+    "overview": "table of `ntkcollapse compare` on collapse",
     "report": "table of the course of a run in its report",
     "figure": "panels of a run's figure",
     "gaps": "compared with a prediction where nothing else is asked for; tables of `ntkcollapse compare`",
@@ -116,7 +117,8 @@ OBSERVABLES: dict[str, Observable] = {
         ),
         Observable(
             "train_accuracy", "training accuracy", "training accuracy", "accuracy on the training set", scale="linear",
-            group="Accuracy", colour=BLUE, shown=("train", "sweep", "summary", "report", "figure"), progress="acc",
+            group="Accuracy", colour=BLUE, shown=("overview", "train", "sweep", "summary", "report", "figure"),
+            progress="acc",
         ),
         Observable(
             "test_loss", "test loss", "test loss", "loss on the test set", group="Loss", colour=ORANGE,
@@ -124,7 +126,8 @@ OBSERVABLES: dict[str, Observable] = {
         ),
         Observable(
             "test_accuracy", "test accuracy", "test accuracy", "accuracy on the test set", scale="linear",
-            group="Accuracy", colour=ORANGE, shown=("train", "sweep", "summary", "report", "figure"), progress="test",
+            group="Accuracy", colour=ORANGE, shown=("overview", "train", "sweep", "summary", "report", "figure"),
+            progress="test",
         ),
         Observable(
             "accuracy", "accuracy", "accuracy", "accuracy on the observed samples", scale="linear", group="Accuracy",
@@ -150,6 +153,7 @@ OBSERVABLES: dict[str, Observable] = {
             "variance within classes over that of class means: tr Σ_W/tr Σ_B", colour=PURPLE,
             group="Within-class variability", source="Tirer & Bruna (2022)", of=("statistics",), progress="nc1",
             shown=(
+                "overview",
                 "simulate", "train", "test data", "sweep", "summary", "report", "figure", "layers", "depth figure",
                 "points",
             ),
@@ -186,6 +190,7 @@ OBSERVABLES: dict[str, Observable] = {
             "distance of the normalised Gram matrix of centred class means from that of a simplex ETF", colour=RED,
             group="Geometry of means and weights", source=_SELEZNOVA, of=("statistics",),
             shown=(
+                "overview",
                 "simulate", "train", "sweep", "summary", "report", "figure", "layers", "depth figure", "points",
                 *_COMPARED,
             ),
@@ -209,7 +214,7 @@ OBSERVABLES: dict[str, Observable] = {
             "nc3_seleznova2023", "NC3", "NC3 (means aligned with $W$)",
             "distance of normalised W from the normalised centred class means", colour=GREEN,
             group="Geometry of means and weights", source=_SELEZNOVA, of=("statistics", "W"),
-            shown=("simulate", "train", "sweep", "summary", "report", "figure", "points", *_COMPARED),
+            shown=("overview", "simulate", "train", "sweep", "summary", "report", "figure", "points", *_COMPARED),
         ),
         Observable(
             "nc3_han2022", "NC3 (Han)", "NC3 (means aligned with $W$), squared",
@@ -246,7 +251,7 @@ OBSERVABLES: dict[str, Observable] = {
             "nc4_mismatch", "NC4", "NC4 (mismatch with nearest mean)",
             "share of samples that the classifier assigns to another class than the nearest class mean",
             scale="linear", colour=ORANGE, group="Nearest class mean", source=_PAPYAN,
-            shown=("simulate", "train", "report", "figure", "gaps"),
+            shown=("overview", "simulate", "train", "report", "figure", "gaps"),
         ),
         Observable(
             "nc4_mismatch_without_bias", "NC4 without bias", "NC4 (mismatch with nearest mean), without bias",
@@ -270,12 +275,12 @@ OBSERVABLES: dict[str, Observable] = {
         Observable(
             "invariant_relative", "|E|, relative", r"$\|W^\top W-HK^{-1}H^\top\|$, relative",
             "norm of the invariant over |WᵀW| + |H K⁻¹ Hᵀ|", scale="linear", group="Invariant", source=_SELEZNOVA,
-            shown=("report", "figure", "gaps", "points"),
+            shown=("overview", "report", "figure", "gaps", "points"),
         ),
         Observable(
             "invariant_alignment", "alignment of E", r"alignment of $W^\top W$, $HK^{-1}H^\top$",
             "cosine between WᵀW and H K⁻¹ Hᵀ", scale="linear", colour=PURPLE, group="Invariant", source=_SELEZNOVA,
-            shown=("simulate", "train", "sweep", "summary", "report", "figure", "points"),
+            shown=("overview", "simulate", "train", "sweep", "summary", "report", "figure", "points"),
         ),
         Observable(
             "necessary_condition", "necessary condition", "distance from the form that collapse needs",
@@ -313,7 +318,7 @@ OBSERVABLES: dict[str, Observable] = {
         Observable(
             "kappa_alignment", "alignment of κ", r"of $\Theta^h$ with $Y^\top Y$",
             "cosine between the feature kernel and YᵀY", scale="linear", colour=BLUE, group="Kernel alignment",
-            source=_SELEZNOVA, shown=("train", "sweep", "summary", "figure"), progress="align",
+            source=_SELEZNOVA, shown=("overview", "train", "sweep", "summary", "figure"), progress="align",
         ),
         Observable(
             "gamma_alignment", "alignment of γ", r"of $\Theta$ with $Y^\top Y$",

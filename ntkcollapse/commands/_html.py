@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1080px; margin: 2em auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1180px; margin: 2em auto;
        padding: 0 1.2em; }
 h1 { font-size: 1.6em; margin-bottom: .2em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ccc; }
-figure { margin: 1em 0; } figure img { max-width: 100%; max-height: 640px; height: auto; }
+figure { margin: 1em 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: .92em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88em; }
 th, td { padding: .22em .7em; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }
@@ -22,6 +22,8 @@ th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px sol
 .values td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .values th:last-child { text-align: left; }
 pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: .85em; line-height: 1.35; }
+.verdict { background: #eef3f8; padding: .8em 1.2em .8em 2em; margin: 1em 0; } .note { overflow-wrap: anywhere; }
+details { margin-top: 1.5em; } summary { font-size: 1.2em; font-weight: 600; cursor: pointer; }
 .note { color: #444; font-size: .92em; }
 """
 
@@ -47,6 +49,18 @@ def heading(text: str, level: int = 2) -> str:
 def paragraph(text: str) -> str:
     """A note."""
     return f'<p class="note">{html.escape(text)}</p>'
+
+
+def verdict(lines: Sequence[str]) -> str:
+    """What is to be read first."""
+    if not lines:
+        return ""
+    return '<ul class="verdict">' + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def folded(title: str, inside: str) -> str:
+    """A section that opens on a click; without script."""
+    return f"<details><summary>{html.escape(title)}</summary>\n{inside}\n</details>"
 
 
 def preformatted(text: str) -> str:

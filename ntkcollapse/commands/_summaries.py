@@ -1,5 +1,6 @@
 """The one-screen summaries and figures that commands end with."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from ntkcollapse import plots
 from ntkcollapse._table import number, table
 from ntkcollapse.captions import shown, time_axis
 from ntkcollapse.commands._collapse_sections import collapse_figures
+from ntkcollapse.observable_table import described
+from ntkcollapse.phases import blocks_of
 from ntkcollapse.run_directory import RunDirectory
+from ntkcollapse.training import Progressing
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -27,6 +31,22 @@ def simulation_table(run: Trajectory, seconds: float) -> str:
     )
     foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {meaning}: {drift:.1e}"
     return f"{table(header, rows)}\n\n{foot}"
+
+
+def overview_table(run: Trajectory) -> str:
+    """Collapse, blocks and invariant of a network at the start, half of the way to blocks, and the end."""
+    indices, blocks = plots.pictured(run), blocks_of(run)
+    assert blocks is not None
+    names = [*shown(run, "overview")]
+    rows = [[described(name).symbol, *(number(run[name][i]) for i in indices)] for name in names]
+    rows += [["κ_c/κ_d", *(number(blocks.within[i]) for i in indices)]]
+    rows += [["κ_n/κ_d", *(number(blocks.between[i]) for i in indices)]]
+    return table(["epoch", *(number(run["epoch"][i]) for i in indices)], rows)
+
+
+def progress() -> Progressing:
+    """How a run in training says how far it has come: a bar in a terminal, a line now and then elsewhere."""
+    return "bar" if sys.stderr.isatty() else "lines"
 
 
 def training_figures(run: Trajectory, out: Path) -> list[Path]:

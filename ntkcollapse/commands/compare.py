@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +12,21 @@ from tqdm import tqdm
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
-from ntkcollapse.commands._summaries import files_line
+from ntkcollapse.commands._summaries import files_line, overview_table, progress
+from ntkcollapse.commands._verdicts import ladder_line, verdict
 from ntkcollapse.commands.network_runs import (
     apart_at,
     can_be_trained_again,
     check_starts,
+    chosen_start,
     compared_steps,
-    default_start,
     has_batch_norm,
+    lacks,
     last_step,
     load_network_run,
     measured_run,
+    placed_steps,
+    sample_kernels,
     title_of,
     training_settings,
 )
@@ -42,9 +46,12 @@ from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import Interrupted, TrainConfig, preset, train
 from ntkcollapse.trajectory import Trajectory
 
-# Of a preset: the step that theory starts from, and the rungs, which take seconds.
-_START = 80
-_QUICK = ("block-frozen", "block-path", "sample-frozen")
+# Of a preset: the steps that theory starts from, the last of them where it is meant to hold, and the rungs, which take
+# seconds; of the others "auto", and the rungs of the last line.
+_STARTS = {"digits": (80,), "collapse": (60, 1500)}
+_QUICK = {"collapse": ("block-frozen", "block-path"), "": ("block-frozen", "block-path", "sample-frozen")}
+# The preset whose kernels are shown sample by sample.
+_PICTURED = "collapse"
 _ALONG_THE_PATH: Needs = "network along the path"
 
 
@@ -53,9 +60,9 @@ def compare_command(config: CompareConfig) -> None:
     for rung in config.rungs:
         check_choice("rungs", rung, ("all", *RUNGS))
     check_positive("records", config.records)
-    check_positive("homogeneity", config.homogeneity, zero=True)
+    if config.homogeneity is not None:
+        check_positive("homogeneity", config.homogeneity, zero=True)
     _check_used(config)
-    config = dataclasses.replace(config, starts=tuple(sorted(set(config.starts))))
     config = config if config.run is not None else _trained_first(config)
     assert config.run is not None
     recorded = load_network_run(Path(config.run))
@@ -63,6 +70,8 @@ def compare_command(config: CompareConfig) -> None:
     # What another comparison adds meanwhile would be lost, as would what this one adds to a run that is replaced.
     with out.locked("compare"):
         plan, figures = _climbed(config, recorded, out)
+        if plots.has_overview(recorded):
+            figures = _overview(config, recorded, plan)
     if not plan.starts:
         print("all of it was there already; --overwrite climbs again")
     print(files_line(plan.out.path, figures))
@@ -82,8 +91,19 @@ def _climbed(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> 
             if "frozen" in chains(ladder):
                 figure = plots.attribution_figure(attributions(ladder), title=title)
                 plots.save(figure, plan.out.figure(f"attribution_{step}"))
-        print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n")
+        print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n\n{ladder_line(ladder)}\n")
     return plan, figures
+
+
+def _overview(config: CompareConfig, recorded: Trajectory, plan: "_Plan") -> list[Path]:
+    """The figure of blocks, collapse, invariant and the theorem from the last start on; its numbers in print."""
+    assert config.run is not None
+    step = max(plan.missing)
+    print(f"{overview_table(recorded)}\n\n{verdict(recorded)}\n")
+    title = f"{title_of(recorded)}, {recorded.settings.get('parameters', 0):,} parameters"
+    kernels = sample_kernels(Path(config.run), recorded, plots.pictured(recorded))
+    figure = plots.overview_figure(recorded, kernels=kernels, ladder=plan.ladders[step], title=title)
+    return plots.save(figure, plan.out.figure("collapse"))
 
 
 class _Plan(NamedTuple):
@@ -113,22 +133,35 @@ def _trained_first(config: CompareConfig) -> CompareConfig:
     What is refused is refused before it is trained.
     """
     settings = dataclasses.replace(preset(config.preset), seed=config.seed)
-    starts = config.starts or (_START,)
+    if not {"kappa", "last-layer"} <= set(settings.measure) or settings.probe_per_class:
+        raise ValueError(
+            f"preset: expected one that is measured with kappa and last-layer on its whole training set, got "
+            f"{config.preset!r}; train it, with these, and compare its run."
+        )
+    starts: tuple[int | str, ...] = config.starts or _STARTS.get(config.preset, ("auto",))
+    steps = {int(start) for start in starts if _is_step(start)}
     last = last_step(settings)
-    check_starts(starts, last)
-    rungs = _of_network(_chosen(config.rungs) or _QUICK, settings, config)
+    check_starts(steps, last)
+    rungs = _of_network(_chosen(config.rungs) or _QUICK.get(config.preset, _QUICK[""]), settings, config)
     out = config.out or "runs/compare"
     RunDirectory(out).check(overwrite=config.overwrite)
-    keep = set(starts)
-    if _need(rungs, _ALONG_THE_PATH):
-        keep |= settings.measured_steps(last // settings.epochs)
+    if not config.starts:
+        # Records between the last start, which is late, and the end.
+        settings = dataclasses.replace(settings, measure_steps=tuple(sorted(placed_steps(max(steps), last, 16))))
+    keep, measured = set(steps), settings.measured_steps(last // settings.epochs)
+    if _need(rungs, _ALONG_THE_PATH) or len(steps) < len(starts) or config.preset == _PICTURED:
+        keep |= measured
     try:
-        train(settings, out, overwrite=config.overwrite, keep_networks_at=keep, progress=sys.stderr.isatty())
+        train(settings, out, overwrite=config.overwrite, keep_networks_at=keep, progress=progress())
     except Interrupted as error:
         resumed = f"ntkcollapse train --resume --out {out}"
         print(f"{error}\ngo on with: {resumed}, then ntkcollapse compare {out}", file=sys.stderr)
         sys.exit(128 + error.signum)
     return dataclasses.replace(config, run=str(out), out=None, starts=starts, rungs=rungs, overwrite=False)
+
+
+def _is_step(start: int | str) -> bool:
+    return isinstance(start, int) or start.lstrip("-").isdigit()
 
 
 def _plan(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> _Plan:
@@ -137,7 +170,7 @@ def _plan(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> _Pl
     steps = [int(step) for step in np.asarray(recorded["step"])]
     elsewhere = out.path.resolve() != run.resolve()
     ladders = _held(config, recorded, out, elsewhere)
-    starts = config.starts or tuple(ladders) or (default_start(steps),)
+    starts = _starts(config.starts or tuple(ladders) or ("auto",), recorded)
     check_starts(starts, steps[-1])
     rungs = _chosen(config.rungs or ("all",))
     if not config.rungs:
@@ -150,19 +183,68 @@ def _plan(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> _Pl
     climbed = sorted(step for step, names in missing.items() if names)
     if not climbed:
         return _Plan(out, ladders, missing, {}, "")
-    at = {*climbed, *compared_steps(steps, config.records)}.union(*(_steps(ladders.get(step)) for step in climbed))
+    decays = float(recorded.equation.weight_decay.W) > 0
     networks_at = {step for step in climbed if any(RUNGS[name].needs != "nothing" for name in missing[step])}
-    if any(_need(names, _ALONG_THE_PATH) for names in missing.values()):
-        networks_at = at
+    if decays and config.homogeneity is None and can_be_trained_again(run, recorded):
+        # The decay of features is measured of the network, unless batch normalisation leaves none.
+        networks_at |= set() if has_batch_norm(training_settings(run)) else set(climbed)
+
+    def where(placed: Callable[[int], set[int]]) -> tuple[set[int], set[int]]:
+        at = set(climbed).union(*map(placed, climbed), *(_steps(ladders.get(step)) for step in climbed))
+        return at, at if any(_need(names, _ALONG_THE_PATH) for names in missing.values()) else networks_at
+
+    at, networks_at = where(lambda start: compared_steps(steps, config.records, start))
+    if lacks(run, recorded, at=at, networks_at=networks_at):
+        at, networks_at = where(lambda start: placed_steps(start, steps[-1], config.records))
     measured = measured_run(run, recorded, at=at, networks_at=networks_at)
     # Refused before anything is removed or climbed.
-    begin = {step: _start(measured, step, ladders.get(step), out, config.homogeneity) for step in climbed}
+    begin = {}
+    for step in climbed:
+        p, why = _homogeneity(config, measured, step, ladders.get(step))
+        begin[step] = _start(measured, step, ladders.get(step), out, p)
+        if decays and why:
+            print(f"weight decay, from step {step}: {why}\n")
     if elsewhere:
         # A directory of its own holds all that a report needs.
         settings = RunDirectory(run).settings
         text = settings.read_text(encoding="utf-8") if settings.exists() else None
         out.put(text, measured.trajectory.save, keep_derived=bool(ladders))
     return _Plan(out, ladders, missing, begin, title_of(recorded))
+
+
+def _starts(words: Iterable[int | str], recorded: Trajectory) -> tuple[int, ...]:
+    """The steps that theory starts from; a line says why where they are chosen by a word."""
+    steps = set()
+    for word in words:
+        if _is_step(word):
+            steps.add(int(word))
+        else:
+            step, why = chosen_start(recorded, str(word))
+            steps.add(step)
+            print(f"theory starts from step {step}: {why}\n")
+    return tuple(sorted(steps))
+
+
+def _homogeneity(config: CompareConfig, measured: MeasuredRun, step: int, held: Ladder | None) -> tuple[float, str]:
+    """The degree of the features in decaying weights, and where it is from."""
+    if config.homogeneity is not None:
+        return config.homogeneity, ""
+    if held is not None and held.rungs:
+        return held.homogeneity, f"features decay at {held.homogeneity:g} λ, as in the rungs that are there"
+    network = measured.networks.get(measured.record(step))
+    if network is None or network.coupled is not None:
+        why = "features do not decay: batch normalisation makes them blind to the scale of their weights"
+        return 0.0, why if network is not None or config.run is None or _normalised(config) else (
+            "features do not decay, as their network is not known; --homogeneity names the degree"
+        )
+    p, share = network.degree()
+    return max(p, 0.0), f"features decay at {p:.3g} λ, the pull of the decay on them to {100 * (1 - share):.0f}%"
+
+
+def _normalised(config: CompareConfig) -> bool:
+    """Whether the run's settings are there and name a network with batch normalisation."""
+    assert config.run is not None
+    return RunDirectory(config.run).settings.exists() and has_batch_norm(training_settings(Path(config.run)))
 
 
 def _need(rungs: Iterable[str], what: Needs) -> bool:
@@ -213,7 +295,7 @@ def _lacking(held: Ladder | None, rungs: tuple[str, ...], config: CompareConfig)
     """
     if held is None:
         return rungs
-    if held.rungs and held.homogeneity != config.homogeneity:
+    if held.rungs and config.homogeneity is not None and held.homogeneity != config.homogeneity:
         raise ValueError(
             f"homogeneity: expected {held.homogeneity:g}, of the rungs that are there, got {config.homogeneity:g}; "
             "choose another --out, or pass --overwrite to climb them again."

@@ -1,7 +1,6 @@
 """Runs of networks to be compared: what their directory holds where that is enough, else trained again."""
 
 import dataclasses
-import sys
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -9,11 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ntkcollapse.comparison import MeasuredRun
+from ntkcollapse._checks import check_choice
+from ntkcollapse.commands._summaries import progress
+from ntkcollapse.comparison import MeasuredRun, NetworkAt
 from ntkcollapse.comparison.start import check_clock
 from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.phases import ALIGNED_ABOVE, BETWEEN_BELOW, blocks_formed, blocks_of, terminal_phase
 from ntkcollapse.run_directory import RunDirectory
-from ntkcollapse.training import TrainConfig, preset, saved_config, saved_networks, train
+from ntkcollapse.training import TrainConfig, log_spaced, preset, saved_config, saved_networks, train
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -97,18 +99,58 @@ def check_starts(starts: Iterable[int], last: int) -> None:
             raise ValueError(f"start: expected a step from 0 to below steps = {last}, got {start}.")
 
 
-def default_start(steps: Sequence[int]) -> int:
-    """The record nearest to a hundredth of the run, and before its end."""
+def chosen_start(run: Trajectory, word: str) -> tuple[int, str]:
+    """The step that 'terminal' or 'auto' means in a run, and why.
+
+    Raises:
+        ValueError: another word; or 'terminal' of a run in which blocks do not form before its last record.
+    """
+    check_choice("start", word, ("terminal", "auto"))
+    steps = [int(step) for step in np.asarray(run["step"])]
+    blocks, terminal = blocks_formed(run), terminal_phase(run)
+    record = None if blocks is None or terminal is None else max(blocks, terminal)
+    if record is not None and terminal is not None and record < len(steps) - 1:
+        kernel = blocks_of(run)
+        assert kernel is not None
+        return steps[record], (
+            f"every training sample is right from step {steps[terminal]} on, and from step {steps[record]} on the "
+            f"kernel of the features is one of blocks: κ_n/κ_c = {kernel.between[record] / kernel.within[record]:.2g} "
+            f"(below {BETWEEN_BELOW:g}), alignment with the labels {kernel.alignment[record]:.2g} (above "
+            f"{ALIGNED_ABOVE:g})"
+        )
+    missing = "a terminal phase" if terminal is None else "blocks that last"
+    if word == "terminal":
+        raise ValueError(
+            f"start: expected a run whose feature kernel becomes one of blocks, got one without {missing}; name a "
+            "step, or take 'auto'."
+        )
     before = steps[:-1] or steps
-    return before[int(np.argmin(np.abs(np.log1p(before) - np.log1p(steps[-1] / 100))))]
+    step = before[int(np.argmin(np.abs(np.log1p(before) - np.log1p(steps[-1] / 100))))]
+    return step, f"a hundredth of the run, which does not show {missing}"
 
 
-def compared_steps(steps: Sequence[int], records: int) -> set[int]:
-    """All steps that a run recorded; of more than `records`, so many that are evenly spaced in the logarithm."""
-    if len(steps) <= records:
-        return set(steps)
-    wanted = np.unique(np.rint(np.geomspace(1, max(steps), records)).astype(int))
-    return {0, steps[-1], *(min(steps, key=lambda s: abs(np.log1p(s) - np.log1p(w))) for w in wanted)}
+def compared_steps(steps: Sequence[int], records: int, start: int = 0) -> set[int]:
+    """The steps that a run recorded from a start on; of more than `records`, so many, log-spaced since the start."""
+    after = [step for step in steps if step >= start]
+    if len(after) <= records:
+        return set(after)
+    wanted = start + np.unique(np.rint(np.geomspace(1, after[-1] - start, records)).astype(int))
+    nearest = (min(after, key=lambda s: abs(np.log1p(s - start) - np.log1p(w - start))) for w in wanted)
+    return {after[0], after[-1], *nearest}
+
+
+def placed_steps(start: int, last: int, records: int) -> set[int]:
+    """The start, the end, and steps between them that are log-spaced since the start: for a run that is made again."""
+    return {start + step for step in log_spaced(last - start, records)}
+
+
+def lacks(path: Path, run: Trajectory, *, at: Collection[int], networks_at: Collection[int]) -> str:
+    """Why a run has to be trained again to be compared at these steps; empty where it has not, or cannot be."""
+    if not can_be_trained_again(path, run):
+        return ""
+    config = training_settings(path)
+    kept = saved_networks(config, path) if networks_at else {}
+    return _missing(run, config, at, set(networks_at) - kept.keys())
 
 
 def measured_run(path: Path, run: Trajectory, *, at: Collection[int], networks_at: Collection[int] = ()) -> MeasuredRun:
@@ -136,6 +178,25 @@ def measured_run(path: Path, run: Trajectory, *, at: Collection[int], networks_a
         return MeasuredRun(run, {}).at_steps(at)
     data = config.build_splits().train
     return MeasuredRun.of(run, {step: kept[step] for step in networks_at}, data).at_steps(at)
+
+
+def sample_kernels(
+    path: Path, run: Trajectory, records: Iterable[int], per_class: int = 10
+) -> dict[int, np.ndarray] | None:
+    """Feature kernels of the first samples of each class at some records; None where their networks were not kept."""
+    if not can_be_trained_again(path, run):
+        return None
+    config = training_settings(path)
+    steps = {record: int(run["step"][record]) for record in records}
+    kept = saved_networks(config, path)
+    if not set(steps.values()) <= kept.keys():
+        return None
+    data = config.build_splits().train
+    some = data.balanced(min(per_class, *data.classes.sizes))
+    return {
+        record: np.asarray(NetworkAt.of(*kept[step], some).feature_kernel(outputs="mean"))
+        for record, step in steps.items()
+    }
 
 
 def train_again(path: Path, run: Trajectory, *, at: Collection[int], networks_at: Collection[int] = ()) -> MeasuredRun:
@@ -178,7 +239,7 @@ def train_measured(config: TrainConfig, *, at: Iterable[int], networks_at: Itera
         keep_states=True,
         recompute_statistics=True,
     )
-    run, networks = train(config, keep_networks_at=networks_at, statistics_batch_size=0, progress=sys.stderr.isatty())
+    run, networks = train(config, keep_networks_at=networks_at, statistics_batch_size=0, progress=progress())
     return MeasuredRun.of(run, networks, config.build_splits().train)
 
 

@@ -8,6 +8,7 @@ from ntkcollapse import plots
 from ntkcollapse._table import number, table, with_error
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.captions import time_axis
+from ntkcollapse.commands._verdicts import moved_line
 from ntkcollapse.commands.network_runs import load_network_run, measured_run
 from ntkcollapse.commands.settings import RatesConfig
 from ntkcollapse.comparison import MeasuredRate, measured_rates, within_class_spectrum
@@ -32,6 +33,8 @@ def rates_command(config: RatesConfig) -> None:
     file = RunDirectory(path).figure("rates") if config.out is None else Path(config.out) / "rates"
     files = plots.save(plots.rates_figure(run, rates, decay, title=str(path)), file)
     print(rates_table(run, rates))
+    if said := moved_line(run):
+        print(f"\n{said}")
     if decay is not None:
         print(f"\n{spectrum_table(decay[1])}")
     print(f"\nfigure  {files[-1]}  (and pdf)")

@@ -13,6 +13,7 @@ from ntkcollapse.captions import shown, time_axis
 from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
+from ntkcollapse.commands._verdicts import ladder_line, verdict
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
@@ -37,23 +38,34 @@ def report_command(config: ReportConfig) -> None:
         raise FileExistsError(f"{file} exists: name another file with --out, or pass --overwrite.")
     run = Trajectory.load(path)
     ladders = load_ladders(path) if directory.comparison.exists() else {}
-    text = report(run, ladders, title=path.resolve().name)
+    text = report(run, ladders, title=_title(run, path))
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         part.write_text(text, encoding="utf-8")
     print(f"report  {file}  ({file.stat().st_size / 1e6:.1f} MB, one file, opens offline)")
 
 
+def _title(run: Trajectory, path: Path) -> str:
+    """Network and data, where the run says them, and its directory."""
+    name, note = path.resolve().name, run.settings
+    if not run.equation.of_network or "network" not in note:
+        return name
+    return f"{note['network']} on {note.get('data', 'data of its own')} ({name})"
+
+
 def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:
     """The page."""
     body = [_html.heading(title, 1), _html.paragraph(_headline(run))]
+    said = [verdict(run), *(f"from step {step}: {ladder_line(ladder)}" for step, ladder in ladders.items())]
+    body += [_html.verdict([line for part in said for line in part.splitlines()])]
+    body += list(_overview(run, ladders))
     body += list(_course(run))
     body += list(collapse_sections(run))
     body += list(_rates(run))
     for step, ladder in ladders.items():
         body += list(_ladder(step, ladder))
-    body += [_html.heading("Settings"), _html.mapping(run.settings)]
-    body += [_html.heading("Versions"), _html.mapping(run.versions)]
+    body += [_html.folded("Settings", _html.mapping(run.settings))]
+    body += [_html.folded("Versions", _html.mapping(run.versions))]
     body += [
         _html.heading("How to cite"),
         _html.paragraph(f"The theory: {THEORY}"),
@@ -72,6 +84,19 @@ def _headline(run: Trajectory) -> str:
     if "step" in run.observables:
         line += f" up to optimiser step {int(run['step'][-1])}"
     return f"{line}. Times are {time_axis(run).meaning}."
+
+
+def _overview(run: Trajectory, ladders: dict[int, Ladder]) -> Iterator[str]:
+    """Blocks, collapse, invariant and the theorem on one figure, where the run has what it shows."""
+    if not plots.has_overview(run):
+        return
+    last = ladders[max(ladders)] if ladders else None
+    caption = (
+        "The feature kernel of each pair of classes at three times, and how blocks form; NC1 to NC3, the residual and "
+        "the invariant of the network (dots)"
+    )
+    caption += "." if last is None else f", with the theorem from step {max(ladders)} on (lines)."
+    yield _html.figure(plots.overview_figure(run, ladder=last), caption)
 
 
 def _course(run: Trajectory) -> Iterator[str]:

@@ -125,13 +125,17 @@ class CompareConfig(Settings):
 
     run: str | None = setting(None, "directory of a trained network (default: train one of a preset)", positional=True)
     preset: str = setting(
-        "digits",
+        "collapse",
         "which network to train where no run is named",
-        choices={name: about_preset(name) for name in PRESETS},
+        choices=PRESET_CHOICES,
     )
     seed: int = setting(0, "of the initial weights of that network")
-    starts: tuple[int, ...] = setting(
-        (), "optimiser steps at whose measured state theory starts (default: 80; of a run, a hundredth)", flag="--from"
+    starts: tuple[int | str, ...] = setting(
+        (),
+        "optimiser steps at whose measured state theory starts; 'terminal' is the step from which on the kernel of the "
+        "features is one of blocks in the terminal phase, 'auto' the same where there is one, else a hundredth of the "
+        "run (default: auto; of a preset, an early step and a late one)",
+        flag="--from",
     )
     rungs: tuple[str, ...] = setting(
         (),
@@ -139,8 +143,12 @@ class CompareConfig(Settings):
         "but the sample kernel's path",
         choices={"all": "every rung", **RUNGS},
     )
-    records: int = setting(40, "at how many of its records at most a run is compared, log-spaced where it has more")
-    homogeneity: float = setting(0.0, "degree of the features in decaying weights: rungs 1 to 3 decay H at so many λ")
+    records: int = setting(40, "at how many records at most a run is compared, log-spaced from the start of theory on")
+    homogeneity: float | None = setting(
+        None,
+        "degree of the features in decaying weights: rungs 1 to 3 decay H at so many λ (default: what it is measured "
+        "to be at the start; 0 under batch normalisation)",
+    )
     out: str | None = setting(None, "run directory (default: runs/compare; of a run, the run's own)")
     overwrite: bool = setting(False, "replace what is in the run directory")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ntkcollapse._table import number, table
 from ntkcollapse.captions import has, shown, time_axis
-from ntkcollapse.commands._summaries import files_line, training_figures
+from ntkcollapse.commands._summaries import files_line, progress, training_figures
+from ntkcollapse.commands._verdicts import verdict
 from ntkcollapse.commands.settings import TrainCommandConfig
 from ntkcollapse.observable_table import shown_in
 from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, preset_table, saved_config, train
@@ -29,7 +30,7 @@ def train_command(config: TrainCommandConfig) -> None:
             resume=config.resume,
             overwrite=config.overwrite,
             keep_networks_at=config.keep_networks,
-            progress=sys.stderr.isatty(),
+            progress=progress(),
         )
     except NonFiniteLoss as error:
         # A run that diverged has a trajectory up to there, which is shown as any other.
@@ -61,10 +62,17 @@ def training_table(run: Trajectory) -> str:
         f"{run.settings['parameters']:,} parameters, {run.settings['features']} features; "
         f"{seconds['training']:.3g} s training, {seconds['measuring']:.3g} s measuring ({costs}), with compilation"
     )
+    if run.on_a_probe:
+        foot += (
+            f"\nNC, invariant and kernels: of a probe of {run.classes.num_samples} of the "
+            f"{run.training_classes.num_samples} training samples; losses and accuracies: of all"
+        )
     return f"{table(header, rows)}\n\n{foot}"
 
 
 def _report(run: Trajectory, out: str) -> None:
     figures = training_figures(run, Path(out))
     print(training_table(run))
+    if said := verdict(run):
+        print(f"\n{said}")
     print(files_line(Path(out), figures))

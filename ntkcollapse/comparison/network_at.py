@@ -129,6 +129,23 @@ class NetworkAt(eqx.Module):
         known = (self.outputs, (self.params, self.W, self.b), self.inputs)
         return _cast(ntk.empirical_ntk(*(_cast(part, self.precision) for part in known), **options))
 
+    def degree(self) -> tuple[float, float]:
+        """How weight decay pulls on the features: as −p λ H, with the p that fits best, and the share that is not so.
+
+            J θ_w ≈ p H,   p = ⟨J θ_w, H⟩ / ‖H‖²,   share = ‖J θ_w − p H‖ / ‖J θ_w‖
+
+        J is the Jacobian of all features in the weights θ_w that decay: tensors with more than one axis. By Euler, p is
+        the degree and the share is 0 where features are homogeneous in them, as those of ReLU layers without biases
+        are of their number; with batch normalisation, features as training sees them, p is 0. The last layer's own
+        decay is no part of it.
+        """
+        network = self.in_training
+        weights = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) > 1 else jnp.zeros_like(leaf), network.params)
+        H, pull = _pull(network.features, network.params, weights, network.inputs)
+        p = jnp.vdot(pull, H) / jnp.vdot(H, H)
+        size = jnp.linalg.norm(pull)
+        return float(p), float(jnp.where(size > 0, jnp.linalg.norm(pull - p * H) / size, 0.0))
+
     @property
     def num_params(self) -> int:
         """P, parameters of the features and of the last layer as `params` counts them."""
@@ -191,6 +208,12 @@ def _training_features(trunk: _Trunk, batch_stats, params, x):
 @eqx.filter_jit
 def _evaluate(features, params, x):
     return features(params, x)
+
+
+@eqx.filter_jit
+def _pull(features, params, weights, x):
+    """Features, and their derivative along the weights."""
+    return jax.jvp(lambda θ: features(θ, x), (params,), (weights,))
 
 
 def _floating(leaf) -> bool:

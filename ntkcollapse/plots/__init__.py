@@ -3,6 +3,7 @@
 from ntkcollapse.observable_table import described
 from ntkcollapse.plots.collapse import ansatz_figure, collapse_profile_figure, held_out_figure
 from ntkcollapse.plots.ladder import attribution_figure, ladder_figure, plot_ladder, rung_style
+from ntkcollapse.plots.overview import has_overview, overview_figure, pictured
 from ntkcollapse.plots.rates import rates_figure
 from ntkcollapse.plots.style import save, style
 from ntkcollapse.plots.trajectories import comparison_figure, comparison_panels, plot_observables, simulation_figure
@@ -14,8 +15,11 @@ __all__ = [
     "comparison_figure",
     "comparison_panels",
     "described",
+    "has_overview",
     "held_out_figure",
     "ladder_figure",
+    "overview_figure",
+    "pictured",
     "plot_ladder",
     "plot_observables",
     "rates_figure",

@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy.interpolate import PchipInterpolator
 
 from ntkcollapse._palette import BLACK
 from ntkcollapse.captions import time_axis
@@ -62,6 +65,32 @@ def mark_phases(ax: Axes, run: Trajectory, x: Float[np.ndarray, " T"]) -> None:
         ax.axvspan(float(x[record]), float(x[-1]), **TERMINAL)
     for step in rate_drops(run):
         ax.axvline(float(np.interp(step, np.asarray(run["step"], float), x)), **DROP)
+
+
+def phase_handles(run: Trajectory) -> list[Any]:
+    """What the legend says of the marks of `mark_phases` that a run has."""
+    handles: list[Any] = []
+    if has_epochs(run) and terminal_phase(run) is not None:
+        handles.append(Patch(label="terminal phase: training accuracy 1", **TERMINAL))
+    if has_epochs(run) and rate_drops(run):
+        handles.append(Line2D([], [], label="learning rate drops", **DROP))
+    return handles
+
+
+def smooth(x: Any, y: Any, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth curve through a course on logarithmic axes that does not overshoot between its points.
+
+    The piecewise cubic of Fritsch and Carlson in the logarithms; a polygon's corners would be those of the records.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    keep = (x > 0) & drawable(y, log=True)
+    x, y = x[keep], y[keep]
+    if len(x) < 3:
+        return x, y
+    dense = np.geomspace(x[0], x[-1], points)
+    # At its ends too, the curve has the points themselves.
+    dense = np.unique(np.concatenate([x, dense[(dense > x[0]) & (dense < x[-1])]]))
+    return dense, np.exp(PchipInterpolator(np.log(x), np.log(y))(np.log(dense)))
 
 
 def _second_axis(ax: Axes, values: np.ndarray, positions: np.ndarray, label: str) -> None:

@@ -9,13 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from ntkcollapse._palette import BLACK
 from ntkcollapse.captions import caption, has, run_name, time_axis
 from ntkcollapse.observable_table import described, group, groups, shown_in
-from ntkcollapse.phases import rate_drops, terminal_phase
-from ntkcollapse.plots.axes import DROP, TERMINAL, drawable, epoch_axis, epochs_of, has_epochs, mark_phases
+from ntkcollapse.plots.axes import drawable, epoch_axis, epochs_of, has_epochs, mark_phases, phase_handles
 from ntkcollapse.plots.style import NETWORK, THEORIES, label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
@@ -124,16 +122,6 @@ def comparison_figure(runs: Mapping[str, Trajectory], *, title: str | None = Non
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
-
-
-def phase_handles(run: Trajectory) -> list[Any]:
-    """What the legend says of the marks of `mark_phases` that a run has."""
-    handles: list[Any] = []
-    if has_epochs(run) and terminal_phase(run) is not None:
-        handles.append(Patch(label="terminal phase: training accuracy 1", **TERMINAL))
-    if has_epochs(run) and rate_drops(run):
-        handles.append(Line2D([], [], label="learning rate drops", **DROP))
-    return handles
 
 
 def simulation_figure(run: Trajectory, *, title: str | None = None) -> Figure:

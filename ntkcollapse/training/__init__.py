@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ntkcollapse.checkpoints import Checkpoint, CheckpointError, Checkpoints
     from ntkcollapse.choices import DEFAULT_MEASUREMENTS, LOSSES, MEASUREMENTS, OPTIMIZERS
     from ntkcollapse.run_directory import RunInUse
+    from ntkcollapse.training.announcer import Progressing
     from ntkcollapse.training.config import TrainConfig
     from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
     from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
@@ -44,6 +45,7 @@ __all__ = [
     "Measurement",
     "Moment",
     "NonFiniteLoss",
+    "Progressing",
     "RunInUse",
     "Snapshot",
     "StepRecord",

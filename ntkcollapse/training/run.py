@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from typing import TypedDict, Unpack, overload
 
 import optax
-from tqdm import tqdm
 
 from ntkcollapse.clock import Clock
 from ntkcollapse.data import Splits
 from ntkcollapse.networks import Network
 from ntkcollapse.run_directory import RunDirectory
+from ntkcollapse.training.announcer import Announcer, Progressing
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
 from ntkcollapse.training.kept_networks import KeptNetwork
@@ -33,7 +33,7 @@ class _Options(TypedDict, total=False):
     optimizer: optax.GradientTransformation | None
     clock: Clock | None
     statistics_batch_size: int | None
-    progress: bool
+    progress: Progressing
     on_step: Callable[[int], None] | None
 
 
@@ -70,7 +70,7 @@ def train(
     clock: Clock | None = None,
     keep_networks_at: Iterable[int] | None = None,
     statistics_batch_size: int | None = None,
-    progress: bool = False,
+    progress: Progressing = False,
     on_step: Callable[[int], None] | None = None,
 ) -> Trajectory | tuple[Trajectory, dict[int, KeptNetwork]]:
     """Trains as the settings say, measures on the way, and returns the trajectory.
@@ -97,7 +97,8 @@ def train(
             saved in it, for `saved_networks` and `ntkcollapse compare`.
         statistics_batch_size: with `recompute_statistics`, the size of the batches of the training set over which batch
             statistics are averaged, 0 for the whole set in one; the run's own batches without.
-        progress: a bar with loss, accuracy, NC1, alignment and the time left.
+        progress: True or "bar" for a bar with loss, accuracy, NC1, alignment and the time left; "lines" for a line of
+            them on standard error every half a minute, as a log file can hold, and before it what measuring will cost.
         on_step: called with the number of steps taken after each (for tests and schedulers).
     Returns:
         Observables at each measured step, among them "step", "epoch", "learning_rate" and "seconds" since the start;
@@ -140,29 +141,24 @@ def train(
         if directory is not None:
             directory.begin(config, resume=resume)
         begun = (output.resumed() if resume else None) or Progress.start(plan)
-        bar = stack.enter_context(
-            tqdm(total=plan.last, disable=not progress, unit="step", dynamic_ncols=True, smoothing=0.1)
-        )
+        bar = stack.enter_context(Announcer(plan, progress))
         trajectory = _run_to_its_end(begun, output, bar, stop, on_step)
         return trajectory if keep_networks_at is None else (trajectory, dict(sorted(begun.networks.items())))
 
 
 def _run_to_its_end(
-    run: Progress, output: Output, bar: tqdm, stop: StopRequest, on_step: Callable[[int], None] | None
+    run: Progress, output: Output, bar: Announcer, stop: StopRequest, on_step: Callable[[int], None] | None
 ) -> Trajectory:
     """The trajectory of the whole run; however the run ends, its directory says so."""
     output.write_status(run, "running")
     try:
         if not run.records.rows:
             run.measure()
-        bar.update(run.step)
-        bar.set_postfix(run.records.headline())
+        bar.show(run)
         while not run.is_over:
             run.advance()
             output.save_in_time(run)
-            bar.update(1)
-            if run.is_due:
-                bar.set_postfix(run.records.headline())
+            bar.show(run)
             if on_step is not None:
                 on_step(run.step)
             if stop.signum is not None:
