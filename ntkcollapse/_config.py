@@ -166,7 +166,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _element(hint: Any) -> tuple[type, bool]:
+def _element(hint: Any) -> tuple[Any, bool]:
     """The type of one value, and whether there are several: int, False of `int | None`; float, True of tuples."""
     options = [h for h in typing.get_args(hint) if h is not type(None)] if isinstance(hint, types.UnionType) else [hint]
     if typing.get_origin(options[0]) is tuple:

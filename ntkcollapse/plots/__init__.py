@@ -1,6 +1,7 @@
 """Figures: axes in, axes out; nothing is computed here."""
 
 from ntkcollapse.observable_table import described
+from ntkcollapse.plots.axes import smooth
 from ntkcollapse.plots.collapse import ansatz_figure, collapse_profile_figure, held_out_figure
 from ntkcollapse.plots.ladder import attribution_figure, ladder_figure, plot_ladder, rung_style
 from ntkcollapse.plots.overview import has_overview, overview_figure, pictured
@@ -26,5 +27,6 @@ __all__ = [
     "rung_style",
     "save",
     "simulation_figure",
+    "smooth",
     "style",
 ]

@@ -14,6 +14,7 @@ from ntkcollapse.captions import caption, time_axis
 from ntkcollapse.comparison import RUNGS, Attribution, Ladder, Rung, Share
 from ntkcollapse.comparison.rungs.assumptions import STATISTICS_AT_REST
 from ntkcollapse.observable_table import described, shown_in
+from ntkcollapse.plots.axes import drawable, smooth, step_axis
 from ntkcollapse.plots.style import label_short_decades, style
 from ntkcollapse.trajectory import Trajectory
 
@@ -21,9 +22,10 @@ NETWORK_STYLE = {"color": BLACK, "linestyle": "none", "marker": "o", "markersize
 
 
 def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
-    """One observable of the network and of every rung against flow time, both logarithmic.
+    """One observable of the network and of every rung against flow time, both logarithmic; steps stand above.
 
-    Where none of them is above 0 after the start the panel stays empty, and its title says so.
+    Predictions are smooth curves through their values at the network's records. Where none of them is above 0 after the
+    start the panel stays empty, and its title says so.
     """
     for name, run in ladder.rungs.items():
         _draw(ax, run, observable, rung_style(RUNGS[name]))
@@ -43,6 +45,7 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
         ax.set_ylim(bottom=floor)
     label_short_decades(ax.xaxis)
     label_short_decades(ax.yaxis)
+    step_axis(ax, ladder.network)
     return ax
 
 
@@ -51,13 +54,18 @@ def ladder_figure(ladder: Ladder, observables: Sequence[str] | None = None, *, t
 
     Args:
         ladder: to draw.
-        observables: by default those that the table of observables shows in this figure.
+        observables: by default those that the table of observables shows in this figure and that have something to
+            draw.
         title: above all panels.
     Raises:
         ValueError: the network has none of them.
     """
     wanted = shown_in("ladder figure") if observables is None else list(observables)
     names = [name for name in wanted if name in ladder.network.observables]
+    if observables is None:
+        runs = (ladder.network, *ladder.rungs.values())
+        drawn = [n for n in names if any(drawable(r[n], log=True)[1:].any() for r in runs if n in r.observables)]
+        names = drawn or names
     if not names:
         raise ValueError(
             f"observables: expected one at least of the network's, {', '.join(sorted(ladder.network.observables))}; "
@@ -148,5 +156,8 @@ def _draw(ax: Axes, run: Trajectory, observable: str, kind: dict[str, Any]) -> N
     if observable not in run.observables:
         return
     t, y = np.asarray(run.times), np.asarray(run.observables[observable])
-    keep = (t > 0) & np.isfinite(y) & (y > 0)
-    ax.plot(t[keep], y[keep], **kind)
+    keep = (t > 0) & drawable(y, log=True)
+    if kind["linestyle"] == "none":
+        ax.plot(t[keep], y[keep], **kind)
+    else:
+        ax.plot(*smooth(t[keep], y[keep]), **kind)

@@ -57,9 +57,12 @@ class Announcer:
             self._of_record(run, records)
         now = time.monotonic()
         if self.how == "lines" and now - self._said_at >= _EVERY:
-            left = (now - self._began) * (self.plan.last - run.step) / max(run.step - self._first, 1)
             numbers = ", ".join(f"{name} {value}" for name, value in run.records.headline().items())
-            self._say(f"step {run.step} of {self.plan.last}: {numbers}; about {_duration(left)} left", now)
+            taken, left = run.step - self._first, self.plan.last - run.step
+            # Before, most of the time went into compilation.
+            known = taken > 100 and 20 * taken > left
+            time_left = f"; about {_duration((now - self._began) * left / taken)} left" if known else ""
+            self._say(f"step {run.step} of {self.plan.last}: {numbers}{time_left}", now)
 
     def _of_record(self, run: Progress, records: int) -> None:
         measuring = run.records.seconds["measuring"]

@@ -91,8 +91,8 @@ class TrainConfig(Settings):
         "what is measured, in place of the default",
         choices=MEASUREMENTS,
     )
-    measure_every: int = setting(1, "epochs between measurements; 0 for none of these")
-    measure_log: int = setting(0, "so many more measurements, evenly spaced in the logarithm of the step")
+    measure_every: int = setting(0, "epochs between measurements; 0 for none of these")
+    measure_log: int = setting(32, "so many measurements, evenly spaced in the logarithm of the step")
     measure_steps: tuple[int, ...] = setting((), "more steps to measure at")
     measure_on: str = setting(
         "probe", "what last layer and kernels are measured on", choices=("probe", "batch", "both")

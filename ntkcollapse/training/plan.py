@@ -22,6 +22,9 @@ from ntkcollapse.training.step import Stepper
 # Settings that may change when a run goes on: how far, and what it does not depend on.
 FREE = ("epochs", "checkpoint_seconds", "data_path", "download", "ntk_engine")
 
+# Of defaults that have changed: checkpoints of before hold digests that leave these out.
+FIRST_DEFAULTS = {"measure_every": 1, "measure_log": 0}
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -137,8 +140,8 @@ class Plan:
 
     @property
     def settings_digest(self) -> str:
-        """SHA-256 of the settings that decide the run, those at their defaults left out."""
-        defaults = as_mapping(TrainConfig())
+        """SHA-256 of the settings that decide the run, those at their first defaults left out."""
+        defaults = as_mapping(TrainConfig()) | FIRST_DEFAULTS
         values = {
             name: value
             for name, value in as_mapping(self.config).items()

@@ -311,7 +311,8 @@ def test_damaged_directories_say_what_is_damaged(compared, tmp_path, capsys):
 def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):
     config = TrainConfig(
         network="mlp", network_options=("widths=(9,)",), dataset="digits", per_class=4, epochs=100, batch_size=20,
-        probe_per_class=0, measure=("kappa", "last-layer"), measure_every=0, measure_steps=(4, 7), decay_every=0,
+        probe_per_class=0, measure=("kappa", "last-layer"), measure_every=0, measure_log=0,
+        measure_steps=(4, 7), decay_every=0,
     )  # fmt: skip
 
     def stop(step: int) -> None:
@@ -333,7 +334,7 @@ def test_an_interrupted_run_is_made_again_as_far_as_it_came(tmp_path):
 def test_runs_that_cannot_be_compared(tmp_path, capsys):
     config = TrainConfig(
         network="mlp", network_options=("widths=(12,)",), dataset="digits", per_class=2, epochs=2, batch_size=0,
-        probe_per_class=0, measure=("last-layer",), measure_every=1, decay_every=0,
+        probe_per_class=0, measure=("last-layer",), measure_every=1, measure_log=0, decay_every=0,
     )  # fmt: skip
     train(config, tmp_path / "bare")
     assert main(["compare", str(tmp_path / "bare")]) == 2

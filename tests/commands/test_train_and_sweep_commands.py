@@ -15,7 +15,8 @@ from ntkcollapse.training import PRESETS, Interrupted
 
 SMALL = (
     "--network mlp --network-options widths=(8,10) --dataset digits --per-class 24 --test-per-class 3 --epochs 2 "
-    "--batch-size 30 --learning-rate 0.5 --decay-every 1 --probe-per-class 2 --measure last-layer train test kappa"
+    "--batch-size 30 --learning-rate 0.5 --decay-every 1 --probe-per-class 2 --measure last-layer train test kappa "
+    "--measure-every 1 --measure-log 0"
 ).split()
 
 

@@ -19,6 +19,8 @@ SMALL = TrainConfig(
     decay_every=2,
     probe_per_class=2,
     measure=("batch", "train", "test"),
+    measure_every=1,
+    measure_log=0,
     checkpoint_seconds=1000.0,
 )
 

@@ -30,6 +30,7 @@ CONFIG = TrainConfig(
     batch_size=0,
     measure=("train",),
     measure_every=1,
+    measure_log=0,
     probe_per_class=2,
 )
 
