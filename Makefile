@@ -1,5 +1,5 @@
 # Everything a fresh machine needs is Python 3.11 or newer and make.
-#   make demo    theory beside a real trained network, one figure
+#   make demo    a real network collapses, and the theory beside it: one figure
 #   make test    every test that runs in minutes on two cores
 #   make quick   the tests that end within a minute, while you work
 NOTEBOOKS ?= notebooks/*.ipynb

@@ -24,7 +24,7 @@ Config = TypeVar("Config")
 # The first line of saved settings: by it a directory is known to be ours, and by their number that none is missing.
 _MARK = re.compile(r"# Settings of a run of ntkcollapse \((\d+)\)")
 # What is drawn of a run, by the stem of its files.
-_FIGURES = re.compile(r"training|simulation|rates|layers|test_collapse|ansatz|(ladder|attribution)_\d+")
+_FIGURES = re.compile(r"training|simulation|rates|layers|test_collapse|collapse|ansatz|(ladder|attribution)_\d+")
 
 
 class RunInUse(RuntimeError):

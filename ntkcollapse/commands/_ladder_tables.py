@@ -4,7 +4,7 @@ import numpy as np
 
 from ntkcollapse._table import number, percent, table
 from ntkcollapse.captions import time_axis
-from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Ladder, attribute, chain, gaps
+from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Gap, Ladder, attribute, chain, gaps
 from ntkcollapse.observable_table import described, shown_in
 from ntkcollapse.theory.rates import stability_bound
 
@@ -52,19 +52,37 @@ def horizon_table(ladder: Ladder) -> str:
     """The last step until which a rung is within 10% of the network."""
     names = _present(ladder)
     steps = ladder.network.observables.get("step")
-    times = np.asarray(ladder.network.times)
     rows = []
     for rung, run in ladder.rungs.items():
         row = [RUNGS[rung].title]
-        for name in names:
-            horizon = gaps(ladder.network, run, [name])[name].horizon
-            if steps is None or np.isnan(horizon):
-                row.append(number(horizon))
-            else:
-                row.append(str(int(steps[int(np.searchsorted(times, horizon))])))
-        rows.append(row)
+        rows.append([*row, *(_until(ladder, gaps(ladder.network, run, [name])[name].horizon) for name in names)])
     unit = "flow time" if steps is None else "step"
     return table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
+
+
+def brief_table(ladder: Ladder) -> str:
+    """How long each rung holds and by what factor it is off at the end, of each observable."""
+    names, steps = _present(ladder), ladder.network.observables.get("step")
+    rows = []
+    for rung, run in ladder.rungs.items():
+        found = gaps(ladder.network, run, names)
+        rows.append([f"{RUNGS[rung].title}: until", *(_until(ladder, found[name].horizon) for name in names)])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows.append(["    / network, at the end", *(_ratio(found[name]) for name in names)])
+    unit = "flow time" if steps is None else "step"
+    return table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
+
+
+def _ratio(gap: Gap) -> str:
+    return f"x{gap.theory[-1] / gap.network[-1]:.2g}" if gap.network[-1] else "-"
+
+
+def _until(ladder: Ladder, horizon: float) -> str:
+    """The step, where there are any, until which a rung holds."""
+    steps = ladder.network.observables.get("step")
+    if steps is None or np.isnan(horizon):
+        return number(horizon)
+    return str(int(steps[int(np.searchsorted(np.asarray(ladder.network.times), horizon))]))
 
 
 def share_table(found: dict[str, Attribution], ladder: Ladder) -> str:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ntkcollapse import plots
 from ntkcollapse._checks import check_choice, check_positive
-from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
+from ntkcollapse.commands._ladder_tables import attributions, brief_table, chains, ladder_tables
 from ntkcollapse.commands._summaries import files_line, overview_table, progress
 from ntkcollapse.commands._verdicts import ladder_line, verdict
 from ntkcollapse.commands.network_runs import (
@@ -63,36 +63,40 @@ def compare_command(config: CompareConfig) -> None:
     if config.homogeneity is not None:
         check_positive("homogeneity", config.homogeneity, zero=True)
     _check_used(config)
+    brief = config.run is None
     config = config if config.run is not None else _trained_first(config)
     assert config.run is not None
     recorded = load_network_run(Path(config.run))
     out = RunDirectory(config.run if config.out is None else config.out)
     # What another comparison adds meanwhile would be lost, as would what this one adds to a run that is replaced.
     with out.locked("compare"):
-        plan, figures = _climbed(config, recorded, out)
+        plan = _plan(config, recorded, out)
+        for step, names in plan.missing.items():
+            _climb(plan, step, names)
+        figures = _shown(plan)
         if plots.has_overview(recorded):
             figures = _overview(config, recorded, plan)
+        # Where theory is meant to hold first.
+        for step in reversed(plan.missing):
+            ladder = plan.ladders[step]
+            tables = brief_table(ladder) if brief else ladder_tables(ladder)
+            print(f"theory from step {step}\n\n{tables}\n\n{ladder_line(ladder)}\n")
     if not plan.starts:
         print("all of it was there already; --overwrite climbs again")
     print(files_line(plan.out.path, figures))
 
 
-def _climbed(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> "tuple[_Plan, list[Path]]":
-    """Climbs what is missing and shows all of it; the figures of the last start."""
-    plan = _plan(config, recorded, out)
-    for step, names in plan.missing.items():
-        _climb(plan, step, names)
+def _shown(plan: "_Plan") -> list[Path]:
+    """Draws the ladder of every start that has been climbed; the figures of the last one."""
     figures: list[Path] = []
-    for step in plan.missing:
-        ladder = plan.ladders[step]
-        if plan.starts:
-            title = f"{plan.title}; theory from step {step}"
-            figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out.figure(f"ladder_{step}"))
-            if "frozen" in chains(ladder):
-                figure = plots.attribution_figure(attributions(ladder), title=title)
-                plots.save(figure, plan.out.figure(f"attribution_{step}"))
-        print(f"theory from step {step}\n\n{ladder_tables(ladder)}\n\n{ladder_line(ladder)}\n")
-    return plan, figures
+    for step in plan.missing if plan.starts else ():
+        ladder, title = plan.ladders[step], f"{plan.title}; theory from step {step}"
+        figures = plots.save(plots.ladder_figure(ladder, title=title), plan.out.figure(f"ladder_{step}"))
+        if "frozen" in chains(ladder):
+            plots.save(
+                plots.attribution_figure(attributions(ladder), title=title), plan.out.figure(f"attribution_{step}")
+            )
+    return figures
 
 
 def _overview(config: CompareConfig, recorded: Trajectory, plan: "_Plan") -> list[Path]:
