@@ -21,8 +21,8 @@ _WORTH_SAYING = 10.0
 class Announcer:
     """Says on standard error what a run costs and how far it has come; a context that ends the bar.
 
-    Before the third record, of which the second was measured with everything compiled, what measuring will cost; when
-    the training accuracy first is 1, that the terminal phase has begun.
+    After the third record, which was measured with everything compiled, what measuring will cost; when the training
+    accuracy first is 1, that the terminal phase has begun.
 
     Args:
         plan: of the run.
@@ -73,7 +73,7 @@ class Announcer:
         elif not self._costs_said and records > 2:
             self._costs_said = True
             left = sum(step > run.step for step in self.plan.measured_at)
-            if left * one >= _WORTH_SAYING:
+            if left and left * one >= _WORTH_SAYING:
                 names = ", ".join(name for name in self.plan.measurements if name in MEASUREMENTS)
                 self._say(
                     f"measuring {left} more times ({names}) will take about {_duration(left * one)}, {one:.2g} s each; "

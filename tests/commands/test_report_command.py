@@ -66,6 +66,9 @@ def test_report_is_one_balanced_file_that_loads_nothing(report):
     assert all(value.startswith("data:image/png;base64,") for value in page.loaded)
     assert not re.search(r"url\(|@import|<script|<link|<iframe", text)
     assert "script" not in page.tags
+    # Settings and versions open on a click; the verdict stands before everything that is drawn.
+    assert page.tags.count("details") == 2
+    assert page.tags.index("ul") < page.tags.index("img")
     said = " ".join(page.text)
     assert "Collapse along depth" not in said
     for words in (
@@ -76,6 +79,7 @@ def test_report_is_one_balanced_file_that_loads_nothing(report):
         "The three rates",
         "Not measured: last_layer",
         "optimiser step",
+        "theory (block kernel, frozen) within 10%",
     ):
         assert words in said
 
