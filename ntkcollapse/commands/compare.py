@@ -206,7 +206,7 @@ def _plan(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> _Pl
     for step in climbed:
         p, why = _homogeneity(config, measured, step, ladders.get(step))
         begin[step] = _start(measured, step, ladders.get(step), out, p)
-        if decays and why:
+        if why:
             print(f"weight decay, from step {step}: {why}\n")
     if elsewhere:
         # A directory of its own holds all that a report needs.
@@ -233,6 +233,8 @@ def _homogeneity(config: CompareConfig, measured: MeasuredRun, step: int, held: 
     """The degree of the features in decaying weights, and where it is from."""
     if config.homogeneity is not None:
         return config.homogeneity, ""
+    if not float(measured.trajectory.equation.weight_decay.W):
+        return 0.0, ""
     if held is not None and held.rungs:
         return held.homogeneity, f"features decay at {held.homogeneity:g} λ, as in the rungs that are there"
     network = measured.networks.get(measured.record(step))
