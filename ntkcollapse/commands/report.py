@@ -75,12 +75,14 @@ def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:
 
 
 def _headline(run: Trajectory) -> str:
-    classes, equation = run.classes, run.equation
+    classes, equation = run.training_classes, run.equation
     sizes = (
         f"m = {classes.per_class}" if classes.is_balanced else f"m from {min(classes.sizes)} to {max(classes.sizes)}"
     )
     kind = "A trained network" if equation.of_network else "The theory"
     line = f"{kind}, C = {classes.num_classes} classes, {sizes}, {len(run.times)} records"
+    if run.on_a_probe:
+        line += f" of a probe of {run.classes.num_samples} of {classes.num_samples} samples"
     if "step" in run.observables:
         line += f" up to optimiser step {int(run['step'][-1])}"
     return f"{line}. Times are {time_axis(run).meaning}."

@@ -157,6 +157,18 @@ def test_presets_say_what_they_show_and_cost(name):
     assert PRESETS[name].read_text().startswith("# ")
 
 
+@pytest.mark.slow
+def test_the_preset_of_collapse_collapses():
+    """What README, the demo and the preset's own first line say of it."""
+    run = train(dataclasses.replace(preset("collapse"), measure=("train", "kappa", "last-layer"), measure_log=2))
+    end = {name: float(run[name][-1]) for name in run.observables if run[name].ndim == 1}
+    assert end["train_accuracy"] == 1
+    assert end["nc1_tirer2022"] < 1e-4
+    assert max(end["nc2_seleznova2023"], end["nc3_seleznova2023"]) < 0.1
+    assert end["nc4_mismatch"] == 0
+    assert end["kappa_between"] < 0.01 * end["kappa_diagonal"]
+
+
 def test_unknown_presets_are_named():
     with pytest.raises(ValueError, match=r"preset: expected one of .*digits.* Did you mean"):
         preset("digit")
