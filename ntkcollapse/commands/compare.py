@@ -25,6 +25,7 @@ from ntkcollapse.commands.network_runs import (
     last_step,
     load_network_run,
     measured_run,
+    overview_title,
     placed_steps,
     sample_kernels,
     title_of,
@@ -104,7 +105,7 @@ def _overview(config: CompareConfig, recorded: Trajectory, plan: "_Plan") -> lis
     assert config.run is not None
     step = max(plan.missing)
     print(f"{overview_table(recorded)}\n\n{verdict(recorded)}\n")
-    title = f"{title_of(recorded)}, {recorded.settings.get('parameters', 0):,} parameters"
+    title = overview_title(recorded)
     kernels = sample_kernels(Path(config.run), recorded, plots.pictured(recorded))
     figure = plots.overview_figure(recorded, kernels=kernels, ladder=plan.ladders[step], title=title)
     return plots.save(figure, plan.out.figure("collapse"))

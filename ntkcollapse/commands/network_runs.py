@@ -48,6 +48,13 @@ def title_of(run: Trajectory) -> str:
     return f"{note.get('data', 'data of its own')}, N={run.training_classes.num_samples}: {', '.join(parts)}"
 
 
+def overview_title(run: Trajectory) -> str:
+    """What was trained on what, in words."""
+    note, data = run.settings, str(run.settings.get("data", "data of its own")).removesuffix("/train")
+    size = f" of {note['parameters']:,} parameters" if "parameters" in note else ""
+    return f"{note.get('network', 'a network')}{size} on {run.training_classes.num_samples:,} samples of {data}"
+
+
 def training_settings(path: Path) -> TrainConfig:
     """The settings that train the network of a run again.
 

@@ -14,6 +14,7 @@ from ntkcollapse.commands import _html
 from ntkcollapse.commands._collapse_sections import collapse_sections
 from ntkcollapse.commands._ladder_tables import attributions, chains, course_table, horizon_table, share_table
 from ntkcollapse.commands._verdicts import ladder_line, verdict
+from ntkcollapse.commands.network_runs import overview_title
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
@@ -98,7 +99,7 @@ def _overview(run: Trajectory, ladders: dict[int, Ladder]) -> Iterator[str]:
         "the invariant of the network (dots)"
     )
     caption += "." if last is None else f", with the theorem from step {max(ladders)} on (lines)."
-    yield _html.figure(plots.overview_figure(run, ladder=last), caption)
+    yield _html.figure(plots.overview_figure(run, ladder=last, title=overview_title(run)), caption)
 
 
 def _course(run: Trajectory) -> Iterator[str]:

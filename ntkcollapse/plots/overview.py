@@ -154,11 +154,7 @@ def _collapse_panel(ax: Axes, run: Trajectory, x: np.ndarray, names: list[str], 
             ax.plot([], [], " ", label=f"NC4 = 0 from epoch {since:.4g} on")
     if ladder is not None:
         start = float(np.interp(float(ladder.network.times[0]), np.asarray(run.times, float), x))
-        ax.axvline(start, **_START)
-        ax.annotate(
-            "theory starts", (start, 1), xycoords=("data", "axes fraction"), xytext=(-2, -3),
-            textcoords="offset points", rotation=90, ha="right", va="top", fontsize=7.5,
-        )  # fmt: skip
+        ax.axvline(start, label="theory starts", **_START)
     _finish(ax, run, x, "collapse")
 
 
