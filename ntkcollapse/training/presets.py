@@ -8,7 +8,7 @@ from ntkcollapse.training.config import TrainConfig
 
 _FOLDER = Path(__file__).parents[1] / "presets"
 # Name → its file, whose first line says what the run shows, and whose second what it costs.
-PRESETS = {file.stem: file for file in sorted(_FOLDER.glob("*.toml"))}
+PRESETS = {file.stem: file for file in sorted(_FOLDER.glob("*.toml"), key=lambda file: file.stem)}
 
 
 def preset(name: str) -> TrainConfig:
