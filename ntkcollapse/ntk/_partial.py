@@ -120,10 +120,9 @@ def fingerprint(problem: Problem, samples: Sequence[Any], *settings: Any) -> str
 
 def _arrays_in(part: Any) -> Iterator[Any]:
     """Arrays that a trace and the functions called in it hold: its text shows their shapes, not their numbers."""
-    if isinstance(part, ClosedJaxpr):
-        yield from part.consts
-        yield from _arrays_in(part.jaxpr)
-    elif isinstance(part, Jaxpr):
+    if isinstance(part, ClosedJaxpr | Jaxpr):
+        # In newer versions of JAX both are one class.
+        yield from getattr(part, "consts", ())
         for eqn in part.eqns:
             yield from (v.val for v in eqn.invars if isinstance(v, Literal))
             for name in sorted(eqn.params):
