@@ -11,7 +11,7 @@ a *use*, a zero array called *tap* is added:
 One backward pass to the taps then serves all parameters, and nothing is ever guessed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -38,7 +38,8 @@ class Equation(NamedTuple):
 class Tap(NamedTuple):
     """Where a zero of shape `like` is added: at an operand of an equation, or at its result where there is a `use`.
 
-    Both are −1 where an entry is the function's own output. `beside` is the shape of the data that it meets in a use.
+    Both are −1 where an entry is the function's own output. `beside` is the shape of the data that it meets in a use,
+    `entry_dtype` the type of the entry.
     """
 
     equation: int
@@ -47,6 +48,7 @@ class Tap(NamedTuple):
     use: Use | None
     like: jax.ShapeDtypeStruct
     beside: jax.ShapeDtypeStruct | None
+    entry_dtype: Any
 
 
 class Component(NamedTuple):
@@ -90,14 +92,20 @@ class Traced:
         self._params, self._x = inputs[: len(leaves)], inputs[-1]
         self._split(leaves, closed.jaxpr.outvars[0].aval)
 
-    def entries(self, leaves: Sequence[Array]) -> dict[int, Array]:
-        """What depends on parameters only and meets data, by number."""
+    def entries(self, leaves: Sequence[Array], wanted: Iterable[int] | None = None) -> dict[int, Array]:
+        """What depends on parameters only and meets data, by number; those of the numbers wanted, or all."""
         values = dict(self._constants) | dict(zip(self._params, leaves, strict=True))
-        for i in self._before:
+        wanted = self._meeting if wanted is None else set(wanted)
+        needed, steps = set(wanted), []
+        for i in reversed(self._before):
             e = self._equations[i]
+            if needed.intersection(e.results):
+                needed.update(o for o in e.operands if isinstance(o, int))
+                steps.append(e)
+        for e in reversed(steps):
             results = _bind(e, [self._read(o, values) for o in e.operands])
             values.update(zip(e.results, results, strict=True))
-        return {number: values[number] for number in self._meeting}
+        return {number: values[number] for number in wanted}
 
     def outputs(self, entries: dict[int, Array], x: Array, taps: Sequence[Array]) -> tuple[Array, list[Array]]:
         """(K,) outputs of the one sample x, and the input beside the parameter at each tap with a `Use`."""
@@ -129,8 +137,9 @@ class Traced:
             full = list(leaves)
             for i, leaf in zip(component.leaves, part, strict=True):
                 full[i] = leaf
-            entries = self.entries(full)
-            return [entries[self.taps[t].entry] for t in component.taps]
+            numbers = [self.taps[t].entry for t in component.taps]
+            entries = self.entries(full, numbers)
+            return [entries[number] for number in numbers]
 
         _, pullback = jax.vjp(entries_of, [leaves[i] for i in component.leaves])
         return pullback(list(cotangents))[0]
@@ -210,11 +219,11 @@ class Traced:
                     use = recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, j)
                 like = e.shapes[j] if use is None else e.result_shapes[0]
                 beside = None if use is None else e.shapes[1 - j]
-                self.taps.append(Tap(i, j, e.operands[j], use, like, beside))  # pyright: ignore
+                self.taps.append(Tap(i, j, e.operands[j], use, like, beside, e.shapes[j].dtype))  # pyright: ignore
         if not isinstance(self._output, Literal) and self._output not in data:
             self._meeting.add(self._output)
             if meets(self._output):
-                self.taps.append(Tap(-1, -1, self._output, None, _like(output), None))
+                self.taps.append(Tap(-1, -1, self._output, None, _like(output), None, output.dtype))
         self._taps_at: dict[int, list[int]] = {}
         for n, tap in enumerate(self.taps):
             self._taps_at.setdefault(tap.equation, []).append(n)

@@ -109,8 +109,7 @@ def empirical_ntk(
             partial.save("kernel", n, lambda kernel=kernel: [kernel])
     bar.close()
     partial.remove("kernel")
-    theta = jnp.asarray(kernel)
-    return theta / K if outputs == "mean" else theta
+    return jnp.asarray(kernel / K if outputs == "mean" else kernel)
 
 
 def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """Layer by layer, from the inputs of every layer and the cotangents of its results."""
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,6 +19,8 @@ from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, ker
 from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, add_groups, marked, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
 
+# Up to so many samples, what compiles fast is chosen before what runs fast.
+_FEW = 64
 # From so many outputs at a time on, the forward pass is done again for each tile rather than held.
 _FORWARD_AGAIN = 4
 
@@ -56,6 +58,8 @@ class Layerwise(Engine):
     def kernel(self, problem, x1, x2, outputs, chunks):
         K, count = problem.num_outputs, chunks.outputs
         plan = _plan(problem, one_like(x1))
+        if len(x1) + (0 if x2 is None else len(x2)) <= _FEW:
+            plan = plan.for_few()
         size = plan.piece(problem.dtype, count)
         left = _pieces(problem, x1, size, count)
         right = None if x2 is None else _pieces(problem, x2, size, count)
@@ -74,15 +78,16 @@ class Layerwise(Engine):
     def add(self, problem, sums, batch, first_output):
         plan = _plan(problem, one_like(batch.x))
         count, counts, scatter = sums.scatter.shape[1], sums.counts, sums.scatter
-        inputs, cotangents = _there_and_back(problem, batch.x, first_output, count, batch.mask)
+        side = _there_and_back(problem, batch.x, first_output, count, plan.together, batch.mask)
         gradients = list(sums.gradients)
-        if plan.rest:
-            given = (problem, batch, counts, inputs, cotangents)
-            some, scatter = _add_rest(given, ([gradients[leaf] for leaf in plan.rest], scatter))
-            for leaf, gradient in zip(plan.rest, some, strict=True):
+        for group, leaves in enumerate(plan.rest):
+            rest = side.rest if plan.together else _explicit_group(problem, side, group)
+            some, scatter = _add_rest((batch, counts, rest), ([gradients[leaf] for leaf in leaves], scatter))
+            for leaf, gradient in zip(leaves, some, strict=True):
                 gradients[leaf] = gradient
         for product in reversed(plan.products):
-            given = (product.use, problem.dtype, batch, counts, inputs[product.input], cotangents.pop(product.tap))
+            at = side.inputs[product.tap], side.cotangents.pop(product.tap)
+            given = (product.use, problem.dtype, batch, counts, *at)
             gradients[product.leaf], scatter = _add_product(given, (gradients[product.leaf], scatter))
         return Sums(gradients, counts, scatter).counted(batch)
 
@@ -94,30 +99,39 @@ def sample_bytes(problem: Problem, x: jax.ShapeDtypeStruct) -> int:
 
 
 class Product(eqx.Module):
-    """A parameter whose gradients are products: its number, and those of the tap and of the input beside it."""
+    """A parameter whose gradients are products: its number, and that of the tap."""
 
     leaf: int = eqx.field(static=True)
     tap: int = eqx.field(static=True)
-    input: int = eqx.field(static=True)
     use: Use
 
 
 class Plan(eqx.Module):
     """How each parameter is treated, and how many bytes a sample takes.
 
-    rest: numbers of the parameters that are in no product.
+    rest: numbers of the parameters that are in no product, in groups whose gradients are there at once.
     inputs: bytes of the inputs of all layers; forward: of the forward pass, these among it; backward: of all cotangents
-        and of one gradient that is no product, for each output; patches: of the input of one layer as its products
-        need it; gradient: of one layer, for each output, where its sums over samples are made from it.
+        and of the gradients of one group of the rest, for each output; patches: of the input of one layer as its
+        products need it; gradient: of one layer, for each output, where its sums over samples are made from it.
     """
 
     products: tuple[Product, ...]
-    rest: tuple[int, ...] = eqx.field(static=True)
+    rest: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     inputs: int = eqx.field(static=True)
     forward: int = eqx.field(static=True)
     backward: int = eqx.field(static=True)
     patches: int = eqx.field(static=True)
     gradient: int = eqx.field(static=True)
+
+    @property
+    def together(self) -> bool:
+        """Whether all gradients that are no product are made where the cotangents are."""
+        return len(self.rest) == 1
+
+    def for_few(self) -> "Plan":
+        """The same for few samples: products that compile fast."""
+        products = tuple(dataclasses.replace(product, use=product.use.for_few()) for product in self.products)
+        return dataclasses.replace(self, products=products)
 
     def piece(self, dtype, count: int) -> int:
         """Samples whose inputs and cotangents at any one layer fit into one step."""
@@ -141,26 +155,34 @@ def _plan(problem: Problem, x: jax.ShapeDtypeStruct) -> Plan:
         use = traced.taps[component.taps[0]].use
         if use is not None and _is_product(traced, component):
             ((leaf,), (tap,)) = component.leaves, component.taps
-            products.append(Product(leaf, tap, _inputs_before(traced, tap), use))
-    rest = [leaf for component in _rest(traced) for leaf in component.leaves]
+            products.append(Product(leaf, tap, use))
+    rest = [tuple(leaf for component in group for leaf in component.leaves) for group in _rest(traced, leaves)]
     formed = max((u.groups * u.inputs * u.outputs for u in uses if is_formed(u)), default=0)
-    explicit = max((leaves[i].size for i in rest), default=0)
+    explicit = max((sum(leaves[i].size for i in group) for group in rest), default=0)
     # Of the forward pass: inputs of the layers, and about twice as much that the way back needs.
     numbers = (inputs, 3 * inputs, cotangents + explicit, patches, formed)
     return Plan(tuple(products), tuple(rest), *(n * item for n in numbers))
 
 
 class Pass(eqx.Module):
-    """A forward pass over samples x: inputs at the taps with a use, and the way back to all taps."""
+    """A forward pass over samples x: inputs by the number of their tap with a use, and the way back to all taps."""
 
     x: Array
-    inputs: list[Array]
+    inputs: dict[int, Array]
     pullback: PyTree
     outputs: Float[Array, "B K"]
 
 
-def _inputs_before(traced: Traced, tap: int) -> int:
-    return sum(t.use is not None for t in traced.taps[:tap])
+class Side(eqx.Module):
+    """Samples on one side of the kernel, once they have been passed there and back.
+
+    inputs, cotangents: by the number of their tap; of products alone where the rest is there, (B, k, size).
+    """
+
+    x: Array
+    inputs: dict[int, Array]
+    cotangents: dict[int, Array]
+    rest: Float[Array, "B k size"] | None
 
 
 def _run(problem: Problem, x: Array) -> Pass:
@@ -169,7 +191,8 @@ def _run(problem: Problem, x: Array) -> Pass:
     zeros = [jnp.zeros((x.shape[0], *tap.like.shape), tap.like.dtype) for tap in traced.taps]
     outputs = jax.vmap(traced.outputs, in_axes=(None, 0, 0))
     y, pullback, inputs = jax.vjp(lambda taps: outputs(entries, x, taps), zeros, has_aux=True)
-    return Pass(x, inputs, pullback, y)
+    of = [n for n, tap in enumerate(traced.taps) if tap.use is not None]
+    return Pass(x, dict(zip(of, inputs, strict=True)), pullback, y)
 
 
 def _go_back(problem: Problem, passed: Pass, first, count: int, mask=None) -> dict[int, Array]:
@@ -187,14 +210,32 @@ def _forward(problem: Problem, x: Array) -> Pass:
 
 
 @eqx.filter_jit
-def _back(problem: Problem, passed: Pass, first: Int[Array, ""], count: int) -> dict[int, Array]:
-    return _go_back(problem, passed, first, count)
+def _back(problem: Problem, passed: Pass, first: Int[Array, ""], count: int, together: bool) -> Side:
+    return _side_of(problem, passed, first, count, together)
 
 
 @eqx.filter_jit
-def _there_and_back(problem: Problem, x: Array, first: Int[Array, ""], count: int, mask: Array | None = None):
-    passed = _run(problem, x)
-    return passed.inputs, _go_back(problem, passed, first, count, mask)
+def _there_and_back(
+    problem: Problem, x: Array, first: Int[Array, ""], count: int, together: bool, mask: Array | None = None
+) -> Side:
+    return _side_of(problem, _run(problem, x), first, count, together, mask)
+
+
+def _side_of(problem: Problem, passed: Pass, first, count: int, together: bool, mask=None) -> Side:
+    side = Side(passed.x, passed.inputs, _go_back(problem, passed, first, count, mask), None)
+    if not together:
+        return side
+    traced = Traced(problem.f, problem.params, one_like(passed.x))
+    rest = _explicit(problem, traced, side, *_rest(traced, jax.tree.leaves(problem.params)))
+    taps = [c.taps[0] for c in traced.components if _is_product(traced, c)]
+    inputs, cotangents = ({tap: values[tap] for tap in taps} for values in (side.inputs, side.cotangents))
+    return Side(passed.x, inputs, cotangents, rest)
+
+
+@eqx.filter_jit
+def _explicit_group(problem: Problem, side: Side, group: int) -> Float[Array, "B k size"]:
+    traced = Traced(problem.f, problem.params, one_like(side.x))
+    return _explicit(problem, traced, side, _rest(traced, jax.tree.leaves(problem.params))[group])
 
 
 def _factors(use: Use, dtype, inputs: Array, cotangents: Array) -> Factors:
@@ -204,46 +245,54 @@ def _factors(use: Use, dtype, inputs: Array, cotangents: Array) -> Factors:
     return Factors(a.astype(dtype), d.astype(dtype))
 
 
-def _explicit(problem: Problem, traced: Traced, inputs, cotangents, component: Component) -> list[Array]:
-    """Gradients of each sample in each of the component's parameters, (B, k, size): the sum over its uses."""
+def _explicit(
+    problem: Problem, traced: Traced, side: Side, components: Sequence[Component]
+) -> Float[Array, "B k size"]:
+    """Gradients of each sample in all parameters of the components, one beside the other."""
+    found = [g for component in components for g in _explicit_one(problem, traced, side, component)]
+    return jnp.concatenate([g.reshape(*g.shape[:2], -1).astype(problem.dtype) for g in found], axis=2)
+
+
+def _explicit_one(problem: Problem, traced: Traced, side: Side, component: Component) -> list[Array]:
+    """Gradients of each sample in each of the component's parameters: the sum over its uses."""
     parts = []
     for n in component.taps:
         use = traced.taps[n].use
         if use is None:
-            parts.append(jnp.swapaxes(cotangents[n], 0, 1))
+            parts.append(jnp.swapaxes(side.cotangents[n], 0, 1))
         else:
-            factors = _factors(use, problem.dtype, inputs[_inputs_before(traced, n)], cotangents[n])
+            factors = _factors(use, problem.dtype, side.inputs[n], side.cotangents[n])
             parts.append(jax.vmap(jax.vmap(use.gradient))(factors.products()))
     if component.direct:
-        return [parts[0].reshape(*parts[0].shape[:2], -1).astype(problem.dtype)]
+        return parts
+    parts = [part.astype(traced.taps[n].entry_dtype) for n, part in zip(component.taps, parts, strict=True)]
     leaves = jax.tree.leaves(problem.params)
-    dtypes = [jax.typeof(traced.entries(leaves)[traced.taps[n].entry]).dtype for n in component.taps]
-    parts = [part.astype(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
-    pulled = jax.vmap(jax.vmap(lambda cotangent: traced.pull(component, leaves, cotangent)))(parts)
-    return [g.reshape(*g.shape[:2], -1).astype(problem.dtype) for g in pulled]
+    return jax.vmap(jax.vmap(lambda cotangent: traced.pull(component, leaves, cotangent)))(parts)
 
 
 def _is_product(traced: Traced, component: Component) -> bool:
     return component.direct and traced.taps[component.taps[0]].use is not None
 
 
-def _rest(traced: Traced) -> list[Component]:
-    """The components that are no product, from the outputs on."""
-    return [component for component in reversed(traced.components) if not _is_product(traced, component)]
+def _rest(traced: Traced, leaves: Sequence[Array]) -> list[list[Component]]:
+    """The components that are no product, from the outputs on, in groups.
 
-
-def _after(traced: Traced, inputs, cotangents, component: Component, used):
-    """The same, the numbers at this component's taps available only once those of `used` are.
-
-    Without it the compiler may have the gradients of many parameters at once. An optimisation barrier is gone before
-    the CPU backend schedules, so it is a zero that has to be waited for.
+    A group has no more numbers a sample than its largest parameter or all cotangents have, whichever is more.
     """
-    inputs = list(inputs)
-    for n in component.taps:
-        if traced.taps[n].use is not None:
-            i = _inputs_before(traced, n)
-            inputs[i] = inputs[i] + (0 * used.ravel()[0]).astype(inputs[i].dtype)
-    return inputs, cotangents
+    room = sum(int(np.prod(tap.like.shape)) for tap in traced.taps)
+    groups: list[list[Component]] = []
+    sizes: list[int] = []
+    for component in reversed(traced.components):
+        if _is_product(traced, component):
+            continue
+        size = sum(leaves[i].size for i in component.leaves)
+        if groups and sizes[-1] + size <= room:
+            groups[-1].append(component)
+            sizes[-1] += size
+        else:
+            groups.append([component])
+            sizes.append(size)
+    return groups
 
 
 def _pieces(problem: Problem, x: Array, size: int, count: int) -> Sequence[Pass | Array]:
@@ -257,18 +306,11 @@ def _pieces(problem: Problem, x: Array, size: int, count: int) -> Sequence[Pass 
     return parts if count >= _FORWARD_AGAIN else [_forward(problem, part) for part in parts]
 
 
-class Side(NamedTuple):
-    """A piece of the samples on one side of the kernel."""
-
-    x: Array
-    inputs: list[Array]
-    cotangents: dict[int, Array]
-
-
-def _side(problem: Problem, piece: Pass | Array, first: int, count: int) -> Side:
+def _side(problem: Problem, piece: Pass | Array, first: int, count: int, together: bool) -> Side:
+    start = jnp.asarray(first)
     if isinstance(piece, Pass):
-        return Side(piece.x, piece.inputs, _back(problem, piece, jnp.asarray(first), count))
-    return Side(piece, *_there_and_back(problem, piece, jnp.asarray(first), count))
+        return _back(problem, piece, start, count, together)
+    return _there_and_back(problem, piece, start, count, together)
 
 
 def _tile(
@@ -281,22 +323,26 @@ def _tile(
     outputs: Outputs,
 ) -> Array:
     """The kernel between the samples of all pieces, for `count` outputs from `first` on."""
-    sides = [[_side(problem, p, first, count) for p in pieces] for pieces in (left, right) if pieces is not None]
+    given = [pieces for pieces in (left, right) if pieces is not None]
+    sides = [[_side(problem, p, first, count, plan.together) for p in pieces] for pieces in given]
     sizes = [[len(side.x) for side in pieces] for pieces in (sides[0], sides[-1])]
     # Blocks of all pieces with all; above the diagonal only, where both sides are the same.
     blocks = {
-        (i, j): jnp.zeros(kernel_shape(outputs, a, b, count), problem.dtype)
+        (i, j): jnp.asarray(np.zeros(kernel_shape(outputs, a, b, count), problem.dtype))
         for i, a in enumerate(sizes[0])
         for j, b in enumerate(sizes[1])
         if right is not None or i <= j
     }
-    if plan.rest:
+
+    def add(g) -> None:
         for (i, j), total in blocks.items():
-            pair = [sides[0][i]] if right is None and i == j else [sides[0][i], sides[-1][j]]
-            blocks[i, j] = _contract_rest(problem, pair, outputs, total)
+            blocks[i, j] = _contract_formed(g[0][i], g[-1][j], outputs, total)
+
+    for group in range(len(plan.rest)):
+        add([[s.rest if plan.together else _explicit_group(problem, s, group) for s in pieces] for pieces in sides])
     for product in reversed(plan.products):
         use = product.use
-        at = [[(s.inputs[product.input], s.cotangents.pop(product.tap)) for s in pieces] for pieces in sides]
+        at = [[(s.inputs[product.tap], s.cotangents.pop(product.tap)) for s in pieces] for pieces in sides]
         if grams_are_cheaper(use, sum(sizes[0]), sum(sizes[1]), count, outputs):
             for (i, j), total in blocks.items():
                 blocks[i, j] = _contract_grams(use, problem.dtype, at[0][i], at[-1][j], outputs, total)
@@ -305,12 +351,11 @@ def _tile(
         part = fit(2 * step(), each * problem.dtype.itemsize, use.inputs)
         for begin in range(0, use.inputs, part):
             some = min(part, use.inputs - begin)
-            g = [[_formed(use, problem.dtype, *s, jnp.asarray(begin), some) for s in pieces] for pieces in at]
-            for (i, j), total in blocks.items():
-                blocks[i, j] = _contract_formed(g[0][i], g[-1][j], outputs, total)
+            add([[_formed(use, problem.dtype, *s, jnp.asarray(begin), some) for s in pieces] for pieces in at])
     return _assembled(blocks, len(sizes[0]), len(sizes[1]))
 
 
+@eqx.filter_jit
 def _assembled(blocks: dict[tuple[int, int], Array], rows: int, columns: int) -> Array:
     def block(i, j):
         return blocks[i, j] if (i, j) in blocks else mirror(blocks[j, i])
@@ -340,17 +385,6 @@ def _contract_grams(use: Use, dtype, left, right, outputs, total: Array) -> Arra
     return total + contract_grams(_factors(use, dtype, *left), _factors(use, dtype, *right), outputs)
 
 
-@eqx.filter_jit
-def _contract_rest(problem: Problem, sides: list[Side], outputs, total: Array) -> Array:
-    traced = Traced(problem.f, problem.params, one_like(sides[0].x))
-    given = [(side.inputs, side.cotangents) for side in sides]
-    for component in _rest(traced):
-        given = [_after(traced, *side, component, total) for side in given]
-        pair = [_explicit(problem, traced, *side, component) for side in given]
-        total += sum(contract(g, h, outputs) for g, h in zip(pair[0], pair[-1], strict=True))
-    return total
-
-
 @eqx.filter_jit(donate="all-except-first")
 def _add_product(given, state):
     use, dtype, batch, counts, inputs, cotangents = given
@@ -362,14 +396,13 @@ def _add_product(given, state):
 
 @eqx.filter_jit(donate="all-except-first")
 def _add_rest(given, state):
-    problem, batch, counts, inputs, cotangents = given
-    traced = Traced(problem.f, problem.params, one_like(batch.x))
+    batch, counts, rest = given
     totals, scatter = state
-    added = []
-    for component in _rest(traced):
-        inputs, cotangents = _after(traced, inputs, cotangents, component, scatter)
-        for g in _explicit(problem, traced, inputs, cotangents, component):
-            part = group_sums(g, batch.by_group, batch.signs, pairs=scatter.ndim == 3)
-            total, scatter = add_groups(totals[len(added)], scatter, counts, batch, part)
-            added.append(total)
+    added, start = [], 0
+    for total in totals:
+        g = rest[:, :, start : start + total.shape[2]]
+        start += total.shape[2]
+        part = group_sums(g, batch.by_group, batch.signs, pairs=scatter.ndim == 3)
+        total, scatter = add_groups(total, scatter, counts, batch, part)
+        added.append(total)
     return added, scatter
