@@ -221,9 +221,12 @@ def _describe(f: Restricted, params: PyTree, x: jax.ShapeDtypeStruct) -> tuple[i
 
     Under jit only so that this is done once for every f, not at every call: nothing is computed.
     """
-    traces = [_traced_for(f, params, x, n) for n in (1, 2, 3)]
-    one, two, three = traces
-    apart = _rows.apart(two, three) and _rows.same_numbers(one, two)
+    one, three = (_traced_for(f, params, x, n) for n in (1, 3))
+    apart = _rows.apart(one, three)
+    if not apart:
+        # A single row may be written otherwise than several.
+        two = _traced_for(f, params, x, 2)
+        apart = _rows.apart(two, three) and _rows.same_numbers(one, two)
     return int(one.out_avals[0].shape[1]), apart
 
 

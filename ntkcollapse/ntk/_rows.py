@@ -45,11 +45,13 @@ def _ends_unless(condition: Any) -> None:
 
 
 def apart(first: ClosedJaxpr, second: ClosedJaxpr) -> bool:
-    """Whether both traces, of 2 and of 3 rows in the last argument, are of one function applied to every row."""
-    rows = [_rows(a, b) for a, b in zip(first.jaxpr.invars, second.jaxpr.invars, strict=True)]
+    """Whether both traces, for two numbers of rows in the last argument, are of one function applied to every row."""
+    inputs = list(zip(first.jaxpr.invars, second.jaxpr.invars, strict=True))
+    counts = tuple(v.aval.shape[0] for v in inputs[-1])  # pyright: ignore[reportAttributeAccessIssue]
     try:
+        rows = [_rows(counts, a, b) for a, b in inputs]
         _ends_unless(rows[-1] == 0 and all(r is None for r in rows[:-1]))
-        return _compare(first, second) == [0]
+        return _compare(counts, first, second) == [0]
     except _Unproven:
         return False
 
@@ -77,18 +79,18 @@ def _operations(jaxpr: Jaxpr) -> tuple[list[str], list[Any]]:
     return names, numbers
 
 
-def _rows(a: Any, b: Any) -> int | None:
+def _rows(counts: tuple[int, ...], a: Any, b: Any) -> int | None:
     """The dimension of rows of a value in both traces."""
     shape, other = (getattr(v.aval, "shape", ()) for v in (a, b))
     _ends_unless(len(shape) == len(other))
     differ = [i for i, pair in enumerate(zip(shape, other, strict=True)) if pair[0] != pair[1]]
     if not differ:
         return None
-    _ends_unless(len(differ) == 1 and (shape[differ[0]], other[differ[0]]) == (2, 3))
+    _ends_unless(len(differ) == 1 and (shape[differ[0]], other[differ[0]]) == counts)
     return differ[0]
 
 
-def _compare(first: Any, second: Any) -> list[int | None]:
+def _compare(counts: tuple[int, ...], first: Any, second: Any) -> list[int | None]:
     """Rows of the results of two jaxprs, once every operation in them is known to keep rows apart."""
     constants = [getattr(closed, "consts", ()) for closed in (first, second)]
     _ends_unless(len(constants[0]) == len(constants[1]))
@@ -114,26 +116,26 @@ def _compare(first: Any, second: Any) -> list[int | None]:
             agree(a, b)
         for a, b in zip(one.outvars, two.outvars, strict=True):
             place[a] = b
-        _step(one, two)
+        _step(counts, one, two)
     for a, b in zip(first.outvars, second.outvars, strict=True):
         agree(a, b)
-    return [_rows(a, b) for a, b in zip(first.outvars, second.outvars, strict=True)]
+    return [_rows(counts, a, b) for a, b in zip(first.outvars, second.outvars, strict=True)]
 
 
-def _step(one: Any, two: Any) -> None:
+def _step(counts: tuple[int, ...], one: Any, two: Any) -> None:
     """Ends the proof unless this operation keeps rows apart."""
     name = one.primitive.name
-    ins = [_rows(a, b) for a, b in zip(one.invars, two.invars, strict=True)]
-    outs = [_rows(a, b) for a, b in zip(one.outvars, two.outvars, strict=True)]
+    ins = [_rows(counts, a, b) for a, b in zip(one.invars, two.invars, strict=True)]
+    outs = [_rows(counts, a, b) for a, b in zip(one.outvars, two.outvars, strict=True)]
     has_rows = any(r is not None for r in (*ins, *outs))
     _ends_unless(set(one.params) == set(two.params))
     for key, value in one.params.items():
         other = two.params[key]
         if isinstance(value, Jaxpr | ClosedJaxpr):
-            _compare(value, other)
+            _compare(counts, value, other)
         elif isinstance(value, tuple | list) and value and all(isinstance(v, Jaxpr | ClosedJaxpr) for v in value):
             for a, b in zip(value, other, strict=True):
-                _compare(a, b)
+                _compare(counts, a, b)
         elif key not in _BESIDE and not (has_rows and key in _LENGTHS):
             _ends_unless(_equal(value, other))
     if not has_rows:
@@ -142,9 +144,10 @@ def _step(one: Any, two: Any) -> None:
     rule = _elementwise if name in _ELEMENTWISE else _RULES.get(name)
     _ends_unless(rule is not None)
     assert rule is not None
-    shapes = [getattr(v.aval, "shape", ()) for v in one.invars]
-    results = [v.aval.shape for v in one.outvars]
-    _ends_unless(rule(one.params, ins, outs, shapes, results))
+    # Of the second trace: a single row in the first one would be like a dimension that all rows share.
+    shapes = [getattr(v.aval, "shape", ()) for v in two.invars]
+    results = [v.aval.shape for v in two.outvars]
+    _ends_unless(rule(two.params, ins, outs, shapes, results))
 
 
 def _equal(a: Any, b: Any) -> bool:

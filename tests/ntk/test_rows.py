@@ -24,7 +24,9 @@ def as_users_write():
 
 def proven(f, params, x) -> bool:
     one, two, three = (trace(f, params, jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype))[0] for n in (1, 2, 3))
-    return _rows.apart(two, three) and _rows.same_numbers(one, two)
+    by_several = _rows.apart(two, three) and _rows.same_numbers(one, two)
+    assert by_several or not _rows.apart(one, three)
+    return by_several or _rows.apart(one, three)
 
 
 def is_so(f, params, x) -> bool:
@@ -159,7 +161,7 @@ def test_a_network_of_every_kind_of_operation_is_proven():
 
 
 def test_constants_of_the_traces_are_compared():
-    values = iter([np.ones(6), 2 * np.ones(6)] * 20)
+    values = (n * np.ones(6) for n in range(1, 20))
 
     def f(p, x):
         return (x * next(values)) @ p["w"]

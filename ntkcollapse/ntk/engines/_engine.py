@@ -13,10 +13,11 @@ from ntkcollapse.ntk.engines._contract import GroupSums, Outputs, scatter_of
 
 
 class Chunks(eqx.Module):
-    """How much is done at a time: samples of a chunk, and outputs of it."""
+    """How much is done at a time: samples of a chunk, and outputs of it; plain: by Jacobians of all parameters."""
 
     samples: int = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
+    plain: bool = eqx.field(static=True, default=False)
 
 
 class Batch(eqx.Module):

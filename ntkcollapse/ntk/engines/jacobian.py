@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ntkcollapse.ntk._memory import fit
@@ -18,12 +17,12 @@ class Jacobian(Engine):
     """
 
     def chunks(self, problem, x, num_samples, outputs, available):
-        # Each Jacobian stands twice: as a pytree and flattened.
+        # Each Jacobian stands twice: as it is made, and as its products need it.
         each = 2 * problem.num_outputs * problem.num_params * problem.dtype.itemsize
         return Chunks(samples=fit(available, 2 * each, num_samples), outputs=problem.num_outputs)
 
     def kernel(self, problem, x1, x2, outputs, chunks):
-        return _kernel(problem, x1, x2, outputs)
+        return plain_kernel(problem, x1, x2, outputs)
 
     def sum_chunks(self, problem, x, num_sums, available):
         # An output's sums, and its gradients in one batch.
@@ -36,10 +35,12 @@ class Jacobian(Engine):
 
 
 @eqx.filter_jit
-def _kernel(problem: Problem, x1: Array, x2: Array | None, outputs: Outputs):
-    g = _flat(_jacobians(problem, x1, 0, problem.num_outputs))
-    h = g if x2 is None else _flat(_jacobians(problem, x2, 0, problem.num_outputs))
-    return contract(g, h, outputs)
+def plain_kernel(problem: Problem, x1: Array, x2: Array | None, outputs: Outputs) -> Array:
+    """Θ between two chunks of samples by their Jacobians."""
+    g = _jacobians(problem, x1, 0, problem.num_outputs)
+    h = g if x2 is None else _jacobians(problem, x2, 0, problem.num_outputs)
+    parts = [contract(a, b, outputs) for a, b in zip(g, h, strict=True)]
+    return sum(parts[1:], start=parts[0])
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -64,7 +65,3 @@ def _jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: i
         return [leaf.reshape(count, -1).astype(problem.dtype) for leaf in jax.tree.leaves(tree)]
 
     return jax.vmap(one)(x)
-
-
-def _flat(gradients: list[Float[Array, "N k _"]]) -> Float[Array, "N k P"]:
-    return jnp.concatenate(gradients, axis=2)

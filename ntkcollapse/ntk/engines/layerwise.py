@@ -17,10 +17,13 @@ from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, kernel_shape, mirror
 from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, add_groups, marked, unit_cotangents
-from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
+from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, saving, sum_factors
+from ntkcollapse.ntk.engines.jacobian import plain_kernel
 
 # Up to so many samples, what compiles fast is chosen before what runs fast.
 _FEW = 64
+# Multiplications in the time in which the programs of a few layers are compiled.
+_COMPILATION = 2 * 10**9
 # From so many outputs at a time on, the forward pass is done again for each tile rather than held.
 _FORWARD_AGAIN = 4
 
@@ -32,6 +35,8 @@ class Layerwise(Engine):
     product, or only the Grams of inputs and cotangents are, whichever is cheaper for its shapes. A parameter that
     enters several times has its gradients summed first. Anything else is differentiated sample by sample by JAX.
 
+    Where all of this saves less than it takes to compile, plain Jacobians are made by one program.
+
     Memory: for a chunk of samples and outputs, the cotangents of all layers, and the gradients of one layer. All
     outputs of a chunk go back together as one larger batch: no loop stands around a convolution, which on a CPU
     would be several times slower.
@@ -42,6 +47,10 @@ class Layerwise(Engine):
 
     def chunks(self, problem, x, num_samples, outputs, available):
         sizes, K = _plan(problem, x), problem.num_outputs
+        jacobians = num_samples * K * problem.num_params * problem.dtype.itemsize
+        saved = sum(saving(product.use, num_samples, num_samples, K, outputs) for product in sizes.products)
+        if 2 * jacobians <= available and saved < _COMPILATION:
+            return Chunks(samples=num_samples, outputs=K, plain=True)
         least = K if outputs == "full" else 1
         each = sizes.forward + least * sizes.backward
         # All samples against themselves need half as much as two chunks; what is left goes to more outputs at a time.
@@ -58,11 +67,14 @@ class Layerwise(Engine):
     def kernel(self, problem, x1, x2, outputs, chunks):
         K, count = problem.num_outputs, chunks.outputs
         plan = _plan(problem, one_like(x1))
+        if chunks.plain:
+            return plain_kernel(problem, x1, x2, outputs)
         if len(x1) + (0 if x2 is None else len(x2)) <= _FEW:
             plan = plan.for_few()
         size = plan.piece(problem.dtype, count)
-        left = _pieces(problem, x1, size, count)
-        right = None if x2 is None else _pieces(problem, x2, size, count)
+        again = count >= min(K, _FORWARD_AGAIN)
+        left = _pieces(problem, x1, size, again)
+        right = None if x2 is None else _pieces(problem, x2, size, again)
         parts = [_tile(problem, plan, left, right, first, count, outputs) for first in range(0, K, count)]
         if outputs == "mean":
             return sum(parts[1:], start=parts[0])
@@ -295,7 +307,7 @@ def _rest(traced: Traced, leaves: Sequence[Array]) -> list[list[Component]]:
     return groups
 
 
-def _pieces(problem: Problem, x: Array, size: int, count: int) -> Sequence[Pass | Array]:
+def _pieces(problem: Problem, x: Array, size: int, again: bool) -> Sequence[Pass | Array]:
     """Pieces of nearly equal size, at most `size` samples each: as passes, or as they are where each tile passes again.
 
     What the way back needs of a pass takes the place of the cotangents of two more outputs. With several outputs at a
@@ -303,7 +315,7 @@ def _pieces(problem: Problem, x: Array, size: int, count: int) -> Sequence[Pass 
     """
     edges = np.linspace(0, x.shape[0], -(-x.shape[0] // size) + 1).round().astype(int)
     parts = [x[i:j] for i, j in itertools.pairwise(edges)]
-    return parts if count >= _FORWARD_AGAIN else [_forward(problem, part) for part in parts]
+    return parts if again else [_forward(problem, part) for part in parts]
 
 
 def _side(problem: Problem, piece: Pass | Array, first: int, count: int, together: bool) -> Side:

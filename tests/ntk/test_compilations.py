@@ -1,0 +1,97 @@
+"""How many programs a first call compiles: latency creeps back one small program at a time."""
+
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkcollapse.ntk import block_statistics, empirical_ntk
+from ntkcollapse.ntk.engines import Layerwise, layerwise
+from tests.ntk.zoo import case, dense_ntk, normal
+
+X, LABELS = normal(0, 20, 6), np.arange(20) % 2
+PARAMS = {
+    "w": jnp.asarray(normal(1, 6, 5)),
+    "bias": jnp.asarray(normal(2, 5)),
+    "v": jnp.asarray(normal(3, 5, 3)),
+    "shift": jnp.asarray(normal(4, 3)),
+}
+
+_counts: list[int] = []
+
+
+def _count(event: str, duration_secs: float, **_) -> None:
+    del duration_secs
+    if _counts and event == "/jax/core/compile/backend_compile_duration":
+        _counts[-1] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@contextmanager
+def programs():
+    """The number of programs compiled (or read from the cache of compiled code) since here."""
+    _counts.append(0)
+    yield lambda: _counts[-1]
+    _counts.pop()
+
+
+def two_layers(p, x):
+    return jnp.tanh(x @ p["w"] + p["bias"][None, :]) @ p["v"] + p["shift"][None, :]
+
+
+def test_a_small_kernel_is_one_program(monkeypatch):
+    monkeypatch.undo()
+    jax.clear_caches()
+    with programs() as count:
+        empirical_ntk(two_layers, PARAMS, X)
+        # The kernel, and two that read f and compute nothing, with what Equinox makes for each of them.
+        assert count() <= 5
+    with programs() as count:
+        empirical_ntk(two_layers, jax.tree.map(lambda v: 2 * np.asarray(v), PARAMS), X)
+        assert count() == 0
+
+
+def test_layers_take_a_program_each(monkeypatch):
+    monkeypatch.setattr(layerwise, "_FEW", 0)
+    jax.clear_caches()
+    with programs() as count:
+        empirical_ntk(two_layers, PARAMS, X, outputs="mean")
+        # Those that read f, the passes with both biases, and one or two for each of two layers.
+        assert count() <= 11
+    with programs() as count:
+        empirical_ntk(two_layers, PARAMS, X + 1, outputs="mean")
+        assert count() == 0
+
+
+def test_f_runs_once_for_each_of_its_shapes(monkeypatch):
+    calls = []
+
+    def f(p, x):
+        calls.append(len(x))
+        return two_layers(p, x)
+
+    empirical_ntk(f, PARAMS, X, outputs="mean")
+    block_statistics(f, PARAMS, X, LABELS)
+    assert sorted(calls) == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["plain", "convolutions", "unusual"])
+@pytest.mark.parametrize("outputs", ["full", "mean"])
+def test_plain_jacobians_are_the_same(name, outputs, monkeypatch):
+    monkeypatch.undo()
+    c, theta = case(name), dense_ntk(name)
+    want = theta if outputs == "full" else np.einsum("ijkk->ij", theta) / theta.shape[2]
+    plain = []
+    kernel = Layerwise.kernel
+    monkeypatch.setattr(Layerwise, "kernel", lambda self, *given: plain.append(given[-1].plain) or kernel(self, *given))
+    got = empirical_ntk(c.f, c.params, c.x, outputs=outputs)
+    assert plain == [True]
+    # Another order of summation in double precision.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
+    # Not where Jacobians of all parameters do not fit.
+    empirical_ntk(c.f, c.params, c.x, outputs=outputs, memory=3000)
+    assert not any(plain[1:])
