@@ -1,5 +1,7 @@
 """Samples spread over all devices, everything else on each of them."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -28,6 +30,10 @@ class Devices:
             return jnp.asarray(x)
         return jax.device_put(np.asarray(x), self._split)
 
+    def place(self, x: Any, *, spread: bool):
+        """Samples over the devices, or all of them on each."""
+        return self.split(x) if spread else self.everywhere(jnp.asarray(x))
+
     def everywhere(self, tree: Any):
         """The arrays of a pytree on every device."""
         if self.count == 1:
@@ -38,10 +44,16 @@ class Devices:
     def fetch(self, tree: Any):
         """The pytree's arrays on the host of every process."""
         if self.count > 1:
-            tree = jax.jit(lambda t: t, out_shardings=self._everywhere)(tree)
+            tree = _to_all(self._everywhere)(tree)
         return jax.tree.map(np.asarray, tree)
 
     def padded(self, x: Any) -> Any:
         """With the last sample repeated until the devices share evenly."""
         missing = -len(x) % self.count
         return x if not missing else np.concatenate([np.asarray(x), np.repeat(np.asarray(x[-1:]), missing, axis=0)])
+
+
+@cache
+def _to_all(sharding: NamedSharding) -> Callable:
+    """One function a sharding, so that it is compiled once for each shape and not at every call."""
+    return jax.jit(lambda tree: tree, out_shardings=sharding)

@@ -84,10 +84,10 @@ def stream(
             sums = devices.everywhere(sums)
             for i, (members, mask, group_class) in enumerate(grouping.batches(start), start):
                 batch = Batch(
-                    devices.split(x[members]),
+                    devices.place(x[members], spread=engine.spreads),
                     devices.everywhere(jnp.asarray(group_class)),
-                    devices.split(mask.astype(problem.dtype)),
-                    devices.split(signs[members].astype(problem.dtype)),
+                    devices.place(mask.astype(problem.dtype), spread=engine.spreads),
+                    devices.place(signs[members].astype(problem.dtype), spread=engine.spreads),
                     split,
                 )
                 sums = engine.add(placed, sums, batch, devices.everywhere(jnp.asarray(first)))

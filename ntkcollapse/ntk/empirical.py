@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -79,11 +80,12 @@ def empirical_ntk(
     tiles = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
     traced = is_traced(problem, x1, x2)
     # Filled on the host: the kernel of many samples need not fit beside the chunk on an accelerator.
-    kernel = (jnp if traced else np).zeros(kernel_shape(outputs, A, B, K), problem.dtype)
+    shape = kernel_shape(outputs, A, B, K)
+    kernel = jnp.zeros(shape, problem.dtype) if traced else _zeros(shape, problem.dtype)
     placed = problem if traced else devices.everywhere(problem)
 
     def chunk(x, i, ii):
-        return jnp.asarray(x[i:ii]) if traced else devices.split(devices.padded(x[i:ii]))
+        return jnp.asarray(x[i:ii]) if traced else devices.place(devices.padded(x[i:ii]), spread=engine.spreads)
 
     if traced and checkpoint is not None:
         raise ValueError(
@@ -93,7 +95,8 @@ def empirical_ntk(
         checkpoint, lambda: fingerprint(problem, list(samples.values()), outputs, engine.name, chunks, devices.count)
     )
     done, saved = partial.load("kernel")
-    kernel = saved[0] if done else kernel
+    if done:
+        kernel[...] = saved[0]
     bar = tqdm(total=len(tiles), initial=done, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False)
     for n, ((i, ii), (j, jj)) in enumerate(tiles[done:], done + 1):
         right = None if x2 is None and i == j else chunk(x1 if x2 is None else x2, j, jj)
@@ -109,7 +112,9 @@ def empirical_ntk(
             partial.save("kernel", n, lambda kernel=kernel: [kernel])
     bar.close()
     partial.remove("kernel")
-    return jnp.asarray(kernel / K if outputs == "mean" else kernel)
+    if outputs == "mean":
+        kernel = kernel / K if traced else np.divide(kernel, K, out=kernel)
+    return kernel if traced else jax.device_put(kernel)
 
 
 def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:
@@ -117,6 +122,14 @@ def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:
     count = -(-n // chunk)
     size = -(-n // count)
     return [(min(i * size, n - size), min((i + 1) * size, n)) for i in range(count)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that begins at a multiple of 64 bytes, which JAX then takes over on a CPU and makes no second one."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _write(kernel, rows: slice, columns: slice, tile):

@@ -223,11 +223,16 @@ def block_statistics(
         checkpoint: a folder for partial sums, written every minute: a stopped run goes on from there when called
             again with the same arguments. Not needed once the call returns.
     Raises:
-        ValueError: as `empirical_ntk`; labels that do not fit x, or a class with one sample.
+        ValueError: as `empirical_ntk`; labels that do not fit x, a class with one sample, or traced arrays.
     References:
         Seleznova et al. (2023), Section 2.3: the block structure that these numbers measure.
     """
     check_choice("residual", residual, ("none", "exact", "estimate"))
+    if is_traced(params, x, labels, eqx.filter(f, eqx.is_array)):
+        raise ValueError(
+            "block_statistics: expected a call outside of `jit`, `grad` and `vmap`, since its sums are made in double "
+            "precision on the host; got traced arrays. Its passes are compiled anyway; give it numbers."
+        )
     engine = known(engine)
     order, classes = _classes(x, labels)
     problem = prepare(f, params, {"x": x}, parameters)

@@ -74,6 +74,11 @@ def test_numbers_that_are_not_finite():
         NTKOperator(*outside)(np.ones((6, 3)))
 
 
+def test_statistics_are_not_traced():
+    with pytest.raises(ValueError, match="block_statistics: expected a call outside of `jit`"):
+        jax.jit(lambda p: block_statistics(f, p, X, LABELS).output_pairs)(PARAMS)
+
+
 def test_labels():
     with pytest.raises(ValueError, match="labels: expected shape"):
         block_statistics(f, PARAMS, X, LABELS[:-1])

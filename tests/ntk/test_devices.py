@@ -40,10 +40,14 @@ def measured(folder):
         return jnp.tanh(h).mean((1, 2)) @ p["w"] + p["b"][None, :]
 
     theta = empirical_ntk(f, params, x)
+    plain = empirical_ntk(f, params, x, engine="jacobian")
+    sums = block_statistics(f, params, x, labels, engine="jacobian").output_pairs
     cross = empirical_ntk(f, params, x[:3], x, outputs="mean")
     estimate: dict[str, Any] = {"residual": "estimate", "key": jax.random.key(0)}
     stats = block_statistics(f, params, x, labels, **estimate, memory=6e4, checkpoint=folder)
-    return [np.asarray(a) for a in (theta, cross, stats.output_diagonal, stats.output_pairs, stats.residual)]
+    return [
+        np.asarray(a) for a in (theta, plain, sums, cross, stats.output_diagonal, stats.output_pairs, stats.residual)
+    ]
 
 
 def start(devices: int, port: str, process: int, out: Path, folder: Path) -> subprocess.Popen:

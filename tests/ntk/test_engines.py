@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntkcollapse.ntk import _fastest, _partial, block_statistics, empirical_ntk
+from ntkcollapse.ntk import _fastest, _partial, block_statistics, empirical, empirical_ntk
 from ntkcollapse.ntk._trace import Traced
 from ntkcollapse.ntk.engines import NTVP, Jacobian, Layerwise, _contract, _factors
 from ntkcollapse.ntk.engines._engine import Chunks
@@ -267,3 +267,14 @@ def test_random_networks(kinds, seed):
     want = np.einsum("ikp,jsp->ijks", J, J)
     got = empirical_ntk(f, params, x)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * max(np.abs(want).max(), 1e-300))
+
+
+def test_a_kernel_is_not_held_twice(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        empirical, "_zeros", lambda *given, zeros=empirical._zeros: made.append(zeros(*given)) or made[-1]
+    )
+    c, theta = case("plain"), dense_ntk("plain")
+    got = empirical_ntk(c.f, c.params, c.x, outputs="mean")
+    assert got.unsafe_buffer_pointer() == made[0].ctypes.data
+    close(got, mean_over_outputs(theta))

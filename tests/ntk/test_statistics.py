@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntkcollapse.classes import Classes
 from ntkcollapse.ntk import _partial, block_statistics
+from ntkcollapse.ntk._grouping import group
 from ntkcollapse.ntk.engines import Layerwise
 from tests.ntk.zoo import MAKERS, case, dense_ntk, normal
 
@@ -233,3 +235,22 @@ def test_stop_and_resume(many, tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed.output_pairs, whole.output_pairs)
     np.testing.assert_array_equal(resumed.residual, whole.residual)
     assert not list(tmp_path.glob("*.npz"))
+
+
+@pytest.mark.parametrize("sizes", [(100, 97, 90), (17, 40, 5)])
+def test_groups_of_rounded_sizes_hold_every_sample_once(sizes):
+    classes = Classes(sizes)
+    order = np.random.default_rng(0).permutation(sum(sizes))
+    for batch in (8, 33, 200):
+        grouping = group(order, classes, batch)
+        shapes = {members.shape for members, *_ in grouping.batches()}
+        seen = np.concatenate([members[mask] for members, mask, _ in grouping.batches()])
+        assert len(shapes) == 1
+        np.testing.assert_array_equal(np.sort(seen), np.arange(sum(sizes)))
+
+
+def test_nearly_the_same_number_of_samples_has_the_same_shapes():
+    def shape(m):
+        return next(iter(group(np.arange(3 * m), Classes((m,) * 3), 4096).batches()))[0].shape
+
+    assert shape(97) == shape(100) == shape(104) != shape(105)

@@ -118,10 +118,13 @@ def _between(earlier: Float[Array, "Q k size"], counts: Float[Array, " Q"], batc
 class Engine(eqx.Module):
     """How kernels are computed; every engine gives the same numbers.
 
-    `linear` tells whether it has sums over classes, at a cost linear in the number of samples.
+    `linear` tells whether it has sums over classes, at a cost linear in the number of samples; `spreads` whether its
+    samples may stand on several devices (XLA gets gradients of single samples in a convolution wrong there: each device
+    has only those of its own).
     """
 
     linear: ClassVar[bool] = True
+    spreads: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

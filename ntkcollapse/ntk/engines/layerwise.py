@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -45,11 +46,13 @@ class Layerwise(Engine):
     compute cotangents again for each of their uses than store them, and unfold the inputs of all layers at once.
     """
 
+    spreads: ClassVar[bool] = True
+
     def chunks(self, problem, x, num_samples, outputs, available):
         sizes, K = _plan(problem, x), problem.num_outputs
         jacobians = num_samples * K * problem.num_params * problem.dtype.itemsize
         saved = sum(saving(product.use, num_samples, num_samples, K, outputs) for product in sizes.products)
-        if 2 * jacobians <= available and saved < _COMPILATION:
+        if 2 * jacobians <= available and saved < _COMPILATION and jax.device_count() == 1:
             return Chunks(samples=num_samples, outputs=K, plain=True)
         least = K if outputs == "full" else 1
         each = sizes.forward + least * sizes.backward
