@@ -114,7 +114,7 @@ def empirical_ntk(
     partial.remove("kernel")
     if outputs == "mean":
         kernel = kernel / K if traced else np.divide(kernel, K, out=kernel)
-    return kernel if traced else jax.device_put(kernel)
+    return jnp.asarray(kernel) if traced else jax.device_put(kernel)
 
 
 def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:
