@@ -30,6 +30,8 @@ def simulation_table(run: Trajectory, seconds: float) -> str:
         "drift of the invariant (solver error)" if not decays else "change of the invariant (moved by weight decay)"
     )
     foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {meaning}: {drift:.1e}"
+    if "residual_class" in shown(run, "simulate"):
+        foot += f"\nresidual_class: {described('residual_class').meaning}"
     return f"{table(header, rows)}\n\n{foot}"
 
 

@@ -18,6 +18,7 @@ from ntkcollapse.commands.network_runs import overview_title
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.commands.settings import ReportConfig
 from ntkcollapse.comparison import Ladder, load_ladders, measured_rates
+from ntkcollapse.observable_table import described
 from ntkcollapse.run_directory import RunDirectory, check_not_owned
 from ntkcollapse.trajectory import Trajectory
 
@@ -119,6 +120,8 @@ def _course(run: Trajectory) -> Iterator[str]:
     if steps is not None:
         rows.insert(0, ["optimiser step", *(str(int(steps[i])) for i in indices)])
     yield _html.grid([time_axis(run).symbol, *(number(run.times[i]) for i in indices)], rows)
+    if "residual_class" in run.observables:
+        yield _html.paragraph(f"residual_class: {described('residual_class').meaning}, the mean over samples taken out.")
 
 
 def _rates(run: Trajectory) -> Iterator[str]:
