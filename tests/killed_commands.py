@@ -30,7 +30,7 @@ from tests.training.settings import small
 _TINY = [
     "--dataset", "orthogonal", "--dataset-options", "classes=3", "dimension=20", "--per-class", "4",
     "--test-per-class", "2", "--network", "mlp", "--network-options", "widths=(6,)", "--epochs", "30",
-    "--batch-size", "0", "--measure-log", "6",
+    "--batch-size", "0", "--measure-log", "6", "--probe-per-class", "0",
 ]  # fmt: skip
 
 

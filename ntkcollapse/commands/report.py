@@ -121,7 +121,9 @@ def _course(run: Trajectory) -> Iterator[str]:
         rows.insert(0, ["optimiser step", *(str(int(steps[i])) for i in indices)])
     yield _html.grid([time_axis(run).symbol, *(number(run.times[i]) for i in indices)], rows)
     if "residual_class" in run.observables:
-        yield _html.paragraph(f"residual_class: {described('residual_class').meaning}, the mean over samples taken out.")
+        yield _html.paragraph(
+            f"residual_class: {described('residual_class').meaning}, the mean over samples taken out."
+        )
 
 
 def _rates(run: Trajectory) -> Iterator[str]:
