@@ -140,8 +140,8 @@ OBSERVABLES: dict[str, Observable] = {
         ),
         Observable(
             "residual_class", "R_class-R_global", r"$\|R_{\mathrm{class}}-R_{\mathrm{global}}\|$",
-            "norm of R_class - R_global", colour=RED, group="Residual parts", source=_SELEZNOVA, needs_squared_loss=True,
-            shown=("simulate", "report", "figure", *_COMPARED),
+            "norm of R_class - R_global", colour=RED, group="Residual parts", source=_SELEZNOVA,
+            needs_squared_loss=True, shown=("simulate", "report", "figure", *_COMPARED),
         ),
         Observable(
             "residual_global", "R_global", r"$\|R_{\mathrm{global}}\|$", "norm of R_global", colour=GREEN,
