@@ -122,7 +122,7 @@ def check_choice(
     is_plain = isinstance(value, str | int | float | None)
     if is_plain and value in choices:
         return
-    if is_plain and value in refused:
+    if isinstance(value, str) and value in refused:
         raise ValueError(f"{name}: {value} is not offered: {refused[value]}.")
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

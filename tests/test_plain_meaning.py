@@ -1,5 +1,8 @@
 """What can only mean one thing is taken, and the rest is refused by the name of the argument."""
 
+# Arguments of other types are what this is about.
+# pyright: reportArgumentType=false
+
 import jax
 import numpy as np
 import pytest

@@ -16,6 +16,9 @@ All have one signature, (classes, n, kappa, *, scale, key), and can be mapped ov
 Arrays have JAX's default precision: float64 where jax_enable_x64 is set.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -129,9 +132,11 @@ def collapsed(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 1
 
 
 def initial_condition(
-    name: str, classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale | None = None, key: Array
+    name: str, classes: Classes | Sequence[int], n: int, kappa: Any, *, scale: Scale | None = None, key: Array
 ) -> LastLayer:
     """The initial state of this name; `scale` None is the name's own default.
+
+    Classes may be a list of their sizes, and kappa what `Flow` takes.
 
     Raises:
         ValueError: an unknown name, a scale not above zero, too few features for the name, or unequal classes or a
@@ -145,11 +150,11 @@ def initial_condition(
     """
     check_choice("name", name, INITIAL_CONDITIONS)
     check_key("key", key)
-    classes, kappa = as_classes(classes), as_kernel(kappa)
-    if not isinstance(kappa, SampleKernel):
+    kernel = as_kernel(kappa)
+    if not isinstance(kernel, SampleKernel):
         raise TypeError("kappa: expected a kernel at one time, got a KernelPath; take `path.at(t)`.")
     options = {} if scale is None else {"scale": scale}
-    return INITIAL_CONDITIONS[name](classes, n, kappa, key=key, **options)
+    return INITIAL_CONDITIONS[name](as_classes(classes), n, kernel, key=key, **options)
 
 
 def _aligned(classes: Classes, n: int, kappa: SampleKernel, scale: Scale, key: Array, last_sign: float) -> LastLayer:
