@@ -32,6 +32,7 @@ class WeightDecay(eqx.Module):
         if isinstance(rates, Mapping):
             named: Mapping[str, Any] = rates
         elif getattr(rates, "shape", ()) == (3,):
+            check_arrays(weight_decay=rates)
             named = dict(zip("HWb", jnp.asarray(rates), strict=True))
         elif isinstance(rates, Sequence) and not isinstance(rates, str):
             if len(rates) != 3:
