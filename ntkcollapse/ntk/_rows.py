@@ -52,7 +52,8 @@ def apart(first: ClosedJaxpr, second: ClosedJaxpr) -> bool:
         rows = [_rows(counts, a, b) for a, b in inputs]
         _ends_unless(rows[-1] == 0 and all(r is None for r in rows[:-1]))
         return _compare(counts, first, second) == [0]
-    except _Unproven:
+    except (_Unproven, KeyError, AttributeError, TypeError):
+        # Other versions of JAX name the parameters of their operations otherwise.
         return False
 
 
@@ -313,10 +314,14 @@ def _iota(params, ins, outs, shapes, results) -> bool:
 
 def _scan(params, ins, outs, shapes, results) -> bool:
     """What is stacked along the steps has its rows behind them; the body has been compared."""
-    del shapes, results
-    consts, carry = params["num_consts"], params["num_carry"]
-    stacked = [*ins[consts + carry :], *outs[carry:]]
-    return ins[consts : consts + carry] == outs[:carry] and 0 not in stacked
+    body = params["jaxpr"].jaxpr
+    steps = [len(v.aval.shape) < len(shape) for v, shape in zip(body.invars, shapes, strict=True)]
+    made = [len(v.aval.shape) < len(shape) for v, shape in zip(body.outvars, results, strict=True)]
+    carried = [r for r, stacked in zip(outs, made, strict=True) if not stacked]
+    # Constants come before what is carried.
+    given = [r for r, stacked in zip(ins, steps, strict=True) if not stacked]
+    rows = [r for r, stacked in zip((*ins, *outs), (*steps, *made), strict=True) if stacked]
+    return given[len(given) - len(carried) :] == carried and 0 not in rows
 
 
 def _call(params, ins, outs, shapes, results) -> bool:
