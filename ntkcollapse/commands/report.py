@@ -52,7 +52,8 @@ def _title(run: Trajectory, path: Path) -> str:
     name, note = path.resolve().name, run.settings
     if not run.equation.of_network or "network" not in note:
         return name
-    return f"{note['network']} on {note.get('data', 'data of its own')} ({name})"
+    data = str(note.get("data", "data of its own")).removesuffix("/train")
+    return f"{note['network']} on {data} ({name})"
 
 
 def report(run: Trajectory, ladders: dict[int, Ladder], *, title: str) -> str:

@@ -4,12 +4,15 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from ntkcollapse import plots
 from ntkcollapse._table import number, table
 from ntkcollapse.captions import has, shown, time_axis
 from ntkcollapse.commands._summaries import files_line, progress, training_figures
 from ntkcollapse.commands._verdicts import verdict
+from ntkcollapse.commands.network_runs import overview_title
 from ntkcollapse.commands.settings import TrainCommandConfig
 from ntkcollapse.observable_table import shown_in
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import Interrupted, NonFiniteLoss, TrainConfig, preset_table, saved_config, train
 from ntkcollapse.trajectory import Trajectory
 
@@ -72,6 +75,9 @@ def training_table(run: Trajectory) -> str:
 
 def _report(run: Trajectory, out: str) -> None:
     figures = training_figures(run, Path(out))
+    if plots.has_overview(run):
+        figure = plots.overview_figure(run, title=overview_title(run))
+        figures = plots.save(figure, RunDirectory(out).figure("collapse"))
     print(training_table(run))
     if said := verdict(run):
         print(f"\n{said}")

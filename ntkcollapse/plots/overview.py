@@ -35,8 +35,9 @@ def pictured(run: Trajectory) -> list[int]:
 
 
 def has_overview(run: Trajectory) -> bool:
-    """Whether a run has what the overview shows: a network measured with its feature kernel at three steps or more."""
-    measured = blocks_of(run) is not None and "kappa_class_pairs" in run.observables
+    """Whether a run has what the overview shows: of a network, with a finite feature kernel at three steps or more."""
+    blocks = blocks_of(run)
+    measured = blocks is not None and bool(np.isfinite(blocks).all()) and "kappa_class_pairs" in run.observables
     measured = measured and has(run, "nc1_tirer2022") and has(run, "invariant_alignment")
     return measured and has_epochs(run) and len(run.times) > 2
 

@@ -29,7 +29,8 @@ def trained(tmp_path_factory):
 
 def test_train_leaves_a_run_that_can_be_read_and_repeated(trained, tmp_path, capsys):
     run = Trajectory.load(trained)
-    assert {p.name for p in (trained / "figures").iterdir()} == {"training.pdf", "training.png"}
+    drawn = {f"{name}.{kind}" for name in ("training", "collapse") for kind in ("pdf", "png")}
+    assert {p.name for p in (trained / "figures").iterdir()} == drawn
     settings = tomllib.loads((trained / "config.toml").read_text())
     assert settings["learning_rate"] == 0.5
     # 240 samples in batches of 30, two epochs; the rate falls after the first.
