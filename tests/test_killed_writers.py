@@ -1,5 +1,8 @@
 """Whatever is written is there as it was or as it is to be, wherever its writer is killed, and on a full disk."""
 
+import subprocess
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -216,3 +219,29 @@ def test_a_full_disk(writer, tmp_path, size):
     assert str(path) in said
     assert writer.read(path) == 1.0
     assert {file for file in path.rglob("*") if file.is_file()} <= before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one MiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_full(writer, small_disk):
+    path, filler = small_disk / "run", small_disk / "filler"
+    writer.write(path, 1.0)
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    with pytest.raises(OSError, match=str(path)):
+        writer.write(path, 2.0)
+    assert writer.read(path) == 1.0
+    filler.unlink()
+    writer.write(path, 2.0)
+    assert writer.read(path) == 2.0
