@@ -17,7 +17,7 @@ _MOST = 10**7
 
 
 def _whole(sizes) -> tuple[int, ...]:
-    if isinstance(sizes, Iterable):
+    if isinstance(sizes, Iterable) and getattr(sizes, "ndim", 1):
         sizes = tuple(sizes)
         check_arrays(sizes=sizes)
     if np.ndim(sizes) != 1:

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num
 
-from ntkcollapse._checks import check_finite, check_real, check_whole
+from ntkcollapse._checks import check_arrays, check_finite, check_shape, check_whole
 from ntkcollapse.classes import Classes, class_order
 
 
@@ -56,11 +56,10 @@ class Dataset(eqx.Module):
         Raises:
             ValueError: rows and labels that disagree, or numbers that are not real, masked or not finite.
         """
-        check_real(inputs=inputs)
         order = class_order(labels)
         labels = np.asarray(labels)
-        if len(inputs) != len(labels):
-            raise ValueError(f"inputs: expected one row a label, got {len(inputs)} rows and {len(labels)} labels.")
+        check_arrays(inputs=inputs)
+        check_shape("inputs", inputs, (len(labels), *(None,) * (np.ndim(inputs) - 1)), "one row a label")
         return cls(
             inputs=np.asarray(inputs, dtype=np.float32)[order],
             classes=Classes.from_labels(labels[order]),

@@ -121,4 +121,5 @@ def test_every_setting_has_a_type_that_files_can_hold():
     for command in COMMANDS.values():
         hints = typing.get_type_hints(command.settings)
         for field in dataclasses.fields(command.settings):
-            assert _config._element(hints[field.name])[0] in (int, float, str, bool), field.name
+            of = _config._element(hints[field.name])[0]
+            assert {*(typing.get_args(of) or [of])} <= {int, float, str, bool}, field.name

@@ -29,6 +29,13 @@ LABELS = np.repeat(np.arange(3), 2)
 KEY = jax.random.key(0)
 
 
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    """Without the strict promotion of types and ranks that tests ask for."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 class Reached(BaseException):
     """In place of what would be computed."""
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ntkcollapse._checks import check_arrays
 from ntkcollapse.classes import as_classes
 
 MODELS: dict[str, "Model"] = {}
@@ -32,6 +33,8 @@ class Model:
         for name, value in given.arguments.items():
             if name != "loss" and isinstance(value, str):
                 raise ValueError(f"{name}: expected a number, got {value!r}.")
+            if name.startswith(("decay", "energy", "radius")):
+                check_arrays(**{name: value})
         return self.build(*given.args, **given.kwargs)
 
     def __getattr__(self, name: str) -> Callable:
