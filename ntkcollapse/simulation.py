@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -32,10 +31,12 @@ from ntkcollapse.observables import (
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.constraints import Unconstrained
+from ntkcollapse.theory.extrapolation import integrate_reduced
 from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
-from ntkcollapse.theory.integrate import Integration, Method, integrate, named_solver
+from ntkcollapse.theory.integrate import Method, integrate, named_solver
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
+from ntkcollapse.theory.outcome import Integration, Outcome
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius
 from ntkcollapse.theory.retraction import Retracted
 from ntkcollapse.trajectory import Trajectory
@@ -155,7 +156,7 @@ def simulate(
             "flow": "reduced" if is_reduced else "full",
             "model": type(flow).__name__,
             "kernel": type(flow.kernel).__name__,
-            "solver": type(parts.solver).__name__,
+            "solver": parts.solver,
             "rtol": method.rtol,
             "atol": method.atol,
         },
@@ -171,7 +172,7 @@ class _Parts(NamedTuple):
     observables: Observables
     kernel: SampleKernel | KernelPath
     deviations: Array | None
-    solver: diffrax.AbstractSolver
+    solver: str
 
 
 def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bool) -> _Parts:
@@ -192,11 +193,14 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         weight_decay=flow.weight_decay,
         bias=flow.bias,
     )
-    chosen = RungeKuttaChebyshev(spectral_radius) if method.solver in (None, "chebyshev") else method.solver
-    solver = named_solver(chosen)
-    out = _solve(
-        reduced, start.state, times, solver, (method.rtol, method.atol), method.max_steps, progress, None, steady
-    )
+    if method.solver is None:
+        solver, out = "Extrapolation", _extrapolate((reduced, start.state, times), method, steady, progress)
+    else:
+        chosen = RungeKuttaChebyshev(spectral_radius) if method.solver == "chebyshev" else method.solver
+        solver = named_solver(chosen)
+        options = ((method.rtol, method.atol), method.max_steps, progress, None, steady)
+        out = _solve(reduced, start.state, times, solver, *options)
+        solver = type(solver).__name__
     # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
     columns_of = None if deviations is None else (deviations, classes)
     observables = _observe_reduced(reduced, out.states, times, columns_of, metrics(along_runs=True)) if observed else {}
@@ -208,7 +212,7 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
 def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool) -> _Parts:
     """Integrates the state of the flow as it is, and observes its last layer."""
     times, method, progress, steady = options
-    default = "tsit5" if key is None else diffrax.ShARK()
+    default = "tsit5" if key is None else "shark"
     solver = named_solver(default if method.solver is None else method.solver)
     if isinstance(flow, Flow) and not isinstance(flow.constraint, Unconstrained):
         solver = Retracted(solver, flow.retract)
@@ -219,7 +223,7 @@ def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | 
     if type(flow).kernel_at is not AbstractFlow.kernel_at:
         kernel = KernelPath.through(times, jax.vmap(flow.kernel_at)(times, out.states))
     observables = _observe_full(flow, out.states, times, metrics(along_runs=True)) if observed else {}
-    return _Parts(out, layers, observables, kernel, None, solver)
+    return _Parts(out, layers, observables, kernel, None, type(solver).__name__)
 
 
 def _flow_of(kappa: Any, classes: Classes | Sequence[int] | None) -> AbstractFlow:
@@ -317,14 +321,45 @@ def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:
         kept = eqx.tree_at(lambda r: r.statistics["successful"], kept, jnp.asarray(False))
     if kept is not None and not throw:
         return kept
-    why = diffrax.RESULTS[out.result] if not bool(out.successful) else "the state is no longer finite"
+    why = Outcome(int(out.outcome)).reason if not bool(out.successful) else "the state is no longer finite."
     where = f"t = {float(run.times[reached - 1]):.6g}" if reached else "the start"
     raise SimulationError(
         f"simulate: the solver stopped after {where} of {float(run.times[-1]):.6g} ({reached} of {len(finite)} times "
-        f"saved): {str(why).strip()} Shorten `times`, raise `max_steps`, or name another solver; the part that was "
+        f"saved): {why} Shorten `times`, raise `max_steps`, or name another solver; the part that was "
         "reached is the `trajectory` attribute of this error.",
         kept,
     )
+
+
+def _extrapolate(problem, method: Method, steady: float | None, progress: bool) -> Integration:
+    """Integrates a reduced flow by the default method; where derivatives are taken through it, by another."""
+    options = {"rtol": method.rtol, "atol": method.atol, "max_steps": method.max_steps, "steady": steady}
+    if is_traced(problem):
+        return _differentiable(problem, options)
+    return integrate_reduced(*problem, **options, progress=progress)
+
+
+@eqx.filter_custom_vjp
+def _differentiable(problem, options):
+    return integrate_reduced(*problem, **options)
+
+
+@_differentiable.def_fwd
+def _forward(perturbed, problem, options):
+    del perturbed
+
+    def solved(problem):
+        out = integrate(*problem, solver=RungeKuttaChebyshev(spectral_radius), **options)
+        # It counts evaluations in another place.
+        return eqx.tree_at(lambda out: out.statistics, out, out.statistics | {"num_evaluations": jnp.asarray(0)})
+
+    return eqx.filter_vjp(solved, problem)
+
+
+@_differentiable.def_bwd
+def _backward(pulled_back, grad_out, perturbed, problem, options):
+    del perturbed, problem, options
+    return pulled_back(grad_out)[0]
 
 
 @eqx.filter_jit

@@ -39,11 +39,11 @@ class SimulateConfig(Settings):
     times: int = setting(200, "number of times to save, log-spaced", whole=Whole(10, 10**6, "from 10 to a million"))
     solver: str | None = setting(
         None,
-        "method (default: chebyshev where the flow reduces, else tsit5)",
+        "method (default: extrapolation where the flow reduces, else tsit5)",
         choices=SOLVERS,
     )
-    rtol: float = setting(1e-6, "relative tolerance of the solver")
-    atol: float = setting(1e-9, "absolute tolerance of the solver")
+    rtol: float = setting(1e-6, "tolerance of a step, relative to each part of the state")
+    atol: float = setting(0.0, "the same, absolute, in addition")
     seed: int = setting(0, "of the initial condition")
     out: str = setting("runs/simulate", "run directory")
     overwrite: bool = setting(False, "replace what is in the run directory")

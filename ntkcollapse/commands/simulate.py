@@ -34,7 +34,8 @@ def simulate_command(config: SimulateConfig) -> None:
         raise ValueError(f"kappa: expected three numbers (diagonal, within, between), got {len(config.kappa)}.")
     if len(config.weight_decay) not in (1, 3):
         raise ValueError(f"weight_decay: expected one rate or three (H, W, b), got {len(config.weight_decay)}.")
-    check_positive("rtol, atol", (config.rtol, config.atol))
+    check_positive("rtol", config.rtol)
+    check_positive("atol", config.atol, zero=True)
     check_positive("weight_decay", config.weight_decay, zero=True)
     classes = Classes(sizes=per_class)
     columns = classes.num_classes + min(config.features, classes.num_samples)

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_finite, check_real, check_shape
@@ -118,18 +119,33 @@ class ReducedFlow(eqx.Module):
 
     def __call__(self, t, state: ReducedState, args: None = None) -> ReducedState:
         del args
-        M, P, W, b, d = state.M, state.P, state.W, state.b, self.sizes
-        kernel = self.kernel.at(t)
+        d, kernel = self.sizes, self.kernel.at(t)
         Γ, rates = kernel.class_gram(d), kernel.group_rates(d.shape[0])
-        RD = self.scale * (W @ M + b[:, None] - jnp.eye(d.shape[0], dtype=M.dtype)) * d[None, :]
-        WP = W @ P
-        WS = self.scale * jnp.einsum("gcn,gmn->cm", WP @ self.scatter, P)
-        return ReducedState(
-            M=-W.T @ (RD @ Γ) - self.weight_decay.H * M,
-            P=-(self.scale * rates)[:, None, None] * (W.T @ WP) - self.weight_decay.H * P,
-            W=-(RD @ M.T + WS) - self.weight_decay.W * W,
-            b=-RD.sum(1) - self.weight_decay.b * b if self.bias == "free" else jnp.zeros_like(b),
-        )
+        options = {
+            "decay": (self.weight_decay.H, self.weight_decay.W, self.weight_decay.b),
+            "free": self.bias == "free",
+            "identity": np.eye(d.shape[0], dtype=state.M.dtype),
+        }
+        M, P, W, b = speed(state.M, state.P, state.W, state.b, Γ, rates, d, self.scatter, self.scale, **options)
+        return ReducedState(M=M, P=P, W=W, b=b)
+
+
+def speed(M, P, W, b, Γ, rates, d, scatter, s, *, decay, free, identity):
+    """Ṁ, Ṗ_g, Ẇ and ḃ of `ReducedFlow`, on arrays of numpy or of JAX.
+
+    Γ (C, C), rates λ_g (G,), d (C,), scatter S_g(0) (G, n, n), scale s, decay (λ_H, λ_W, λ_b), whether b moves, and the
+    identity (C, C).
+    """
+    on_H, on_W, on_b = decay
+    RD = s * (W @ M + b[:, None] - identity) * d[None, :]
+    WP = W @ P
+    WS = s * ((WP @ scatter) @ P.swapaxes(-1, -2)).sum(0)
+    return (
+        -W.T @ (RD @ Γ) - on_H * M,
+        -(s * rates)[:, None, None] * (W.T @ WP) - on_H * P,
+        -(RD @ M.T + WS) - on_W * W,
+        -RD.sum(1) - on_b * b if free else 0 * b,
+    )
 
 
 def spectral_radius(t, state: ReducedState, flow: ReducedFlow) -> Float[Array, ""]:

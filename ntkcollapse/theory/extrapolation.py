@@ -1,0 +1,436 @@
+"""Integration of the reduced flow by linearly implicit extrapolation, with its Jacobian solved in closed form.
+
+One step of length h makes k columns. Column j goes from t to t + h in j linearly implicit Euler steps of τ = h/j,
+
+    (1 − τ J) δ = τ f(t + i τ, y),    J the Jacobian at (t, y(t)),
+
+and extrapolation in 1/j leaves an error of order k + 1 a step. Order and step follow from the errors of the columns.
+J need not be exact for that (it makes the columns stable and their errors small), so that what costs much and matters
+little is left out of it: see `_Jacobian`. Unlike that of explicit methods, the work does not grow with stiffness.
+
+Outside of JAX's transformations it runs in numpy: the matrices are small, and nothing is compiled. Under `vmap` and
+`jit` the same lines are traced.
+
+Reference: Hairer and Wanner (1996), Solving Ordinary Differential Equations II, Section IV.9.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from ntkcollapse._checks import is_traced
+from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.theory.outcome import Integration, Outcome
+from ntkcollapse.theory.reduced import ReducedFlow, ReducedState, speed
+
+# Columns of a step. Rounding is amplified by the largest weight in the extrapolation: 1e3 for nine columns.
+FEWEST, MOST, MOST_IN_SINGLE_PRECISION = 3, 9, 5
+# How often the solution of a linear system is corrected for the residual's part of the Jacobian.
+CORRECTIONS = 2
+# By how much a step's error may exceed the tolerance: measured to leave the final error near rtol.
+LENIENCE = 2.0
+
+
+def _weights(most: int) -> tuple[np.ndarray, np.ndarray]:
+    """w[k, j]: what column j counts in the extrapolation of columns 1 to k, and of columns 2 to k: one order lower."""
+
+    def lagrange(k, first):
+        row = np.zeros(most)
+        for i in range(first, k + 1):
+            row[i - 1] = np.prod([i / (i - other) for other in range(first, k + 1) if other != i])
+        return row
+
+    none = np.zeros(most)
+    return np.stack([none, *(lagrange(k, 1) for k in range(1, most + 1))]), np.stack(
+        [none, none, *(lagrange(k, 2) for k in range(2, most + 1))]
+    )
+
+
+def _work(most: int) -> np.ndarray:
+    """Work of k columns: evaluations, solves (1.3 evaluations each), and 2 a column for what τ changes."""
+    k = np.arange(most + 1)
+    return k * (k - 1) / 2 + 1 + 1.3 * k * (k + 1) / 2 + 2 * k
+
+
+class _Steps(NamedTuple):
+    """numpy with Python's loops, or jax.numpy with loops that can be traced."""
+
+    xp: Any
+    while_loop: Callable
+    fori_loop: Callable
+    cond: Callable
+    put: Callable
+
+
+def _python_while(unsettled, body, carry):
+    while unsettled(carry):
+        carry = body(carry)
+    return carry
+
+
+def _python_for(first, last, body, carry):
+    for i in range(int(first), int(last)):
+        carry = body(i, carry)
+    return carry
+
+
+def _put(rows, i, row):
+    rows[i] = row
+    return rows
+
+
+_ON_HOST = _Steps(np, _python_while, _python_for, lambda which, yes, no: yes() if which else no(), _put)
+_TRACED = _Steps(jnp, jax.lax.while_loop, jax.lax.fori_loop, jax.lax.cond, lambda rows, i, row: rows.at[i].set(row))
+
+
+class _Problem(NamedTuple):
+    """A reduced flow on vectors: its parts as arrays of one library, and Γ(t) and λ_g(t)."""
+
+    steps: _Steps
+    sizes: Any
+    scatter: Any
+    scale: Any
+    decay: tuple[Any, Any, Any]
+    free: bool
+    terms: Callable
+    identity: np.ndarray
+    places: tuple[tuple[slice, tuple[int, ...]], ...]
+
+    def split(self, y):
+        """M, P, W, b of a vector, or of each of several."""
+        return [y[..., place].reshape(*y.shape[:-1], *shape) for place, shape in self.places]
+
+    def join(self, *parts):
+        """The vector of M, P, W, b."""
+        return self.steps.xp.concatenate([part.reshape(-1) for part in parts])
+
+    def rms(self, y):
+        """Root mean square of each part."""
+        squares = y * y
+        return self.steps.xp.stack([squares[place].mean() for place, _ in self.places]) ** 0.5
+
+    def speed(self, t, y):
+        """d y/dt."""
+        M, P, W, b = self.split(y)
+        Γ, rates = self.terms(t)
+        options = {"decay": self.decay, "free": self.free, "identity": self.identity}
+        return self.join(*speed(M, P, W, b, Γ, rates, self.sizes, self.scatter, self.scale, **options))
+
+
+class _Jacobian(NamedTuple):
+    """The Jacobian at one state, ready to be solved for any τ.
+
+    With R = W M + b 1ᵀ − I, E = s R D and scatter S = Σ_g P_g S_g(0) P_gᵀ, −J maps (m, p_g, w, β) to
+
+        m:    s Wᵀ(r D)Γ + wᵀ E Γ + λ_H m,             r = W m + w M + β 1ᵀ
+        p_g:  s λ_g WᵀW p_g + λ_H p_g
+        w:    s (r D) Mᵀ + s w S + E mᵀ + λ_W w + s W Σ_g (p_g S_g(0) P_gᵀ + P_g S_g(0) p_gᵀ)
+        β:    s r d + λ_b β
+
+    What w does to the propagators' speed is left out: it is not stiff. So p is solved first, with a matrix of rank C.
+    In (m, w, β) the part through r has rank C²; in the eigenbasis of W Wᵀ it falls into C systems of size C × C. The
+    part through E, small once the residual is small, is added by correction.
+    """
+
+    problem: _Problem
+    M: Any
+    W: Any
+    Γ: Any
+    rates: Any
+    root: Any
+    a: Any
+    Q: Any
+    σ: Any
+    V: Any
+    E: Any
+    start_P: Any
+    W_P_start: Any
+
+    @classmethod
+    def at(cls, problem: _Problem, t, y) -> "_Jacobian":
+        linalg, d = problem.steps.xp.linalg, problem.sizes
+        M, P, W, b = problem.split(y)
+        Γ, rates = problem.terms(t)
+        start_P = problem.scatter @ P.swapaxes(-1, -2)
+        E = problem.scale * (W @ M + b[:, None] - problem.identity) * d[None, :]
+        root, (a, Q), (σ, V) = d**0.5, linalg.eigh(W @ W.T), linalg.eigh((P @ start_P).sum(0))
+        return cls(problem, M, W, Γ, rates, root, a, Q, σ, V, E, start_P, W @ (P @ problem.scatter))
+
+    def first_step(self):
+        """A twentieth of the time scale of the fastest part, by a bound of the Jacobian's norm."""
+        xp, s, d = self.problem.steps.xp, self.problem.scale, self.problem.sizes
+        k = xp.linalg.norm(self.root[:, None] * self.Γ * self.root[None, :]) + self.rates.max()
+        h = xp.sum(xp.square(self.M * self.root[None, :])) + d.sum() + self.σ[-1]
+        r = xp.linalg.norm(self.E / self.root[None, :]) + s * xp.sqrt(xp.abs(self.a[-1] * self.σ[-1]))
+        return 0.05 / (s * (k * xp.abs(self.a[-1]) + h) + xp.sqrt(k) * r + sum(self.problem.decay))
+
+    def solver(self, τ) -> Callable:
+        """The function δ ↦ (1 − τ J)⁻¹ δ."""
+        problem, M, W, Γ, root, Q, V = self.problem, self.M, self.W, self.Γ, self.root, self.Q, self.V
+        decay_H, decay_W, decay_b = problem.decay
+        τs, xp = τ * problem.scale, problem.steps.xp
+        on_H, on_b = 1 + τ * decay_H, 1 + τ * decay_b
+        on_W = 1 / (1 + τ * decay_W + τs * self.σ)
+        QW, VM, EΓ = Q.T @ W, V.T @ M, self.E @ Γ
+        rates = (τs * self.rates)[:, None]
+        on_P = (rates / (on_H + rates * self.a[None, :]))[:, :, None]
+        through_W = root[:, None] * (VM.T @ (on_W[:, None] * VM) + (1 / on_b if problem.free else 0.0)) * root[None, :]
+        through_H = root[:, None] * Γ * root[None, :] / on_H
+        system = τs * (self.a[:, None, None] * through_H[None] + through_W[None])
+        inverse = xp.linalg.inv(system + problem.identity[None])
+
+        def through_r(m, w, β):
+            m, w, β = m / on_H, ((w @ V) * on_W[None, :]) @ V.T, β / on_b
+            r = Q.T @ ((W @ m + w @ M + β[:, None]) * root[None, :])
+            r = τs * (Q @ (r[:, None, :] @ inverse)[:, 0]) * root[None, :]
+            m = m - W.T @ (r @ Γ) / on_H
+            w = w - ((r @ VM.T) * on_W[None, :]) @ V.T
+            return m, w, β - r.sum(1) / on_b if problem.free else β
+
+        def solve(δ):
+            m, p, w, β = problem.split(δ)
+            p = (p - QW.T @ (on_P * (QW @ p))) / on_H
+            moved = (W @ p) @ self.start_P + self.W_P_start @ p.swapaxes(-1, -2)
+            m, w, β = through_r(m, w - τs * moved.sum(0), β)
+
+            def corrected(_, carry):
+                m, w, β, dm, dw = carry
+                dm, dw, dβ = through_r(-τ * (dw.T @ EΓ), -τ * (self.E @ dm.T), 0 * β)
+                return m + dm, w + dw, β + dβ, dm, dw
+
+            m, w, β, _, _ = problem.steps.fori_loop(0, CORRECTIONS, corrected, (m, w, β, m, w))
+            return problem.join(m, p, w, β)
+
+        return solve
+
+
+class _Tolerance(NamedTuple):
+    """A step's error in each part is held below LENIENCE · rtol times its root mean square, plus absolute (4,)."""
+
+    rtol: Any
+    absolute: Any
+    steady: Any
+    max_steps: Any
+
+
+class _Course(NamedTuple):
+    """Where an integration stands: time, state, next step and columns; how often it stepped, and how it ended."""
+
+    t: Any
+    y: Any
+    h: Any
+    columns: Any
+    steps: Any
+    rejected: Any
+    evaluations: Any
+    outcome: Any
+
+
+def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
+    """Makes columns of one step until they agree: h, their number, the first slope, errors by number, increment."""
+    steps, t, y = problem.steps, course.t, course.y
+    xp, single = steps.xp, y.dtype.itemsize == 4
+    most = MOST_IN_SINGLE_PRECISION if single else MOST
+    whole, lower = (xp.asarray(w, y.dtype) for w in _weights(most))
+    jacobian = _Jacobian.at(problem, t, y)
+    # The first of all steps is not known yet; −h is how far there is to go.
+    h = xp.where(h > 0, h, xp.minimum(jacobian.first_step(), -h))
+    limit, size = xp.minimum(course.columns + 1, most), problem.rms(y)
+
+    def unsettled(carry):
+        j, _, _, errors, _ = carry
+        return (j < limit) & ~((errors[j] <= 1) & (j >= course.columns - 1))
+
+    def column(carry):
+        j, increments, slope, errors, _ = carry
+        j = j + 1
+        τ = h / j
+        solve = jacobian.solver(τ)
+
+        def euler(i, carry):
+            δ, slope = carry
+            # All columns begin with the same slope.
+            f = steps.cond((i == 0) & (j > 1), lambda: slope, lambda: problem.speed(t + i * τ, y + δ))
+            return δ + solve(τ * f), xp.where(i == 0, f, slope)
+
+        δ, slope = steps.fori_loop(0, j, euler, (xp.zeros_like(y), slope))
+        increments = steps.put(increments, j - 1, δ)
+        reached, error = whole[j] @ increments, (whole[j] - lower[j]) @ increments
+        sizes = xp.maximum(size, problem.rms(y + reached))
+        error = problem.rms(error) / (LENIENCE * tolerance.rtol * sizes + tolerance.absolute)
+        # A step that overflowed is a bad step.
+        error = xp.where(xp.isfinite(error).all(), xp.maximum(error.max(), 1e-12), 1e12)
+        return j, increments, slope, steps.put(errors, j, error), reached
+
+    begun = (xp.asarray(0), xp.zeros((most, len(y)), y.dtype), xp.zeros_like(y), xp.full(most + 1, xp.inf, y.dtype))
+    j, _, slope, errors, reached = steps.while_loop(unsettled, column, (*begun, xp.zeros_like(y)))
+    return h, j, slope, errors, reached
+
+
+def _step(problem: _Problem, course: _Course, goal, tolerance: _Tolerance) -> _Course:
+    """One attempt towards a time that is to be met."""
+    xp, y = problem.steps.xp, course.y
+    ahead = goal - course.t
+    # Two steps of half the way rather than a long one and a short one.
+    h = xp.where(course.h >= ahead, ahead, xp.where(2 * course.h > ahead, ahead / 2, course.h))
+    h, j, slope, errors, reached = _columns(problem, course, xp.where(course.h > 0, h, -ahead), tolerance)
+    kept = errors[j] <= 1
+    k = np.arange(len(errors))
+    most, work = len(errors) - 1, xp.asarray(_work(len(errors) - 1), h.dtype)
+    lengths = h * xp.clip(0.9 * (0.5 / errors) ** xp.asarray(1 / np.maximum(k, 1), h.dtype), 0.1, 5.0)
+    costs = xp.where((k >= 2) & (k <= j), work / lengths, xp.inf)
+    best = xp.argmin(costs)
+    more = kept & (best == j) & (j >= course.columns) & (costs[j] < 0.9 * costs[j - 1])
+    columns = xp.clip(xp.where(more, j + 1, best), FEWEST, most - 1)
+    after = xp.where(more, lengths[j] * work[columns] / work[j], lengths[best])
+    # A step cut short to meet its goal says little about longer ones.
+    after = xp.where((h >= ahead) & (course.h > ahead), xp.maximum(after, course.h), after)
+    after = xp.where(kept, after, xp.minimum(after, h / 2))
+    still = xp.linalg.norm(slope) < tolerance.steady * xp.linalg.norm(y)
+    moved, steps = kept & ~still, course.steps + 1
+    arrives = moved & (h >= ahead)
+    outcome = xp.where((steps >= tolerance.max_steps) & ~arrives, Outcome.TOO_MANY_STEPS, Outcome.SUCCESSFUL)
+    outcome = xp.where(~kept & (course.t + after <= course.t), Outcome.STEP_TOO_SMALL, outcome)
+    return _Course(
+        t=xp.where(arrives, goal, xp.where(moved, course.t + h, course.t)),
+        y=xp.where(moved, y + reached, y),
+        h=after,
+        columns=xp.where(kept, columns, xp.minimum(columns, course.columns)),
+        steps=steps,
+        rejected=course.rejected + xp.where(kept, 0, 1),
+        evaluations=course.evaluations + 1 + (j * (j - 1)) // 2,
+        outcome=xp.where(still, Outcome.STEADY, outcome),
+    )
+
+
+def _advance(problem: _Problem, course: _Course, goal, tolerance: _Tolerance):
+    """Leads to a time, and gives the state there: infinite where it was not reached."""
+    xp = problem.steps.xp
+    course = problem.steps.while_loop(
+        lambda c: (c.t < goal) & (c.outcome == Outcome.SUCCESSFUL),
+        lambda c: _step(problem, c, goal, tolerance),
+        course,
+    )
+    return course, xp.where(course.t >= goal, course.y, xp.inf)
+
+
+def integrate_reduced(
+    flow: ReducedFlow,
+    start: ReducedState,
+    times: Float[Any, " T"],
+    *,
+    rtol: float,
+    atol: float = 0.0,
+    max_steps: int = 100_000,
+    steady: float | None = None,
+    progress: bool = False,
+) -> Integration:
+    """Integrates a reduced flow from times[0] to times[-1], with steps that end at each of the times.
+
+    A step's error in each part of the state (M, P, W, b) is held below about rtol times the root mean square of that
+    part, plus atol: a start of any size grows with the same relative error. A part that starts at zero, as b commonly
+    does, is held to 1000 rounding units as well, less than the labels, which are 0 and 1, can tell.
+
+    Outside of JAX's transformations it runs in numpy and double precision, whatever the start's. Under `vmap` and
+    `jit`, in the precision of the start, with rtol at least 32 rounding units. Not differentiable.
+
+    A failure is a result, not an exception: see `Integration`. With `steady` it stops as soon as
+    ‖d state/dt‖ < steady · ‖state‖.
+    """
+    traced = is_traced(flow, start, times)
+    dtype = np.dtype(start.W.dtype if traced else np.float64)
+    eps = float(np.finfo(dtype).eps)
+    problem = _problem(flow, _TRACED if traced else _ON_HOST, dtype)
+    xp = problem.steps.xp
+    y = problem.join(*(xp.asarray(part, dtype) for part in (start.M, start.P, start.W, start.b)))
+    tolerance = _Tolerance(
+        rtol=xp.maximum(xp.asarray(rtol, dtype), 32 * eps),
+        absolute=xp.where(problem.rms(y) == 0, 1000 * eps, 0.0) + xp.asarray(atol, dtype) + np.finfo(dtype).tiny,
+        steady=xp.asarray(0.0 if steady is None else steady, dtype),
+        max_steps=xp.asarray(max_steps),
+    )
+    none = xp.asarray(0)
+    times = xp.asarray(times, dtype)
+    course = _Course(times[0], y, xp.zeros((), dtype), none + 4, none, none, none, none)
+    if traced:
+        course, states = jax.lax.scan(lambda c, goal: _advance(problem, c, goal, tolerance), course, times)
+    else:
+        states = []
+        with tqdm(total=float(times[-1] - times[0]), disable=not progress, bar_format=_BAR) as bar:
+            # Overflow is a bad step, which is taken again. Threads cost more than such small products.
+            with np.errstate(all="ignore"), threadpool_limits(1):
+                for before, goal in zip([times[0], *times[:-1]], times, strict=True):
+                    course, state = _advance(problem, course, goal, tolerance)
+                    states.append(state)
+                    bar.update(float(goal - before))
+        states = np.stack(states)
+    parts = [jnp.asarray(part, start.W.dtype) for part in problem.split(states)]
+    return Integration(
+        states=jax.tree.unflatten(jax.tree.structure(start), parts),
+        statistics={
+            "num_steps": jnp.asarray(course.steps),
+            "num_accepted_steps": jnp.asarray(course.steps - course.rejected),
+            "num_rejected_steps": jnp.asarray(course.rejected),
+            "num_evaluations": jnp.asarray(course.evaluations),
+        },
+        outcome=jnp.asarray(course.outcome),
+    )
+
+
+_BAR = "{l_bar}{bar}| t = {n:.4g}/{total:.4g}"
+
+
+@eqx.filter_jit
+def _terms_of(kernels, sizes):
+    """Γ and λ_g of one kernel."""
+    return kernels.class_gram(sizes), kernels.group_rates(sizes.shape[0])
+
+
+@eqx.filter_jit
+def _terms_along(kernels, sizes):
+    """Γ and λ_g of kernels with a leading time axis."""
+    return jax.vmap(lambda kernel: (kernel.class_gram(sizes), kernel.group_rates(sizes.shape[0])))(kernels)
+
+
+def _problem(flow: ReducedFlow, steps: _Steps, dtype) -> _Problem:
+    """A reduced flow as arrays of one library. Γ and λ_g are linear in the kernel, so that they are interpolated."""
+    decay = flow.weight_decay
+    parts = (flow.sizes, flow.scatter, flow.scale, decay.H, decay.W, decay.b)
+    sizes, scatter, scale, *decays = (steps.xp.asarray(x, dtype) for x in parts)
+    terms = _terms(flow.kernel, flow.sizes, steps, dtype)
+    (C,), (G, n, _) = sizes.shape, scatter.shape
+    shapes = (n, C), (G, n, n), (C, n), (C,)
+    ends = np.cumsum([np.prod(shape) for shape in shapes]).tolist()
+    places = tuple((slice(i, j), shape) for i, j, shape in zip([0, *ends], ends, shapes, strict=False))
+    identity, free = np.eye(C, dtype=dtype), flow.bias == "free"
+    return _Problem(steps, sizes, scatter, scale, tuple(decays), free, terms, identity, places)
+
+
+def _terms(kernel, sizes, steps: _Steps, dtype) -> Callable:
+    """The function t ↦ Γ(t), λ_g(t). Both are linear in the kernel, so that along a path they are interpolated."""
+    if not isinstance(kernel, KernelPath):
+        constant = tuple(steps.xp.asarray(x, dtype) for x in _terms_of(kernel, sizes))
+        return lambda t: constant
+    if steps is _TRACED:
+
+        def traced(t):
+            now = kernel.at(t)
+            return now.class_gram(sizes), now.group_rates(sizes.shape[0])
+
+        return traced
+    knots = np.asarray(kernel.times, dtype)
+    along = tuple(np.asarray(x, dtype) for x in _terms_along(kernel.kernels, sizes))
+
+    def interpolated(t):
+        i = min(max(int(np.searchsorted(knots, t, side="right")) - 1, 0), len(knots) - 2)
+        weight = min(max((t - knots[i]) / (knots[i + 1] - knots[i]), 0.0), 1.0)
+        return tuple(x[i] + weight * (x[i + 1] - x[i]) for x in along)
+
+    return interpolated

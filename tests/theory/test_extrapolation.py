@@ -1,0 +1,193 @@
+"""The default integration of reduced flows: its Jacobian against a dense one, its errors against scipy's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from ntkcollapse import BlockKernel, Classes, Flow, KernelPath, LastLayer, Method, simulate
+from ntkcollapse.theory import extrapolation
+from ntkcollapse.theory.extrapolation import integrate_reduced
+from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState
+from tests.references import CONSTANT, load
+
+PARTS = ("M", "P", "W", "b")
+
+
+def rms(x):
+    return np.sqrt(np.mean(np.square(np.asarray(x))))
+
+
+def small_problem(seed, *, scale=0.5, sizes=(3, 4, 6), n=5, kernel=(3.0, 2.0, 0.6), decay=0.0, bias="free"):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    classes = Classes(sizes=sizes)
+    start = LastLayer(
+        H=scale * jax.random.normal(keys[0], (n, classes.num_samples)),
+        W=scale * jax.random.normal(keys[1], (len(sizes), n)),
+        b=np.zeros(len(sizes)),
+    )
+    return start, Flow(BlockKernel(*kernel), classes, weight_decay=decay, bias=bias)
+
+
+def by_scipy(start, flow, until):
+    """H, W, b at the end, by Dormand and Prince's method of order 8 on all of H, in numpy, near rounding."""
+    shapes = [np.shape(x) for x in (start.H, start.W, start.b)]
+    cuts = np.cumsum([np.prod(s) for s in shapes])[:-1].astype(int)
+    K, Y = np.asarray(flow.kernel.as_matrix(flow.classes)), np.asarray(flow.classes.Y)
+    decay = [float(x) for x in (flow.weight_decay.H, flow.weight_decay.W, flow.weight_decay.b)]
+
+    def speed(t, y):
+        H, W, b = (x.reshape(s) for x, s in zip(np.split(y, cuts), shapes, strict=True))
+        R = W @ H + b[:, None] - Y
+        moving = 1.0 if flow.bias == "free" else 0.0
+        parts = (-W.T @ R @ K - decay[0] * H, -R @ H.T - decay[1] * W, moving * (-R.sum(1) - decay[2] * b))
+        return np.concatenate([part.ravel() for part in parts])
+
+    y = np.concatenate([np.ravel(x) for x in (start.H, start.W, start.b)])
+    scale = max(np.abs(y).max(), 1e-300)
+    out = solve_ivp(speed, (0.0, until), y, method="DOP853", rtol=3e-14, atol=1e-15 * scale).y[:, -1]
+    return [x.reshape(s) for x, s in zip(np.split(out, cuts), shapes, strict=True)]
+
+
+def test_jacobian_is_the_dense_one_without_what_the_classifier_does_to_propagators():
+    """(1 − τ J) solved by the classes' small systems, for unequal classes, two groups' rates and three decays."""
+    start, flow = small_problem(
+        0, kernel=(np.array([3.0, 2.5, 4.0]), np.array([2.0, 1.0, 3.0]), 0.6), decay={"H": 0.3, "W": 0.2, "b": 0.1}
+    )
+    reduced = ReducedStart.of(start, flow.kernel, flow.classes)
+    field = ReducedFlow(
+        flow.kernel, flow.classes.weights.astype(float), reduced.scatter, scale=0.7, weight_decay=flow.weight_decay
+    )
+    problem = extrapolation._problem(field, extrapolation._ON_HOST, np.dtype(float))
+    first = reduced.state
+    keys = jax.random.split(jax.random.key(1), 2)
+    state = ReducedState(
+        M=first.M, P=first.P + 0.3 * jax.random.normal(keys[0], first.P.shape), W=first.W, b=first.b + 1
+    )
+    y = problem.join(*(np.asarray(getattr(state, name)) for name in PARTS))
+
+    def speed(y):
+        M, P, W, b = problem.split(y)
+        out = field(0.0, ReducedState(M=M, P=P, W=W, b=b))
+        return jnp.concatenate([getattr(out, name).ravel() for name in PARTS])
+
+    np.testing.assert_allclose(problem.speed(0.0, y), speed(jnp.asarray(y)), rtol=1e-12)
+    J = np.array(jax.jacobian(speed)(jnp.asarray(y)))
+    (_, of_M), (of_P, _), (of_W, _), _ = problem.places
+    del of_M
+    J[of_P, of_W] = 0.0
+    δ = np.asarray(jax.random.normal(keys[1], y.shape))
+    jacobian = extrapolation._Jacobian.at(problem, 0.0, y)
+    errors = []
+    for τ in (1e-3, 1e-4):
+        exact = np.linalg.solve(np.eye(len(y)) - τ * J, δ)
+        errors.append(np.abs(jacobian.solver(τ)(δ) - exact).max())
+    # Two corrections leave the third power of τ times the residual's part of J; all else is exact.
+    assert errors[0] < 1e-4
+    assert errors[1] < 2e-3 * errors[0]
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_final_error_is_within_ten_tolerances_on_references(name):
+    """Stored runs, at 1e-10 or better, that other software made."""
+    case = load(name)
+    flow = Flow(case.kappa, case.classes, weight_decay=case.weight_decay)
+    for rtol in (1e-4, 1e-7):
+        run = simulate(case.start, flow, times=case["t"], method=Method(rtol=rtol), observed=False)
+        last = run.last_layer(-1)
+        for part in ("H", "W", "b"):
+            expected = case[part][-1]
+            error = rms(getattr(last, part) - expected)
+            assert error < 10 * rtol * rms(expected) + 1e-9, (rtol, part, error / rms(expected))
+
+
+@pytest.mark.parametrize("scale", [1e-11, 1e-7, 1e-3])
+def test_small_starts_grow_with_the_same_relative_error(scale):
+    """An absolute tolerance would hide the growth: at 1e-9, W ended 17% off from a start of size 1e-11."""
+    start, flow = small_problem(3, scale=scale, sizes=(4, 4, 4))
+    until = 1.5
+    H, W, b = by_scipy(start, flow, until)
+    assert rms(W) > 3 * scale
+    last = simulate(start, flow, times=[0.0, until], observed=False).last_layer(-1)
+    for got, expected in ((last.H, H), (last.W, W), (last.b, b)):
+        assert rms(got - expected) < 1e-5 * rms(expected)
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [
+        (4, {"decay": {"H": 0.1, "W": 0.3, "b": 0.02}}),
+        (5, {"bias": "frozen", "sizes": (2, 30, 7)}),
+        (6, {"kernel": (90.0, 2.0, 0.6), "scale": 1.0}),
+        (7, {"kernel": (3.0, 2.0, 1.9), "sizes": (20, 20, 20)}),
+    ],
+)
+def test_final_error_is_within_ten_tolerances_on_random_flows(seed, options):
+    start, flow = small_problem(seed, **options)
+    exact = by_scipy(start, flow, 2.0)
+    for rtol in (1e-3, 1e-6, 1e-11):
+        last = simulate(start, flow, times=[0.0, 0.1, 2.0], method=Method(rtol=rtol), observed=False).last_layer(-1)
+        for got, expected in zip((last.H, last.W, last.b), exact, strict=True):
+            assert rms(got - expected) < 10 * rtol * rms(expected) + 1e-12
+
+
+def test_work_does_not_grow_with_stiffness():
+    """Ten thousand times the samples make the flow a thousand times stiffer, and at most twice the steps."""
+    steps = []
+    for m in (10, 100_000):
+        classes = Classes.balanced(3, m)
+        start, _ = small_problem(8)
+        reduced = ReducedStart(M=start.H[:, :3] * np.sqrt(10 / m), scatter=jnp.eye(5), W=start.W, b=start.b)
+        run = simulate(reduced, BlockKernel(3.0, 2.0, 0.6), classes, [0.0, 5.0], observed=False)
+        steps.append(int(run.statistics["num_steps"]))
+    assert steps[1] < 2 * steps[0]
+
+
+def test_runs_under_vmap_and_jit_are_the_run_on_the_host():
+    start, flow = small_problem(9, sizes=(4, 4, 4))
+    reduced = ReducedStart.of(start, flow.kernel, flow.classes)
+    times = jnp.linspace(0.0, 1.0, 4)
+
+    def final(scale, kernel):
+        field = ReducedFlow(kernel, flow.classes.weights.astype(float), reduced.scatter)
+        first = ReducedState(M=scale * reduced.M, P=reduced.state.P, W=reduced.W, b=reduced.b)
+        out = integrate_reduced(field, first, times, rtol=1e-8)
+        return out.states, out.outcome, out.statistics["num_steps"]
+
+    path = KernelPath([0.0, 0.5, 1.0], diagonal=[3.0, 4.0, 2.0], within=[2.0, 2.5, 1.0], between=[0.6, 0.3, 0.1])
+    scales = jnp.array([0.3, 1.0])
+    for kernel in (flow.kernel, path):
+        together, outcomes, steps = jax.jit(jax.vmap(lambda scale, kernel=kernel: final(scale, kernel)))(scales)
+        assert outcomes.tolist() == [0, 0]
+        for i, scale in enumerate(scales):
+            alone, _, taken = final(scale, kernel)
+            assert abs(int(taken) - int(steps[i])) <= 2
+            for name in PARTS:
+                np.testing.assert_allclose(getattr(together, name)[i], getattr(alone, name), rtol=1e-6, atol=1e-8)
+
+
+def test_default_method_is_differentiable():
+    """Through another method: the derivative of the loss against a difference quotient of default runs."""
+    start, flow = small_problem(10, sizes=(4, 4, 4))
+
+    def loss(between):
+        kernel = BlockKernel(3.0, 2.0, between)
+        return simulate(start, kernel, flow.classes, [0.0, 0.5], method=Method(rtol=1e-8))["loss"][-1]
+
+    h = 1e-3
+    quotient = (loss(0.6 + h) - loss(0.6 - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(loss)(0.6), quotient, rtol=1e-4)
+
+
+def test_unreached_times_are_infinite_and_the_reason_is_told():
+    start, flow = small_problem(11, sizes=(4, 4, 4))
+    reduced = ReducedStart.of(start, flow.kernel, flow.classes)
+    field = ReducedFlow(flow.kernel, flow.classes.weights.astype(float), reduced.scatter)
+    out = integrate_reduced(field, reduced.state, np.array([0.0, 1e-3, 1.0]), rtol=1e-9, max_steps=12)
+    assert int(out.outcome) == extrapolation.Outcome.TOO_MANY_STEPS
+    assert not bool(out.successful)
+    assert int(out.statistics["num_steps"]) == 12
+    finite = np.isfinite(np.asarray(out.states.W)).all((1, 2))
+    assert finite[0]
+    assert not finite[-1]
