@@ -1,7 +1,7 @@
 """The block-structured kernel: one value on the diagonal, one within classes, one between them."""
 
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -126,10 +126,18 @@ class BlockKernel(SampleKernel):
 
     def pair_matrix(self, num_classes: int) -> Float[Array, "C C"]:
         """G: entry of K for two different samples of classes c and d."""
-        eye = jnp.eye(num_classes, dtype=bool)
-        within = jnp.broadcast_to(self.within, (num_classes,))
-        between = jnp.broadcast_to(self.between, (num_classes, num_classes))
-        return jnp.where(eye, jnp.broadcast_to(within[:, None], eye.shape), between)
+        return jnp.asarray(self._pairs(num_classes))
+
+    def _library(self, *arrays) -> Any:
+        """numpy where all numbers are known: C × C matrices are made at once there, and nothing is compiled."""
+        return jnp if is_traced(self.diagonal, self.within, self.between, *arrays) else np
+
+    def _pairs(self, num_classes: int) -> Any:
+        xp = self._library()
+        eye = np.eye(num_classes, dtype=bool)
+        within = xp.broadcast_to(xp.asarray(self.within), (num_classes,))
+        between = xp.broadcast_to(xp.asarray(self.between), (num_classes, num_classes))
+        return xp.where(eye, xp.broadcast_to(within[:, None], eye.shape), between)
 
     def mv(self, X, classes):
         single = classes.expand(jnp.broadcast_to(self.lambda_single, (classes.num_classes,)))
@@ -152,30 +160,31 @@ class BlockKernel(SampleKernel):
         return (self.diagonal, self.within, self.between) if self.is_uniform else super().block_means(classes)
 
     def eigenvalues(self, classes):
-        C = classes.num_classes
-        sizes = np.asarray(classes.sizes, dtype=float)
-        root = jnp.sqrt(classes.weights.astype(self.diagonal.dtype))
-        on_classes = jnp.linalg.eigvalsh(root[:, None] * self.class_gram(classes.weights) * root[None, :])
-        if self.lambda_single.ndim == 0:
-            single, counts = self.lambda_single[None], [classes.num_samples - C]
-        else:
-            single, counts = self.lambda_single, list(sizes - 1)
+        C, xp = classes.num_classes, self._library()
+        sizes = np.asarray(classes.sizes, dtype=self.diagonal.dtype)
+        root = np.sqrt(sizes)
+        on_classes = xp.linalg.eigvalsh(root[:, None] * xp.asarray(self.class_gram(sizes)) * root[None, :])
+        diagonal, within, between = (xp.asarray(x) for x in (self.diagonal, self.within, self.between))
+        single, counts = xp.atleast_1d(diagonal - within), [classes.num_samples - C]
+        if len(single) > 1:
+            counts = list(np.asarray(classes.sizes, dtype=float) - 1)
         if self.is_uniform and classes.is_balanced:
-            values = jnp.stack(self.rates(classes))
+            of_class = diagonal - within + classes.per_class * (within - between)
+            values = xp.stack([diagonal - within, of_class, of_class + classes.num_samples * between])
             multiplicity = np.asarray([classes.num_samples - C, C - 1, 1], dtype=float)
         else:
-            values = jnp.concatenate([single, on_classes])
+            values = xp.concatenate([single, on_classes])
             multiplicity = np.asarray([*counts, *np.ones(C)], dtype=float)
         if is_traced(values):
             return values, multiplicity
         order = np.argsort(np.asarray(values))
         order = order[multiplicity[order] > 0]
-        return values[order], multiplicity[order]
+        return jnp.asarray(values[order]), multiplicity[order]
 
     def class_gram(self, sizes):
-        C = sizes.shape[0]
-        diagonal = jnp.broadcast_to(self.lambda_single, (C,)) / sizes.astype(self.diagonal.dtype)
-        return self.pair_matrix(C) + jnp.diag(diagonal)
+        C, xp = sizes.shape[0], self._library(sizes)
+        single = xp.broadcast_to(xp.asarray(self.diagonal) - xp.asarray(self.within), (C,))
+        return jnp.asarray(self._pairs(C) + xp.diag(single / xp.asarray(sizes).astype(self.diagonal.dtype)))
 
     def group_rates(self, num_classes):
         # One rate for all deviations, or one a class.
@@ -183,11 +192,11 @@ class BlockKernel(SampleKernel):
         return jnp.atleast_1d(self.lambda_single)
 
     def split(self, deviations, classes):
-        deviations = jnp.asarray(deviations)
-        if self.lambda_single.ndim == 0:
+        if self.diagonal.ndim == self.within.ndim == 0:
             return deviations[None]
-        member = classes.Y == 1
-        return jnp.where(member[:, None, :], deviations[None], jnp.zeros((), deviations.dtype))
+        member = np.repeat(np.eye(classes.num_classes, dtype=bool), classes.sizes, axis=1)
+        xp = jnp if is_traced(deviations) else np
+        return xp.where(member[:, None, :], deviations[None], xp.zeros((), deviations.dtype))
 
     def _check_uniform(self) -> None:
         if not self.is_uniform:

@@ -181,13 +181,16 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     kernel, classes = flow.kernel, flow.classes
     first, deviations = kernel.at(times[0]), None
     if isinstance(start, LastLayer):
-        deviations = classes.deviations(start.H)
+        if is_traced(start.H):
+            deviations = classes.deviations(start.H)
+        else:
+            deviations = classes.split_on_host(np.asarray(start.H))[1]
         start = ReducedStart.of(start, first, classes)
     groups = first.group_rates(classes.num_classes).shape[0]
     check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
     reduced = ReducedFlow(
         kernel,
-        classes.weights.astype(times.dtype),
+        jnp.asarray(np.asarray(classes.sizes, times.dtype)),
         start.scatter,
         scale=flow.loss.scale,
         weight_decay=flow.weight_decay,
@@ -203,9 +206,14 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         solver = type(solver).__name__
     # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
     columns_of = None if deviations is None else (deviations, classes)
-    observables = _observe_reduced(reduced, out.states, times, columns_of, metrics(along_runs=True)) if observed else {}
+    observables: Observables = {}
+    if observed:
+        observed_at = _in_chunks(_observe_reduced, reduced, columns_of, metrics(along_runs=True))
+        observables, weight_gram, gram = observed_at(out.states, times)
+        observables |= _drift(weight_gram, gram)
     if observed and columns and deviations is not None:
-        observables |= _observe_columns(kernel, out.states, times, deviations, classes)
+        observables |= _in_chunks(_observe_columns, kernel, deviations, classes)(out.states, times)
+    deviations = None if deviations is None else jnp.asarray(deviations)
     return _Parts(out, out.states, observables, kernel, deviations, solver)
 
 
@@ -369,9 +377,39 @@ def _solve(flow, start, times, solver, tolerances, max_steps, progress, key, ste
     return integrate(flow, start, times, solver=solver, **options)
 
 
+# Times that are observed together: a run of another number of times needs no other program.
+_CHUNK = 64
+
+
+def _in_chunks(function, *parts):
+    """The function of (states, times) that observes them by chunks of one length, filled up with the last time."""
+
+    def observed(states, times):
+        if is_traced(parts, states, times):
+            return function(*parts, states, times)
+        host = jax.tree.map(np.asarray, (states, times))
+        chunks = []
+        for first in range(0, len(times), _CHUNK):
+            count = min(_CHUNK, len(times) - first)
+
+            def filled(x, first=first, count=count):
+                return np.concatenate(
+                    [x[first : first + count], np.repeat(x[first + count - 1 :][:1], _CHUNK - count, 0)]
+                )
+
+            out = function(*parts, *jax.tree.map(filled, host))
+            chunks.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], out))
+        return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *chunks)
+
+    return observed
+
+
 @eqx.filter_jit
-def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of, entries) -> Observables:
-    """Everything that class means and scatter tell; deviations and their classes add the scatter class by class."""
+def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedState, times):
+    """Everything that class means and scatter tell; deviations and their classes add the scatter class by class.
+
+    Gives the observables, WᵀW and H K⁻¹ Hᵀ.
+    """
     spread = None if columns_of is None else _class_spread(*columns_of)
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(flow.scatter))
     start_root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
@@ -394,11 +432,9 @@ def _observe_reduced(flow: ReducedFlow, states: ReducedState, times, columns_of,
         return observables, state.W.T @ state.W, gram
 
     if spread is None or states.P.shape[1] == 1:
-        observables, weight_gram, gram = jax.vmap(at)((times, states))
-    else:
-        # Groups of rates mix the columns of a class: one time after the other, so that no (T, n, N) array is made.
-        observables, weight_gram, gram = jax.lax.map(at, (times, states))
-    return observables | _drift(weight_gram, gram)
+        return jax.vmap(at)((times, states))
+    # Groups of rates mix the columns of a class: one time after the other, so that no (T, n, N) array is made.
+    return jax.lax.map(at, (times, states))
 
 
 def _class_spread(deviations, classes):
@@ -417,7 +453,7 @@ def _class_spread(deviations, classes):
 
 
 @eqx.filter_jit
-def _observe_columns(kappa, states: ReducedState, times, deviations, classes: Classes) -> Observables:
+def _observe_columns(kappa, deviations, classes: Classes, states: ReducedState, times) -> Observables:
     def at(inputs):
         t, state = inputs
         groups = kappa.at(t).split(deviations, classes)
@@ -441,6 +477,7 @@ def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observable
     return observables | _drift(weight_gram, gram)
 
 
+@jax.jit
 def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> Observables:
     """‖I(t) − I(0)‖ over ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖: rounding and solver error alone, where I is conserved."""
     invariants = weight_gram - gram

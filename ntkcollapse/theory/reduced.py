@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_real, check_shape
+from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -53,16 +53,18 @@ class ReducedStart(eqx.Module):
     @classmethod
     def of(cls, state: LastLayer, kernel: SampleKernel, classes: Classes) -> "ReducedStart":
         """The reduction of a full state under a reducible kernel."""
-        groups = kernel.split(classes.deviations(state.H), classes)
-        return cls(M=classes.means(state.H), scatter=groups @ jnp.swapaxes(groups, -1, -2), W=state.W, b=state.b)
+        if is_traced(state.H, kernel):
+            means, deviations = classes.means(state.H), classes.deviations(state.H)
+        else:
+            means, deviations = classes.split_on_host(np.asarray(state.H))
+        groups = kernel.split(deviations, classes)
+        return cls(M=means, scatter=groups @ groups.swapaxes(-1, -2), W=state.W, b=state.b)
 
     @property
     def state(self) -> "ReducedState":
         """The state from which the flow starts: nothing has been propagated yet."""
-        n = self.M.shape[0]
-        return ReducedState(
-            M=self.M, P=jnp.broadcast_to(jnp.eye(n, dtype=self.M.dtype), self.scatter.shape), W=self.W, b=self.b
-        )
+        identity = np.broadcast_to(np.eye(self.M.shape[0], dtype=self.M.dtype), self.scatter.shape)
+        return ReducedState(M=self.M, P=jnp.asarray(identity), W=self.W, b=self.b)
 
 
 class ReducedState(eqx.Module):
@@ -112,7 +114,8 @@ class ReducedFlow(eqx.Module):
 
     def __init__(self, kernel, sizes, scatter, *, scale: Any = 1.0, weight_decay: Any = 0.0, bias: str = "free"):
         self.kernel, self.sizes, self.scatter = kernel, sizes, scatter
-        self.largest_scatter = jnp.linalg.eigvalsh(scatter)[:, -1].sum()
+        linalg = jnp.linalg if is_traced(scatter) else np.linalg
+        self.largest_scatter = jnp.asarray(linalg.eigvalsh(scatter)[:, -1].sum())
         self.scale = jnp.asarray(scale, dtype=scatter.dtype)
         self.weight_decay = WeightDecay.of(weight_decay)
         self.bias = bias
