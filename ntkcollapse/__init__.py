@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ntkcollapse.simulation import SimulationError, simulate
     from ntkcollapse.theory import models
     from ntkcollapse.theory.flow import AbstractFlow, Flow
-    from ntkcollapse.theory.integrate import Method
+    from ntkcollapse.theory.method import Method
     from ntkcollapse.theory.reduced import ReducedStart
     from ntkcollapse.trajectory import Trajectory
     from ntkcollapse.weight_decay import WeightDecay

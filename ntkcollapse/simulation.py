@@ -1,4 +1,7 @@
-"""The theory as a producer of trajectories: from a start and a kernel to everything that is observed."""
+"""The theory as a producer of trajectories: from a start and a kernel to everything that is observed.
+
+Solvers of diffrax are imported where they are used: the default of reduced flows needs none.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -29,16 +32,14 @@ from ntkcollapse.observables import (
     residual_observables,
 )
 from ntkcollapse.sample_kernel import SampleKernel
-from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.constraints import Unconstrained
 from ntkcollapse.theory.extrapolation import integrate_reduced
 from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
-from ntkcollapse.theory.integrate import Method, integrate, named_solver
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
+from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
 from ntkcollapse.theory.outcome import Integration, Outcome
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius
-from ntkcollapse.theory.retraction import Retracted
 from ntkcollapse.trajectory import Trajectory
 
 _DEFAULT = Method()
@@ -199,6 +200,9 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     if method.solver is None:
         solver, out = "Extrapolation", _extrapolate((reduced, start.state, times), method, steady, progress)
     else:
+        from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
+        from ntkcollapse.theory.integrate import named_solver
+
         chosen = RungeKuttaChebyshev(spectral_radius) if method.solver == "chebyshev" else method.solver
         solver = named_solver(chosen)
         options = ((method.rtol, method.atol), method.max_steps, progress, None, steady)
@@ -219,6 +223,9 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
 
 def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool) -> _Parts:
     """Integrates the state of the flow as it is, and observes its last layer."""
+    from ntkcollapse.theory.integrate import named_solver
+    from ntkcollapse.theory.retraction import Retracted
+
     times, method, progress, steady = options
     default = "tsit5" if key is None else "shark"
     solver = named_solver(default if method.solver is None else method.solver)
@@ -354,6 +361,9 @@ def _differentiable(problem, options):
 
 @_differentiable.def_fwd
 def _forward(perturbed, problem, options):
+    from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
+    from ntkcollapse.theory.integrate import integrate
+
     del perturbed
 
     def solved(problem):
@@ -372,6 +382,8 @@ def _backward(pulled_back, grad_out, perturbed, problem, options):
 
 @eqx.filter_jit
 def _solve(flow, start, times, solver, tolerances, max_steps, progress, key, steady) -> Integration:
+    from ntkcollapse.theory.integrate import integrate
+
     rtol, atol = tolerances
     options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "progress": progress, "key": key, "steady": steady}
     return integrate(flow, start, times, solver=solver, **options)

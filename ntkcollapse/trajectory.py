@@ -14,10 +14,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float
 
-from ntkcollapse import _netcdf
 from ntkcollapse._checks import check_arrays, check_choice, check_increasing, check_path, check_real, check_shape
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
 from ntkcollapse.block_kernel import BlockKernel
@@ -237,7 +235,7 @@ class Trajectory(eqx.Module):
             raise ValueError("kernel_at: this trajectory was kept without a kernel.")
         return self.kernel.at(self.times[index])
 
-    def to_dataset(self) -> xr.Dataset:
+    def to_dataset(self) -> Any:
         """The trajectory as an xarray data set: `observables`, `states`, kernel and settings."""
         data: dict[str, Any] = {}
         for name, value in self.observables.items():
@@ -263,6 +261,9 @@ class Trajectory(eqx.Module):
             "versions": self.versions_json,
             "conventions": "t is the time of the gradient flow of the loss that the equation names, with its scale",
         }
+        # xarray, with pandas, takes longer to import than a run takes.
+        import xarray as xr
+
         return xr.Dataset(data, coords={"time": np.asarray(self.times)}, attrs=attributes)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
@@ -275,6 +276,8 @@ class Trajectory(eqx.Module):
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another directory, or pass overwrite=True to replace it.")
         file.parent.mkdir(parents=True, exist_ok=True)
+        from ntkcollapse import _netcdf
+
         _netcdf.write(file, {"/": self.to_dataset()})
         return file
 
@@ -293,6 +296,8 @@ class Trajectory(eqx.Module):
             raise FileNotFoundError(
                 f"{file}: no trajectory here; a run directory holds {RunDirectory(file).trajectory.name}."
             )
+        from ntkcollapse import _netcdf
+
         try:
             data = _netcdf.read(file)
             if "settings" in data.attrs and "class_sizes" in data:
@@ -306,7 +311,7 @@ class Trajectory(eqx.Module):
         raise ValueError(f"{file}: expected a netCDF file written by Trajectory.save, got another one.")
 
     @classmethod
-    def _from_dataset(cls, data: xr.Dataset) -> "Trajectory":
+    def _from_dataset(cls, data: Any) -> "Trajectory":
         """The trajectory that `to_dataset` gave."""
         groups: dict[str, dict[str, np.ndarray]] = {k: {} for k in ("observable", "state", "statistic", "kernel")}
         for name in data.data_vars:

@@ -3,50 +3,55 @@
 The formulas stand side by side in `docs/collapse_metrics.md`.
 """
 
-from ntkcollapse.collapse.activations import Tap, flax_activations, record_layers
-from ntkcollapse.collapse.agop import (
-    LowRankAGOP,
-    agop,
-    ansatz_correlation,
-    low_rank_agop,
-    matrix_square_root,
-    neural_feature_matrix,
-)
-from ntkcollapse.collapse.deep_rfm import DeepRFM, DeepRFMLayer, deep_rfm
-from ntkcollapse.collapse.fisher import concentration_block, fisher_ratio_zarka2021, separation_block, tight_frame
-from ntkcollapse.collapse.held_out import strong_test_collapse, weak_test_collapse
-from ntkcollapse.collapse.kernels import (
-    KernelStatistics,
-    kernel_nc1_kothapalli2025,
-    kernel_nc1_papyan2020,
-    kernel_nc2_seleznova2023,
-)
-from ntkcollapse.collapse.layer_agop import LayerAnsatz, layer_agops, layer_kernels, neural_feature_ansatz
-from ntkcollapse.collapse.layers import LayerProfile, layer_profile, singular_split
-from ntkcollapse.collapse.nc1 import nc1_han2022, nc1_papyan2020, nc1_seleznova2023, nc1_tirer2022
-from ntkcollapse.collapse.nc2 import (
-    nc2_equiangle_papyan2020,
-    nc2_equinorm_papyan2020,
-    nc2_maximal_angle_papyan2020,
-    nc2_seleznova2023,
-    nc2_zhu2021,
-    simplex_etf_floor,
-    simplex_gram,
-)
-from ntkcollapse.collapse.nc3 import nc3_han2022, nc3_seleznova2023, nc3_zhu2021
-from ntkcollapse.collapse.nc4 import nc4_mismatch, nearest_class_mean
-from ntkcollapse.collapse.nearest_centre import ncc_accuracy, ncc_depth
-from ntkcollapse.collapse.pairs import cdnv_galanti2022, mean_cdnv_galanti2022
-from ntkcollapse.collapse.rfm import (
-    KernelPredictor,
-    RecursiveFeatureMachine,
-    kernel_regression,
-    laplace_kernel,
-    recursive_feature_machine,
-)
-from ntkcollapse.collapse.statistics import ClassStatistics
-from ntkcollapse.collapse.streaming import RunningStatistics
-from ntkcollapse.collapse.summary import evaluate, measure
+from typing import TYPE_CHECKING
+
+from ntkcollapse._lazy import import_on_use
+
+if TYPE_CHECKING:
+    from ntkcollapse.collapse.activations import Tap, flax_activations, record_layers
+    from ntkcollapse.collapse.agop import (
+        LowRankAGOP,
+        agop,
+        ansatz_correlation,
+        low_rank_agop,
+        matrix_square_root,
+        neural_feature_matrix,
+    )
+    from ntkcollapse.collapse.deep_rfm import DeepRFM, DeepRFMLayer, deep_rfm
+    from ntkcollapse.collapse.fisher import concentration_block, fisher_ratio_zarka2021, separation_block, tight_frame
+    from ntkcollapse.collapse.held_out import strong_test_collapse, weak_test_collapse
+    from ntkcollapse.collapse.kernels import (
+        KernelStatistics,
+        kernel_nc1_kothapalli2025,
+        kernel_nc1_papyan2020,
+        kernel_nc2_seleznova2023,
+    )
+    from ntkcollapse.collapse.layer_agop import LayerAnsatz, layer_agops, layer_kernels, neural_feature_ansatz
+    from ntkcollapse.collapse.layers import LayerProfile, layer_profile, singular_split
+    from ntkcollapse.collapse.nc1 import nc1_han2022, nc1_papyan2020, nc1_seleznova2023, nc1_tirer2022
+    from ntkcollapse.collapse.nc2 import (
+        nc2_equiangle_papyan2020,
+        nc2_equinorm_papyan2020,
+        nc2_maximal_angle_papyan2020,
+        nc2_seleznova2023,
+        nc2_zhu2021,
+        simplex_etf_floor,
+        simplex_gram,
+    )
+    from ntkcollapse.collapse.nc3 import nc3_han2022, nc3_seleznova2023, nc3_zhu2021
+    from ntkcollapse.collapse.nc4 import nc4_mismatch, nearest_class_mean
+    from ntkcollapse.collapse.nearest_centre import ncc_accuracy, ncc_depth
+    from ntkcollapse.collapse.pairs import cdnv_galanti2022, mean_cdnv_galanti2022
+    from ntkcollapse.collapse.rfm import (
+        KernelPredictor,
+        RecursiveFeatureMachine,
+        kernel_regression,
+        laplace_kernel,
+        recursive_feature_machine,
+    )
+    from ntkcollapse.collapse.statistics import ClassStatistics
+    from ntkcollapse.collapse.streaming import RunningStatistics
+    from ntkcollapse.collapse.summary import evaluate, measure
 
 __all__ = [
     "ClassStatistics",
@@ -108,3 +113,5 @@ __all__ = [
     "tight_frame",
     "weak_test_collapse",
 ]
+
+import_on_use(__name__)

@@ -22,7 +22,7 @@ from ntkcollapse.data.memory import check_affordable
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 
 
 def simulate_command(config: SimulateConfig) -> None:

@@ -4,29 +4,32 @@
 Collapse" (NeurIPS 2023), which function holds it and which test it against what; the README shows it as a table.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ntkcollapse.theory import exact
-from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-from ntkcollapse.theory.flow import AbstractFlow, Flow
-from ntkcollapse.theory.initial import INITIAL_CONDITIONS, initial_condition
-from ntkcollapse.theory.invariant import alignment, invariant, necessary_condition_residual, paper_invariant
-from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
-from ntkcollapse.theory.rates import (
-    CollapseRates,
-    Rates,
-    SpectrumDecay,
-    collapse_rates,
-    instantaneous_rates,
-    largest_learning_rate,
-    lazy_rates,
-    output_kernel,
-    output_kernel_at_collapse,
-    output_kernel_of_moments,
-    stability_bound,
-    within_class_decay,
-)
-from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState
+from ntkcollapse._lazy import import_on_use
+
+if TYPE_CHECKING:
+    from ntkcollapse.theory import exact
+    from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
+    from ntkcollapse.theory.flow import AbstractFlow, Flow
+    from ntkcollapse.theory.initial import INITIAL_CONDITIONS, initial_condition
+    from ntkcollapse.theory.invariant import alignment, invariant, necessary_condition_residual, paper_invariant
+    from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
+    from ntkcollapse.theory.rates import (
+        CollapseRates,
+        Rates,
+        SpectrumDecay,
+        collapse_rates,
+        instantaneous_rates,
+        largest_learning_rate,
+        lazy_rates,
+        output_kernel,
+        output_kernel_at_collapse,
+        output_kernel_of_moments,
+        stability_bound,
+        within_class_decay,
+    )
+    from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState
 
 __all__ = [
     "INITIAL_CONDITIONS",
@@ -140,3 +143,5 @@ STATEMENTS = (
         "tests.theory.test_flow.test_reference_trajectory",
     ),
 )
+
+import_on_use(__name__)

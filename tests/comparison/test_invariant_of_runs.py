@@ -8,7 +8,7 @@ from ntkcollapse import BlockKernel, Classes, LastLayer, Trajectory, simulate
 from ntkcollapse.comparison import collapse_points, invariant_course
 from ntkcollapse.equation import Equation
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 

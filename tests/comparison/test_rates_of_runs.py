@@ -10,7 +10,7 @@ from ntkcollapse.comparison import NetworkAt, measured_rates, within_class_spect
 from ntkcollapse.equation import Equation
 from ntkcollapse.theory.exact import frozen_residual
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 from ntkcollapse.weight_decay import WeightDecay
 from tests.comparison import cases
 

@@ -12,7 +12,7 @@ import ntkcollapse as nc
 from ntkcollapse import collapse, data, models, simulation, theory
 from ntkcollapse.equation import Equation
 from ntkcollapse.theory import exact
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 from ntkcollapse.training import TrainConfig
 from ntkcollapse.weight_decay import WeightDecay
 from tests.fuzz.properties import answer, run, sizes

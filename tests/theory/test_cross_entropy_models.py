@@ -8,7 +8,7 @@ import pytest
 from ntkcollapse import Classes, CrossEntropy, LastLayer
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.models.layer_peeled import collapsed_odds
 from ntkcollapse.theory.models.losses import LogCrossEntropy
 from tests.cases import random_state

@@ -10,7 +10,7 @@ import pytest
 from ntkcollapse import BlockKernel, Classes, CrossEntropy, LastLayer, SquaredError
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, spectral_radius
 from ntkcollapse.weight_decay import WeightDecay
 from tests import references

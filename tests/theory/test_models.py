@@ -16,8 +16,9 @@ from ntkcollapse.commands.simulate import SimulateConfig, simulate_command
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.integrate import Method, integrate, named_solver
+from ntkcollapse.theory.integrate import integrate, named_solver
 from ntkcollapse.theory.invariant import invariant
+from ntkcollapse.theory.method import Method
 from tests.cases import random_state
 from tests.theory.model_cases import scaled_start, simplex
 

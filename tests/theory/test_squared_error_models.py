@@ -8,7 +8,7 @@ import pytest
 from ntkcollapse import Classes, LastLayer
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.models.deep_linear import DeepLastLayer
 from tests.cases import random_state
 from tests.theory.model_cases import descend, penalised, scaled_start, simplex

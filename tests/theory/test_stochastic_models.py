@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from ntkcollapse import Classes, LastLayer
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
-from ntkcollapse.theory.integrate import Method
+from ntkcollapse.theory.method import Method
 from tests.cases import random_state
 from tests.theory.model_cases import simplex
 

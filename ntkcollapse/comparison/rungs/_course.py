@@ -16,7 +16,8 @@ from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.simulation import simulate
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.integrate import Method, integrate, integrate_by_steps
+from ntkcollapse.theory.integrate import integrate, integrate_by_steps
+from ntkcollapse.theory.method import Method
 
 
 class Course(NamedTuple):
