@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ntkcollapse.block_kernel import BlockKernel
     from ntkcollapse.classes import Classes, ResidualParts, class_order
     from ntkcollapse.clock import Clock, Staircase
+    from ntkcollapse.compiled import enable_cache
     from ntkcollapse.equation import Equation
     from ntkcollapse.kernel_path import KernelPath
     from ntkcollapse.last_layer import LastLayer
@@ -57,6 +58,7 @@ __all__ = [
     "collapse",
     "comparison",
     "data",
+    "enable_cache",
     "models",
     "networks",
     "ntk",

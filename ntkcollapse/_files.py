@@ -9,6 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def user_cache() -> Path:
+    """The folder of this package in the user's cache folder: $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ntkcollapse"
+
+
 @contextmanager
 def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place when the block ends without an error, and goes otherwise.

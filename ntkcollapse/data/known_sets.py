@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from ntkcollapse._files import user_cache
 from ntkcollapse.data.download import download as fetch
 from ntkcollapse.data.formats import (
     DataFileError,
@@ -99,7 +100,7 @@ def search_path(name: str, path: str | os.PathLike | None = None) -> list[Path]:
 
 def download_folder() -> Path:
     """Where `download` puts files: ntkcollapse/ in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ntkcollapse"
+    return user_cache()
 
 
 def read_set(name: str, path: str | os.PathLike | None, download: bool) -> Arrays:

@@ -1,0 +1,42 @@
+"""How a flow is integrated: the choice, apart from the solvers, which take longer to import than a run takes."""
+
+import dataclasses
+from typing import Any
+
+from ntkcollapse._checks import check_choice, check_positive, check_whole
+from ntkcollapse.choices import SOLVERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a flow is integrated.
+
+    Args:
+        solver: a name of `SOLVERS`, any diffrax solver, or None for the default: linearly implicit extrapolation for
+            reduced flows (Runge-Kutta-Chebyshev where derivatives are taken through it), Tsit5 for full ones, ShARK
+            for flows with noise.
+        rtol: of a step's error, relative to the root mean square of each part of the state (H, W and b; or M, P, W
+            and b). With the defaults the final error of each part is below 10 rtol wherever the flow itself does not
+            amplify errors; what is a small difference of large parts, like a small residual, has that error of the
+            parts.
+        atol: the same, absolute, in addition. Above zero it hides the growth of starts that are smaller than it.
+        max_steps: after which it gives up.
+
+    Raises:
+        ValueError: an unknown solver, tolerances not above zero, or a number of steps that is no whole number above 0.
+
+    >>> Method(solver="tsit5", rtol=1e-8)
+    Method(solver='tsit5', rtol=1e-08, atol=0.0, max_steps=100000)
+    """
+
+    solver: str | Any | None = None
+    rtol: float = 1e-6
+    atol: float = 0.0
+    max_steps: int = 100_000
+
+    def __post_init__(self):
+        if isinstance(self.solver, str):
+            check_choice("solver", self.solver, SOLVERS)
+        check_positive("rtol", self.rtol)
+        check_positive("atol", self.atol, zero=True)
+        check_whole("max_steps", self.max_steps)
