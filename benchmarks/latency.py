@@ -163,11 +163,81 @@ JOBS = {"ResNet20, N = 20": resnet20, "perceptron, N = 1,000": perceptron, "GRU,
 JOBS["transformer, N = 20"] = transformer
 WAYS = {"empirical_ntk": ours, "vmap(jacrev)": jacrev, "neural-tangents": neural_tangents}
 
+# ---- a user's first lines
+
+
+def imported() -> Call:
+    """The package and all that the ten lines use of it."""
+
+    def call() -> None:
+        import ntkcollapse as nc
+
+        _ = nc.Classes, nc.BlockKernel, nc.LastLayer, nc.simulate
+
+    return call
+
+
+def ten_lines(features: int = 64, count: int = 101) -> Call:
+    """A collapse of 1,000 samples in 10 classes, from the imports to the printed numbers."""
+
+    def call() -> None:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        import ntkcollapse as nc
+
+        classes = nc.Classes.balanced(num_classes=10, per_class=100)
+        kappa = nc.BlockKernel(diagonal=3.0, within=2.0, between=0.6)
+        H = 0.3 * jax.random.normal(jax.random.key(0), (features, 1000))
+        W = 0.1 * jax.random.normal(jax.random.key(1), (10, features))
+        run = nc.simulate(nc.LastLayer(H=H, W=W, b=np.zeros(10)), kappa, classes, np.linspace(0.0, 5.0, count))
+        str((run["loss"][-1], run["nc1_seleznova2023"][-1], run["invariant_drift"].max()))
+
+    return call
+
+
+def another_shape() -> Call:
+    """The same with other numbers of features and times, in a process that has made the first run."""
+    ten_lines()()
+    return ten_lines(features=48, count=41)
+
+
+def by_scipy() -> Call:
+    """The states alone, on (M, P, W, b) by scipy's method of order 8, as one would write it without this package."""
+
+    def call() -> None:
+        from scipy.integrate import solve_ivp
+
+        C, m, n = 10, 100, 64
+        rng = np.random.default_rng(0)
+        H, W = 0.3 * rng.normal(size=(n, C, m)), 0.1 * rng.normal(size=(C, n))
+        M = H.mean(2)
+        X = (H - M[:, :, None]).reshape(n, -1)
+        S, gram = X @ X.T, np.full((C, C), 0.6) + np.diag(np.full(C, 1.4 + 1 / m))
+        shapes = [(n, C), (n, n), (C, n), (C,)]
+        cuts = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+
+        def speed(t, y):
+            del t
+            M, P, W, b = (part.reshape(shape) for part, shape in zip(np.split(y, cuts), shapes, strict=True))
+            RD = m * (W @ M + b[:, None] - np.eye(C))
+            WP = W @ P
+            parts = -W.T @ (RD @ gram), -W.T @ WP, -(RD @ M.T + (WP @ S) @ P.T), -RD.sum(1)
+            return np.concatenate([part.ravel() for part in parts])
+
+        start = np.concatenate([part.ravel() for part in (M, np.eye(n), W, np.zeros(C))])
+        solve_ivp(speed, (0.0, 5.0), start, "DOP853", np.linspace(0.0, 5.0, 101), rtol=1e-6, atol=1e-9)
+
+    return call
+
+
 # ---- the table: name ↦ what gets ready and returns the call that is timed
 
 CASES: dict[str, Callable[[], Call]] = {
     f"NTK, {name}: {by}": lambda job=job, way=way: way(job) for name, job in JOBS.items() for by, way in WAYS.items()
 }
+CASES |= {"import": imported, "ten lines": ten_lines, "ten lines, another shape": another_shape}
+CASES |= {"ten lines, states by scipy": by_scipy}
 CASES |= {f"block statistics, {name}": lambda job=job: statistics(job) for name, job in JOBS.items()}
 
 

@@ -1,5 +1,7 @@
 """The default integration of reduced flows: its Jacobian against a dense one, its errors against scipy's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,9 @@ def rms(x):
     return np.sqrt(np.mean(np.square(np.asarray(x))))
 
 
-def small_problem(seed, *, scale=0.5, sizes=(3, 4, 6), n=5, kernel=(3.0, 2.0, 0.6), decay=0.0, bias="free"):
+def small_problem(
+    seed, *, scale=0.5, sizes=(3, 4, 6), n=5, kernel: Any = (3.0, 2.0, 0.6), decay: Any = 0.0, bias="free"
+):
     keys = jax.random.split(jax.random.key(seed), 3)
     classes = Classes(sizes=sizes)
     start = LastLayer(
@@ -28,6 +32,11 @@ def small_problem(seed, *, scale=0.5, sizes=(3, 4, 6), n=5, kernel=(3.0, 2.0, 0.
         b=np.zeros(len(sizes)),
     )
     return start, Flow(BlockKernel(*kernel), classes, weight_decay=decay, bias=bias)
+
+
+def reduction(start, flow):
+    assert isinstance(flow.kernel, BlockKernel)
+    return ReducedStart.of(start, flow.kernel, flow.classes)
 
 
 def by_scipy(start, flow, until):
@@ -55,7 +64,7 @@ def test_jacobian_is_the_dense_one_without_what_the_classifier_does_to_propagato
     start, flow = small_problem(
         0, kernel=(np.array([3.0, 2.5, 4.0]), np.array([2.0, 1.0, 3.0]), 0.6), decay={"H": 0.3, "W": 0.2, "b": 0.1}
     )
-    reduced = ReducedStart.of(start, flow.kernel, flow.classes)
+    reduced = reduction(start, flow)
     field = ReducedFlow(
         flow.kernel, flow.classes.weights.astype(float), reduced.scatter, scale=0.7, weight_decay=flow.weight_decay
     )
@@ -146,7 +155,7 @@ def test_work_does_not_grow_with_stiffness():
 
 def test_runs_under_vmap_and_jit_are_the_run_on_the_host():
     start, flow = small_problem(9, sizes=(4, 4, 4))
-    reduced = ReducedStart.of(start, flow.kernel, flow.classes)
+    reduced = reduction(start, flow)
     times = jnp.linspace(0.0, 1.0, 4)
 
     def final(scale, kernel):
@@ -182,12 +191,11 @@ def test_default_method_is_differentiable():
 
 def test_unreached_times_are_infinite_and_the_reason_is_told():
     start, flow = small_problem(11, sizes=(4, 4, 4))
-    reduced = ReducedStart.of(start, flow.kernel, flow.classes)
+    reduced = reduction(start, flow)
     field = ReducedFlow(flow.kernel, flow.classes.weights.astype(float), reduced.scatter)
     out = integrate_reduced(field, reduced.state, np.array([0.0, 1e-3, 1.0]), rtol=1e-9, max_steps=12)
     assert int(out.outcome) == extrapolation.Outcome.TOO_MANY_STEPS
     assert not bool(out.successful)
     assert int(out.statistics["num_steps"]) == 12
-    finite = np.isfinite(np.asarray(out.states.W)).all((1, 2))
-    assert finite[0]
-    assert not finite[-1]
+    finite = np.isfinite(np.asarray(out.states.W)[:, 0, 0])
+    assert (bool(finite[0]), bool(finite[-1])) == (True, False)
