@@ -303,7 +303,7 @@ class Cooling(eqx.Module):
 def test_steps_that_python_takes_are_those_of_the_compiled_loop():
     times = jnp.linspace(0.0, 0.1, 7)
     flow, start = Cooling(ONE), heat_start()
-    taken = integrate_by_steps(flow, start, times, rtol=1e-6, atol=1e-6, max_steps=1000)
+    taken = integrate_by_steps(flow, start, times, rtol=1e-6, atol=1e-6, max_steps=1000, by_part=False)
     assert bool(taken.successful)
     field, controller = diffrax.ODETerm(lambda t, y, flow: flow(t, y)), diffrax.PIDController(rtol=1e-6, atol=1e-6)
     # diffrax begins every run with a step of 0.01 where none is named; this one looks at the field first.
@@ -330,7 +330,7 @@ def test_errors_of_a_part_are_not_those_of_its_smallest_numbers():
     exact = modes @ (np.exp(-heat_eigenvalue(k) * 0.02) * (modes.T @ np.asarray(start["u"])))
     part = integrate(flow, start, times, by_part=True, **loop)
     by_steps = integrate_by_steps(flow, start, times, by_part=True, **options)
-    entries = integrate(flow, start, times, **loop)
+    entries = integrate(flow, start, times, by_part=False, **loop)
     for found in (part, by_steps):
         # A few hundred steps of 1e-6 each, most of which the heat forgets.
         np.testing.assert_allclose(found.states["u"][-1], exact, atol=3e-5 * np.sqrt(np.mean(exact**2)))
