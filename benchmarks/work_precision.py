@@ -4,10 +4,10 @@
 
 Three flows of C = 4 classes and n = 16 features: over a short time (not stiff), over a long one, and with 10,000
 samples in each class over a long one (stiff). Every method integrates the same reduced equations (M, P, W, b) from
-the same start and saves the end alone. Error: the largest, over the four parts, of the root mean square error over that of the
-part, against Dormand and Prince's method of order 8 at 3e-14 (scipy) or, where it is too slow, ours at 1e-13. Seconds
-are of the processor, all threads, second of two calls; diffrax is compiled before. What takes longer than a minute or
-fails is left out.
+the same start and saves the end alone. Error: the largest, over the four parts, of the root mean square error over
+that of the part, against Dormand and Prince's method of order 8 at 3e-14 (scipy) or, where it is too slow, ours at
+1e-13. Seconds are of the processor, all threads, second of two calls; diffrax is compiled before. What takes longer
+than a minute or fails is left out.
 """
 
 import time

@@ -37,7 +37,6 @@ from ntkcollapse.theory.extrapolation import integrate_reduced
 from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.method import Method
-from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
 from ntkcollapse.theory.outcome import Integration, Outcome
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius
 from ntkcollapse.trajectory import Trajectory
@@ -54,7 +53,7 @@ class SimulationError(RuntimeError):
 
 
 def simulate(
-    start: LastLayer | ReducedStart | DeepLastLayer | Any,
+    start: LastLayer | ReducedStart | Any,
     kappa: SampleKernel | KernelPath | AbstractFlow | Any,
     classes: Classes | Sequence[int] | None = None,
     times: Float[Array, " T"] | Float[np.ndarray, " T"] | Sequence[float] | None = None,
@@ -304,10 +303,15 @@ def _check_start(start: Any, flow: AbstractFlow, key: Key[Array, ""] | None) -> 
         start.check(flow.classes)
     else:
         flow.last_layer(start).check(flow.classes)
-    if isinstance(start, DeepLastLayer) != isinstance(flow, DeepLinearFlow):
-        if isinstance(start, DeepLastLayer):
+    if type(flow) is not Flow or not isinstance(start, LastLayer | ReducedStart):
+        # The models take longer to import than a run of the theorem takes.
+        from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
+
+        deep = isinstance(start, DeepLastLayer)
+        if deep and not isinstance(flow, DeepLinearFlow):
             raise ValueError("start: a DeepLastLayer needs the model `deep_linear`; give a LastLayer for this flow.")
-        raise ValueError(f"start: expected a DeepLastLayer for this model, got a {type(start).__name__}.")
+        if isinstance(flow, DeepLinearFlow) and not deep:
+            raise ValueError(f"start: expected a DeepLastLayer for this model, got a {type(start).__name__}.")
     if (flow.noise is None) != (key is None):
         raise ValueError("key: expected a key for a model with noise, and none for a model without.")
     if not isinstance(flow.constraint, Unconstrained):

@@ -5,30 +5,25 @@
 description; `catalogue.py` is the file to read.
 """
 
-from typing import TYPE_CHECKING
-
-from ntkcollapse._lazy import import_on_use
-
-if TYPE_CHECKING:
-    from ntkcollapse.theory.models.catalogue import (
-        batch_norm_head,
-        central_path,
-        cross_entropy_features,
-        deep_linear,
-        elastic,
-        fixed_etf,
-        homogeneous,
-        layer_peeled,
-        local_elasticity,
-        logit_ball,
-        max_margin,
-        ntk_collapse,
-        regularised_features,
-        spherical_features,
-        svag,
-        unconstrained_features,
-    )
-    from ntkcollapse.theory.models.registry import MODELS, Model, table
+from ntkcollapse.theory.models.catalogue import (
+    batch_norm_head,
+    central_path,
+    cross_entropy_features,
+    deep_linear,
+    elastic,
+    fixed_etf,
+    homogeneous,
+    layer_peeled,
+    local_elasticity,
+    logit_ball,
+    max_margin,
+    ntk_collapse,
+    regularised_features,
+    spherical_features,
+    svag,
+    unconstrained_features,
+)
+from ntkcollapse.theory.models.registry import MODELS, Model, table
 
 __all__ = [
     "MODELS",
@@ -51,5 +46,3 @@ __all__ = [
     "table",
     "unconstrained_features",
 ]
-
-import_on_use(__name__)
