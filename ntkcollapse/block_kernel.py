@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_finite, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
@@ -126,7 +127,7 @@ class BlockKernel(SampleKernel):
 
     def pair_matrix(self, num_classes: int) -> Float[Array, "C C"]:
         """G: entry of K for two different samples of classes c and d."""
-        return jnp.asarray(self._pairs(num_classes))
+        return as_array(self._pairs(num_classes))
 
     def _library(self, *arrays) -> Any:
         """numpy where all numbers are known: C × C matrices are made at once there, and nothing is compiled."""
@@ -179,12 +180,12 @@ class BlockKernel(SampleKernel):
             return values, multiplicity
         order = np.argsort(np.asarray(values))
         order = order[multiplicity[order] > 0]
-        return jnp.asarray(values[order]), multiplicity[order]
+        return as_array(values[order]), multiplicity[order]
 
     def class_gram(self, sizes):
         C, xp = sizes.shape[0], self._library(sizes)
         single = xp.broadcast_to(xp.asarray(self.diagonal) - xp.asarray(self.within), (C,))
-        return jnp.asarray(self._pairs(C) + xp.diag(single / xp.asarray(sizes).astype(self.diagonal.dtype)))
+        return as_array(self._pairs(C) + xp.diag(single / xp.asarray(sizes).astype(self.diagonal.dtype)))
 
     def group_rates(self, num_classes):
         # One rate for all deviations, or one a class.

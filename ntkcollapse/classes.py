@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole
 from ntkcollapse._types import AnyArray
 
@@ -126,17 +127,17 @@ class Classes(eqx.Module):
     @property
     def labels(self) -> Int[Array, " N"]:
         """The class of each sample, non-decreasing."""
-        return jnp.asarray(np.repeat(np.arange(self.num_classes), self.sizes), dtype=int)
+        return as_array(np.repeat(np.arange(self.num_classes), self.sizes))
 
     @property
     def weights(self) -> Float[Array, " C"]:
         """d, the sizes m_c as floating-point numbers."""
-        return jnp.asarray(self.sizes, dtype=float)
+        return as_array(np.asarray(self.sizes, dtype=float))
 
     @property
     def Y(self) -> Float[Array, "C N"]:
         """One-hot labels, one column a sample."""
-        return jnp.asarray(np.repeat(np.eye(self.num_classes), self.sizes, axis=1), dtype=float)
+        return as_array(np.repeat(np.eye(self.num_classes), self.sizes, axis=1))
 
     def sums(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... C"]:
         """X Z: sums over the samples of each class."""

@@ -34,8 +34,9 @@ def enable_cache(folder: str | os.PathLike | None = None, *, max_bytes: float = 
     import jax
 
     check_positive("max_bytes", max_bytes)
-    if jax.config.jax_compilation_cache_dir is not None:
-        return Path(jax.config.jax_compilation_cache_dir)
+    present = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if present is not None:
+        return Path(present)
     wanted = os.environ.get(VARIABLE) if folder is None else os.fspath(folder)
     if wanted is not None and wanted.lower() == "off":
         return None

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_finite, check_real, check_shape
 from ntkcollapse.classes import Classes, as_classes, class_order
 
@@ -27,7 +28,7 @@ class LastLayer(eqx.Module):
 
     def __init__(self, H, W, b):
         check_arrays(H=H, W=W, b=b)
-        arrays = [jnp.asarray(x) for x in (H, W, b)]
+        arrays = [as_array(x) for x in (H, W, b)]
         # One floating-point precision for all three: the widest given.
         given = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
         dtype = max(given, key=lambda d: d.itemsize) if given else jnp.result_type(float)
@@ -72,7 +73,7 @@ class LastLayer(eqx.Module):
         check_real(H=H, W=W, b=b)
         layers = object.__new__(cls)
         for name, value in (("H", H), ("W", W), ("b", b)):
-            object.__setattr__(layers, name, jnp.asarray(value))
+            object.__setattr__(layers, name, as_array(value))
         return layers
 
     def check(self, classes: Classes) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_increasing, check_positive, check_shape, is_traced
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes, as_classes
@@ -190,7 +191,7 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
     reduced = ReducedFlow(
         kernel,
-        jnp.asarray(np.asarray(classes.sizes, times.dtype)),
+        as_array(np.asarray(classes.sizes, times.dtype)),
         start.scatter,
         scale=flow.loss.scale,
         weight_decay=flow.weight_decay,
@@ -216,7 +217,7 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         observables |= _drift(weight_gram, gram)
     if observed and columns and deviations is not None:
         observables |= _in_chunks(_observe_columns, kernel, deviations, classes)(out.states, times)
-    deviations = None if deviations is None else jnp.asarray(deviations)
+    deviations = None if deviations is None else as_array(deviations)
     return _Parts(out, out.states, observables, kernel, deviations, solver)
 
 
@@ -415,7 +416,7 @@ def _in_chunks(function, *parts):
 
             out = function(*parts, *jax.tree.map(filled, host))
             chunks.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], out))
-        return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *chunks)
+        return jax.tree.map(lambda *x: as_array(np.concatenate(x)), *chunks)
 
     return observed
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_choice, check_increasing, check_path, check_real, check_shape
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
 from ntkcollapse.block_kernel import BlockKernel
@@ -100,13 +101,13 @@ class Trajectory(eqx.Module):
             if not isinstance(values, Mapping):
                 raise TypeError(f"{kind}: expected arrays by name, got {type(values).__name__}.")
             check_arrays(**{f"{kind}[{name!r}]": value for name, value in values.items()})
-        self.times = jnp.asarray(times)
-        self.observables = {name: jnp.asarray(value) for name, value in observables.items()}
+        self.times = as_array(times)
+        self.observables = {name: as_array(value) for name, value in observables.items()}
         self.classes = as_classes(classes)
         self.states = states
         self.kernel = kernel
         self.deviations = deviations
-        self.statistics = {name: jnp.asarray(value) for name, value in (statistics or {}).items()}
+        self.statistics = {name: as_array(value) for name, value in (statistics or {}).items()}
         self.equation = Equation() if equation is None else equation
         self.names_json = json.dumps({name: list(entries) for name, entries in (names or {}).items()})
         self.settings_json = json.dumps(dict(settings or {}), sort_keys=True, default=str)
@@ -334,7 +335,7 @@ class Trajectory(eqx.Module):
             classes,
             states=_states_from_arrays(groups["state"]),
             kernel=_kernel_from_arrays(data.attrs["kernel"], groups["kernel"]),
-            deviations=jnp.asarray(data["deviations"].values) if "deviations" in data else None,
+            deviations=as_array(data["deviations"].values) if "deviations" in data else None,
             statistics=groups["statistic"],
             equation=equation,
             names=names,
@@ -374,7 +375,7 @@ def _states_from_arrays(arrays: Mapping[str, Any]) -> LastLayer | ReducedState |
     wanted = [name for name in _AXES if name in kind.__annotations__]
     if sorted(arrays) != sorted(wanted):
         raise ValueError(f"states: expected the arrays {', '.join(wanted)}, found {', '.join(sorted(arrays))}.")
-    return _assemble(kind, {name: jnp.asarray(value) for name, value in arrays.items()})
+    return _assemble(kind, {name: as_array(value) for name, value in arrays.items()})
 
 
 def _kernel_to_arrays(kernel: SampleKernel | KernelPath | None) -> tuple[str, dict[str, np.ndarray]]:
@@ -398,9 +399,9 @@ def _kernel_from_arrays(kind: str, arrays: dict[str, np.ndarray]) -> SampleKerne
     if kind.startswith("KernelPath "):
         times = arrays.pop("times")
         inner = _kernel_from_arrays(kind.removeprefix("KernelPath "), arrays)
-        return _assemble(KernelPath, {"times": jnp.asarray(times), "kernels": inner})
+        return _assemble(KernelPath, {"times": as_array(times), "kernels": inner})
     fields = {
-        name: tuple(int(i) for i in value) if name == "bounds" else jnp.asarray(value) for name, value in arrays.items()
+        name: tuple(int(i) for i in value) if name == "bounds" else as_array(value) for name, value in arrays.items()
     }
     return _assemble(_KERNELS[kind], fields)
 

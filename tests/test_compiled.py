@@ -47,8 +47,9 @@ def test_later_processes_load_what_was_compiled_and_several_share_a_folder(tmp_p
 
 
 def test_a_cache_that_is_set_up_stays(tmp_path):
-    assert jax.config.jax_compilation_cache_dir is not None
-    assert str(enable_cache(tmp_path)) == jax.config.jax_compilation_cache_dir
+    present = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    assert present is not None
+    assert str(enable_cache(tmp_path)) == present
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="max_bytes"):
         enable_cache(tmp_path, max_bytes=0)

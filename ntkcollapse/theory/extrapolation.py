@@ -25,6 +25,7 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import is_traced
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.theory.outcome import Integration, Outcome
@@ -371,16 +372,16 @@ def integrate_reduced(
                     states.append(state)
                     bar.update(float(goal - before))
         states = np.stack(states)
-    parts = [jnp.asarray(part, start.W.dtype) for part in problem.split(states)]
+    parts = [as_array(part.astype(start.W.dtype)) for part in problem.split(states)]
     return Integration(
         states=jax.tree.unflatten(jax.tree.structure(start), parts),
         statistics={
-            "num_steps": jnp.asarray(course.steps),
-            "num_accepted_steps": jnp.asarray(course.steps - course.rejected),
-            "num_rejected_steps": jnp.asarray(course.rejected),
-            "num_evaluations": jnp.asarray(course.evaluations),
+            "num_steps": as_array(course.steps),
+            "num_accepted_steps": as_array(course.steps - course.rejected),
+            "num_rejected_steps": as_array(course.rejected),
+            "num_evaluations": as_array(course.evaluations),
         },
-        outcome=jnp.asarray(course.outcome),
+        outcome=as_array(course.outcome),
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
@@ -37,8 +38,8 @@ class ReducedStart(eqx.Module):
 
     def __init__(self, M, scatter, W, b):
         check_real(M=M, scatter=scatter, W=W, b=b)
-        self.M, self.W, self.b = (jnp.asarray(x) for x in (M, W, b))
-        scatter = jnp.asarray(scatter)
+        self.M, self.W, self.b = (as_array(x) for x in (M, W, b))
+        scatter = as_array(scatter)
         self.scatter = scatter[None] if scatter.ndim == 2 else scatter
 
     def __check_init__(self):
@@ -64,7 +65,7 @@ class ReducedStart(eqx.Module):
     def state(self) -> "ReducedState":
         """The state from which the flow starts: nothing has been propagated yet."""
         identity = np.broadcast_to(np.eye(self.M.shape[0], dtype=self.M.dtype), self.scatter.shape)
-        return ReducedState(M=self.M, P=jnp.asarray(identity), W=self.W, b=self.b)
+        return ReducedState(M=self.M, P=as_array(np.array(identity)), W=self.W, b=self.b)
 
 
 class ReducedState(eqx.Module):
@@ -115,7 +116,7 @@ class ReducedFlow(eqx.Module):
     def __init__(self, kernel, sizes, scatter, *, scale: Any = 1.0, weight_decay: Any = 0.0, bias: str = "free"):
         self.kernel, self.sizes, self.scatter = kernel, sizes, scatter
         linalg = jnp.linalg if is_traced(scatter) else np.linalg
-        self.largest_scatter = jnp.asarray(linalg.eigvalsh(scatter)[:, -1].sum())
+        self.largest_scatter = as_array(linalg.eigvalsh(scatter)[:, -1].sum())
         self.scale = jnp.asarray(scale, dtype=scatter.dtype)
         self.weight_decay = WeightDecay.of(weight_decay)
         self.bias = bias

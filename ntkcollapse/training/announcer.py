@@ -79,7 +79,7 @@ class Announcer:
                     f"measuring {left} more times ({names}) will take about {_duration(left * one)}, {one:.2g} s each; "
                     "--measure and --measure-log say what and how often"
                 )
-        newest = run.records.rows[-1].get("train_accuracy")
+        newest = run.records.newest.get("train_accuracy")
         if not self._terminal and newest is not None and float(newest) >= 1:
             self._terminal = True
             if time.monotonic() - self._began >= _WORTH_SAYING:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from ntkcollapse._arrays import as_array
 from ntkcollapse._config import as_mapping
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
@@ -80,7 +80,7 @@ def _without_clock(
     if not batches.represent_all:
         return "balanced batches of unequal classes descend another loss, in which every class weighs the same"
     # Rates can decay until times are the same in jax's default precision, in which they are kept.
-    if not (np.diff(np.asarray(jnp.asarray(flow_times))) > 0).all():
+    if not (np.diff(np.asarray(as_array(flow_times), dtype=float)) > 0).all():
         return "learning rates decayed until flow times are the same in floating point"
     return ""
 

@@ -37,11 +37,12 @@ class Records:
     """Rows of values by name, the same names and shapes in each, with the seconds that steps and measurements took.
 
     Values that are text (what the entries of another value are called) do not change along a run: they are `names`.
+    All others stand in one array a name, whose length doubles when it is full: a row costs its own numbers alone.
     """
 
     def __init__(self, measurements: Iterable[str]):
         self.steps: list[int] = []
-        self.rows: list[dict[str, np.ndarray]] = []
+        self._columns: dict[str, np.ndarray] = {}
         self.names: dict[str, list[str]] = {}
         self.seconds = {"training": 0.0, "measuring": 0.0} | {f"measuring_{name}": 0.0 for name in measurements}
 
@@ -56,24 +57,37 @@ class Records:
         row = {name: value for name, value in row.items() if value.dtype.kind != "U"}
         if self.steps[-1:] == [step]:
             self.steps.pop()
-            self.rows.pop()
-        first = self.rows[0] if self.rows else row
-        for name in first.keys() | row.keys():
-            if name not in first or name not in row or first[name].shape != row[name].shape:
+        if not self.steps:
+            self._columns = {name: np.empty((1, *value.shape), value.dtype) for name, value in row.items()}
+        for name in self._columns.keys() | row.keys():
+            if name not in self._columns or name not in row or self._columns[name].shape[1:] != row[name].shape:
                 raise ValueError(
                     f"measurement {name!r}: expected the same names and shapes at every step; it differs at step "
                     f"{step}."
                 )
+        count = len(self.steps)
+        for name, value in row.items():
+            column = self._columns[name]
+            dtype = np.result_type(column, value)
+            if count == len(column) or dtype != column.dtype:
+                grown = np.empty((max(len(column), 2 * count), *value.shape), dtype)
+                grown[:count] = column[:count]
+                self._columns[name] = column = grown
+            column[count] = value
         self.steps.append(step)
-        self.rows.append(row)
+
+    @property
+    def newest(self) -> dict[str, np.ndarray]:
+        """The last row."""
+        return {name: column[len(self.steps) - 1] for name, column in self._columns.items()} if self.steps else {}
 
     def columns(self) -> dict[str, np.ndarray]:
         """Each value along the measured steps."""
-        return {name: np.stack([row[name] for row in self.rows]) for name in (self.rows[0] if self.rows else ())}
+        return {name: column[: len(self.steps)].copy() for name, column in self._columns.items()}
 
     def headline(self) -> dict[str, str]:
         """The newest of what a progress bar shows."""
-        newest = self.rows[-1]
+        newest = self.newest
         shown: dict[str, str] = {}
         for name, entry in OBSERVABLES.items():
             if entry.progress and name in newest:
@@ -92,6 +106,6 @@ class Records:
         """The rows that a checkpoint holds, in place of none."""
         stacked = {n.removeprefix(_PREFIX): v for n, v in found.arrays.items() if n.startswith(_PREFIX)}
         self.steps = list(found.notes["steps"])
-        self.rows = [{name: value[i] for name, value in stacked.items()} for i in range(len(self.steps))]
+        self._columns = {name: np.array(value) for name, value in stacked.items()}
         self.seconds |= found.notes["seconds"]
         self.names |= found.notes.get("names", {})

@@ -152,7 +152,7 @@ def _run_to_its_end(
     """The trajectory of the whole run; however the run ends, its directory says so."""
     output.write_status(run, "running")
     try:
-        if not run.records.rows:
+        if not run.records.steps:
             run.measure()
         bar.show(run)
         while not run.is_over:
