@@ -1,7 +1,7 @@
 """Classes of samples in class-major order, and the projections that the order defines."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,8 +17,8 @@ from ntkcollapse._types import AnyArray
 _MOST = 10**7
 
 
-def _whole(sizes) -> tuple[int, ...]:
-    if isinstance(sizes, Iterable) and getattr(sizes, "ndim", 1):
+def _whole(sizes: Any) -> tuple[int, ...]:
+    if hasattr(sizes, "__iter__") and getattr(sizes, "ndim", 1):
         sizes = tuple(sizes)
         check_arrays(sizes=sizes)
     if np.ndim(sizes) != 1:

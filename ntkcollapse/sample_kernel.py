@@ -90,7 +90,7 @@ class SampleKernel(eqx.Module):
         """λ_g, the eigenvalue of K on each group of within-class deviations."""
         raise NotImplementedError(f"{type(self).__name__} has no exact reduction to class means.")
 
-    def split(self, deviations: Float[AnyArray, "n N"], classes: Classes) -> Float[Array, "G n N"]:
+    def split(self, deviations: Float[AnyArray, "n N"], classes: Classes) -> Float[AnyArray, "G n N"]:
         """X Q_g for each group: the parts of the deviations that share one rate; they sum to X."""
         raise NotImplementedError(f"{type(self).__name__} has no exact reduction to class means.")
 
