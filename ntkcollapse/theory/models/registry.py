@@ -27,11 +27,14 @@ class Model:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function that builds the flow; a list of sizes does for its classes."""
-        given = inspect.signature(self.build).bind(*args, **kwargs)
+        signature = inspect.signature(self.build)
+        given = signature.bind(*args, **kwargs)
         if "classes" in given.arguments:
             given.arguments["classes"] = as_classes(given.arguments["classes"])
         for name, value in given.arguments.items():
-            if name != "loss" and isinstance(value, str):
+            # Losses and modes of the bias have names.
+            named = signature.parameters[name].annotation is str or isinstance(signature.parameters[name].default, str)
+            if isinstance(value, str) and not named and name != "loss":
                 raise ValueError(f"{name}: expected a number, got {value!r}.")
             if name.startswith(("decay", "energy", "radius")):
                 check_arrays(**{name: value})
