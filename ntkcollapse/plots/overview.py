@@ -181,7 +181,8 @@ def _theory_panel(ax: Axes, ladder: Ladder, names: list[str], title: str) -> Non
     ax.set_xlabel(f"epochs since step {int(network['step'][0])}")
     label_short_decades(ax.yaxis)
     ax.set_title(f"theorem beside the network: {title}", fontsize=11)
-    ax.legend(loc="best", handlelength=1.0, labelspacing=0.25, fontsize=8.5)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="best", handlelength=1.0, labelspacing=0.25, fontsize=8.5)
 
 
 def _series(run: Trajectory, names: list[str]) -> list[tuple[str, np.ndarray, str]]:
@@ -201,4 +202,5 @@ def _finish(ax: Axes, run: Trajectory, x: np.ndarray, title: str) -> None:
     epoch_axis(ax, run, flow_time=False)
     mark_phases(ax, run, x)
     ax.set_title(title, fontsize=11)
-    ax.legend(loc="best", handlelength=1.0, labelspacing=0.25, fontsize=8.5)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="best", handlelength=1.0, labelspacing=0.25, fontsize=8.5)

@@ -6,7 +6,7 @@ One step of length h makes k columns. Column j goes from t to t + h in j linearl
 
 and extrapolation in 1/j leaves an error of order k + 1 a step. Order and step follow from the errors of the columns.
 J need not be exact for that (it makes the columns stable and their errors small), so that what costs much and matters
-little is left out of it: see `_Jacobian`. Unlike that of explicit methods, the work does not grow with stiffness.
+little is left out of it: see `_Jacobian`. Unlike that of explicit methods, the work grows little with stiffness.
 
 Outside of JAX's transformations it runs in numpy: the matrices are small, and nothing is compiled. Under `vmap` and
 `jit` the same lines are traced.

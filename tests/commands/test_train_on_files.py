@@ -43,7 +43,7 @@ def test_npz_of_keras_in_its_cache(tmp_path):
     cache = tmp_path / "home" / ".keras" / "datasets"
     cache.mkdir(parents=True)
     np.savez_compressed(cache / "mnist.npz", x_train=x, y_train=y, x_test=x[:, ::-1], y_test=y)
-    run = trained(tmp_path, *"--dataset mnist --batch-size 10 --epochs 1 --probe-per-class 2".split())
+    run = trained(tmp_path, *"--dataset mnist --batch-size 10 --epochs 1 --probe-per-class 2 --measure-log 0".split())
     assert run["step"].tolist() == [0, 3]
     assert run.settings["data_sha256"] == digest(x, y)
     # The test part is the training part upside down.
@@ -59,7 +59,7 @@ def test_folders_of_images_named_by_class(tmp_path):
             file = tmp_path / "animals" / part / ("bee", "cat", "dog")[label] / f"{i:02}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(file)
-    flags = "--dataset folder --data-path animals --batch-size 6 --epochs 1 --probe-per-class 2".split()
+    flags = "--dataset folder --data-path animals --batch-size 6 --epochs 1 --probe-per-class 2 --measure-log 0".split()
     run = trained(tmp_path, *flags)
     assert run["step"].tolist() == [0, 2]
     assert run.states.b.shape == (2, 3)
@@ -72,7 +72,10 @@ def test_arrays_of_your_own(tmp_path, capsys):
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(24, 5)).astype(np.float32), np.repeat(np.arange(3), 8)
     np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x + 1, y_test=y)
-    run = trained(tmp_path, *"--dataset npz --data-path mine.npz --batch-size 6 --epochs 1 --probe-per-class 2".split())
+    run = trained(
+        tmp_path,
+        *"--dataset npz --data-path mine.npz --batch-size 6 --epochs 1 --probe-per-class 2 --measure-log 0".split(),
+    )
     assert run["step"].tolist() == [0, 4]
     assert run.settings["data"] == "mine/train"
     assert run.settings["data_sha256"] == hashlib.sha256(x.tobytes() + y.astype(np.int32).tobytes()).hexdigest()
