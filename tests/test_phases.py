@@ -134,8 +134,8 @@ def test_how_long_theory_holds_in_a_sentence():
         CLASSES,
     )
     assert ladder_line(Ladder(network, {"block-frozen": theory}, {})) == (
-        "theory (block kernel, frozen) within 10%: R_single until step 2 (x2 at the end); R_class-R_global not to the next "
-        "record (x0.5 at the end); NC2 to the end (x1 at the end)"
+        "theory (block kernel, frozen) within 10%: R_single until step 2 (x2 at the end); R_class-R_global not "
+        "to the next record (x0.5 at the end); NC2 to the end (x1 at the end)"
     )
     assert ladder_line(Ladder(network, {}, {})) == ""
 
