@@ -77,7 +77,7 @@ class Records:
         self.steps.append(step)
 
     @property
-    def newest(self) -> dict[str, np.ndarray]:
+    def newest(self) -> dict[str, Any]:
         """The last row."""
         return {name: column[len(self.steps) - 1] for name, column in self._columns.items()} if self.steps else {}
 
