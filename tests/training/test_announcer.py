@@ -35,7 +35,7 @@ def test_the_terminal_phase_is_announced_once(talkative, capsys):
     announcer = said_by.Announcer(Plan.of(small(epochs=1, measure=("train",))), "lines")
     for step, accuracy in enumerate((0.5, 0.9, 1.0, 0.9, 1.0)):
         records = SimpleNamespace(
-            steps=list(range(step + 1)), rows=[{"train_accuracy": accuracy}], seconds={"measuring": 1.0 * step},
+            steps=list(range(step + 1)), newest={"train_accuracy": accuracy}, seconds={"measuring": 1.0 * step},
             headline=dict,
         )  # fmt: skip
         run: Any = object.__new__(Progress)
