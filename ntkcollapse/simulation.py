@@ -39,7 +39,7 @@ from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.outcome import Integration, Outcome
-from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius
+from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius, split_columns
 from ntkcollapse.trajectory import Trajectory
 
 _DEFAULT = Method()
@@ -182,11 +182,8 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     kernel, classes = flow.kernel, flow.classes
     first, deviations = kernel.at(times[0]), None
     if isinstance(start, LastLayer):
-        if is_traced(start.H):
-            deviations = classes.deviations(start.H)
-        else:
-            deviations = classes.split_on_host(np.asarray(start.H))[1]
-        start = ReducedStart.of(start, first, classes)
+        means, deviations = split_columns(start.H, classes)
+        start = ReducedStart.of_parts(means, deviations, start, first, classes)
     groups = first.group_rates(classes.num_classes).shape[0]
     check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
     reduced = ReducedFlow(

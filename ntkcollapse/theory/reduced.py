@@ -17,6 +17,13 @@ from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.weight_decay import WeightDecay
 
 
+def split_columns(H: Any, classes: Classes) -> tuple[Any, Any]:
+    """Class means (n, C) and deviations (n, N) of features: by numpy, without a compilation, where H has values."""
+    if is_traced(H):
+        return classes.means(H), classes.deviations(H)
+    return classes.split_on_host(np.asarray(H))
+
+
 class ReducedStart(eqx.Module):
     """Where a reduced flow starts: class means, within-class scatter, classifier and bias.
 
@@ -54,10 +61,11 @@ class ReducedStart(eqx.Module):
     @classmethod
     def of(cls, state: LastLayer, kernel: SampleKernel, classes: Classes) -> "ReducedStart":
         """The reduction of a full state under a reducible kernel."""
-        if is_traced(state.H, kernel):
-            means, deviations = classes.means(state.H), classes.deviations(state.H)
-        else:
-            means, deviations = classes.split_on_host(np.asarray(state.H))
+        return cls.of_parts(*split_columns(state.H, classes), state, kernel, classes)
+
+    @classmethod
+    def of_parts(cls, means: Any, deviations: Any, state: LastLayer, kernel: SampleKernel, classes: Classes):
+        """The same where class means (n, C) and deviations (n, N) of H are known already."""
         groups = kernel.split(deviations, classes)
         return cls(M=means, scatter=groups @ groups.swapaxes(-1, -2), W=state.W, b=state.b)
 
