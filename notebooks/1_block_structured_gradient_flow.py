@@ -25,6 +25,15 @@
 # $$\dot H = -W^\top R\,K,\qquad \dot W = -R H^\top,\qquad \dot b = -R\,1 .$$
 
 # %%
+# Installs the package where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ntkcollapse") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
+
+# %%
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

@@ -26,6 +26,15 @@
 # The gap between them grows with the number of samples $m$ in a class: classes are learned first, single samples last.
 
 # %%
+# Installs the package where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ntkcollapse") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
+
+# %%
 import jax
 import matplotlib.pyplot as plt
 import numpy as np

@@ -22,6 +22,15 @@
 # assumes more: that the last layer is linearised too.
 
 # %%
+# Installs the package where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ntkcollapse") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
+
+# %%
 import dataclasses
 
 import jax

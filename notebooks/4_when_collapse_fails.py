@@ -26,6 +26,15 @@
 # $E=0$ are some that end at saddles, and some that collapse only like a power of $t$.
 
 # %%
+# Installs the package where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ntkcollapse") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
+
+# %%
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

@@ -21,6 +21,15 @@
 # never collapse is led there, on a clock that the decay alone sets.
 
 # %%
+# Installs the package where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ntkcollapse") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
+
+# %%
 import jax
 import matplotlib.pyplot as plt
 import numpy as np

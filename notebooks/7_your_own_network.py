@@ -20,6 +20,15 @@
 # one of Equinox.
 
 # %%
+# Installs the package where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ntkcollapse") is None:
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
+
+# %%
 import equinox as eqx
 import jax
 import jax.numpy as jnp
