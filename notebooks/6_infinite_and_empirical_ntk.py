@@ -29,18 +29,6 @@ import sys
 if importlib.util.find_spec("ntkcollapse") is None:
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
 if importlib.util.find_spec("neural_tangents") is None:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "neural-tangents"])
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "frozendict"])
-
-# %%
-# Installs the package where it is missing, as on Colab.
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("ntkcollapse") is None:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "ntkcollapse"])
-if importlib.util.find_spec("neural_tangents") is None:
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "neural-tangents==0.6.5"])
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "frozendict"])
 
