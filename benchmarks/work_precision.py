@@ -69,7 +69,7 @@ class Problem:
         del t
         with np.errstate(all="ignore"):
             M, P, W, b = self.split(y)
-            out = speed(M, P, W, b, *self.fixed, decay=(0.0, 0.0, 0.0), free=True, identity=np.eye(C))
+            out = speed(M, P, W, b, *self.fixed, decay=(0.0, 0.0, 0.0), free=True, targets=np.eye(C), ones=np.ones(C))
         return np.concatenate([x.ravel() for x in out])
 
     def error(self, parts, exact) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ntkcollapse.compiled import enable_cache
     from ntkcollapse.equation import Equation
     from ntkcollapse.kernel_path import KernelPath
+    from ntkcollapse.krylov_kernel import KrylovKernel
     from ntkcollapse.last_layer import LastLayer
     from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
     from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
@@ -43,6 +44,7 @@ __all__ = [
     "Flow",
     "GroupedKernel",
     "KernelPath",
+    "KrylovKernel",
     "LastLayer",
     "Loss",
     "Method",

@@ -4,6 +4,7 @@ import dataclasses
 
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.krylov_kernel import KrylovKernel
 from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
 from ntkcollapse.observable_table import OBSERVABLES, Observable, described, shown_in
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel
@@ -15,6 +16,7 @@ _KERNELS = {
     BlockKernel: "block-structured gradient flow",
     DenseKernel: "gradient flow under a dense kernel",
     GroupedKernel: "gradient flow under a kernel in groups",
+    KrylovKernel: "gradient flow under a kernel in Krylov blocks",
 }
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num
 from ntkcollapse._checks import check_arrays, check_finite, check_increasing, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
+from ntkcollapse.krylov_kernel import KrylovKernel
 from ntkcollapse.sample_kernel import GroupedKernel, SampleKernel
 
 
@@ -58,12 +59,13 @@ class KernelPath(eqx.Module):
             raise ValueError("kernels: expected kernels of one shape, got several; measure all on the same samples.")
         if not all(isinstance(kernel, SampleKernel) for kernel in kernels):
             raise TypeError(f"kernels: expected kernels, got {sorted({type(k).__name__ for k in kernels})}.")
-        if isinstance(kernels[0], GroupedKernel) and not is_traced(kernels):
-            bases = [np.asarray(k.basis) for k in kernels if isinstance(k, GroupedKernel)]
+        if isinstance(kernels[0], GroupedKernel | KrylovKernel) and not is_traced(kernels):
+            bases = [np.asarray(k.basis) for k in kernels if isinstance(k, GroupedKernel | KrylovKernel)]
             if not all(np.array_equal(bases[0], basis) for basis in bases):
                 raise ValueError(
-                    "kernels: expected grouped kernels in one common basis, got several: between measurements their "
-                    "eigenvectors cannot be interpolated. Keep the basis of the first, or use a path of DenseKernel."
+                    "kernels: expected kernels in one common basis, got several: between measurements their "
+                    "directions cannot be interpolated. Keep the basis of the first (KrylovKernel.of_same_directions), "
+                    "or use a path of DenseKernel."
                 )
         return cls.through(times, jax.tree.map(lambda *k: jnp.stack(k), *kernels))
 
@@ -79,6 +81,11 @@ class KernelPath(eqx.Module):
     def reducible(self) -> bool:
         """Whether the kernels along the path are reducible."""
         return self.kernels.reducible
+
+    @property
+    def num_directions(self) -> int:
+        """How many further directions the kernels mix with class means."""
+        return self.kernels.num_directions
 
     def at(self, t: float | Num[AnyArray, ""]) -> SampleKernel:
         """The kernel at flow time t."""

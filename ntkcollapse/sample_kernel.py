@@ -15,7 +15,7 @@ from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 
 # What a kernel does, and what its reduction rests on.
-_VERBS = ("at", "mv", "solve", "as_matrix", "class_gram", "group_rates", "split")
+_VERBS = ("at", "mv", "solve", "as_matrix", "class_gram", "direction_gram", "directions", "group_rates", "split")
 
 
 class SampleKernel(eqx.Module):
@@ -31,6 +31,13 @@ class SampleKernel(eqx.Module):
     Then class means and G within-class scatters form a closed system, and three more verbs describe it:
     `class_gram` (Γ), `group_rates` (λ_g) and `split` (X ↦ X Q_g). A subclass with verbs of its own is not reducible
     unless it sets `reducible = True` itself.
+
+    A kernel may mix class means with further directions V (N × K), and is then reducible where
+
+        K = B Γ Bᵀ + Σ_g λ_g Q_g,   B = [Z, √w V],   w = N/C,   Vᵀ V = I,   Zᵀ V = 0,   Σ_g Q_g = I − P_B
+
+    with P_B the projection on the span of B: `directions` gives V, `direction_gram` Γ (C + K × C + K). The columns of
+    √w V are as long as an indicator of a class of mean size, so that H V/√w is of the size of a sample's features.
     """
 
     reducible: ClassVar[bool] = False
@@ -85,6 +92,19 @@ class SampleKernel(eqx.Module):
     def class_gram(self, sizes: Float[AnyArray, " C"]) -> Float[Array, "C C"]:
         """Γ = D⁻¹ Zᵀ K Z D⁻¹: mean entry for each pair of classes, i = j included."""
         raise NotImplementedError(f"{type(self).__name__} has no exact reduction to class means.")
+
+    @property
+    def num_directions(self) -> int:
+        """How many further directions K mixes with class means; a number that does not wait for values."""
+        return 0
+
+    def directions(self, classes: Classes) -> Float[AnyArray, "N K"]:
+        """V: the further directions that K mixes with class means."""
+        return np.zeros((classes.num_samples, 0))
+
+    def direction_gram(self, sizes: Float[AnyArray, " C"]) -> Float[Array, "R R"]:
+        """Γ on class indicators and further directions: `class_gram` where there are none of these."""
+        return self.class_gram(sizes)
 
     def group_rates(self, num_classes: int) -> Float[Array, " G"]:
         """λ_g, the eigenvalue of K on each group of within-class deviations."""

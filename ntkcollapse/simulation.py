@@ -39,7 +39,7 @@ from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.outcome import Integration, Outcome
-from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, spectral_radius, split_columns
+from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, mean_size, spectral_radius, split_columns
 from ntkcollapse.trajectory import Trajectory
 
 _DEFAULT = Method()
@@ -186,6 +186,7 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         start = ReducedStart.of_parts(means, deviations, start, first, classes)
     groups = first.group_rates(classes.num_classes).shape[0]
     check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
+    _check_directions(start.X, kernel.num_directions)
     reduced = ReducedFlow(
         kernel,
         as_array(np.asarray(classes.sizes, times.dtype)),
@@ -216,6 +217,16 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         observables |= _in_chunks(_observe_columns, kernel, deviations, classes)(out.states, times)
     deviations = None if deviations is None else as_array(deviations)
     return _Parts(out, out.states, observables, kernel, deviations, solver)
+
+
+def _check_directions(X: Array | None, num_directions: int) -> None:
+    """Raises ValueError where a start has other directions than the kernel."""
+    got = 0 if X is None else X.shape[1]
+    if got != num_directions:
+        raise ValueError(
+            f"X: expected features along the {num_directions} further directions of the kernel, got {got}; "
+            "ReducedStart.of(start, kernel, classes) makes them of all columns."
+        )
 
 
 def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool) -> _Parts:
@@ -373,13 +384,20 @@ def _forward(perturbed, problem, options):
         # It counts evaluations in another place.
         return eqx.tree_at(lambda out: out.statistics, out, out.statistics | {"num_evaluations": jnp.asarray(0)})
 
-    return eqx.filter_vjp(solved, problem)
+    out, pulled_back = eqx.filter_vjp(solved, problem)
+    return out, (pulled_back, out)
 
 
 @_differentiable.def_bwd
-def _backward(pulled_back, grad_out, perturbed, problem, options):
+def _backward(residuals, grad_out, perturbed, problem, options):
     del perturbed, problem, options
-    return pulled_back(grad_out)[0]
+    pulled_back, out = residuals
+    # What nothing depends on comes without a gradient.
+    full = jax.tree.map(
+        lambda g, x: jnp.zeros_like(x) if g is None and eqx.is_inexact_array(x) else g,
+        grad_out, out, is_leaf=lambda g: g is None,
+    )  # fmt: skip
+    return pulled_back(full)[0]
 
 
 @eqx.filter_jit
@@ -424,7 +442,7 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
 
     Gives the observables, WᵀW and H K⁻¹ Hᵀ.
     """
-    spread = None if columns_of is None else _class_spread(*columns_of)
+    spread = None if columns_of is None else _class_spread(flow.kernel, *columns_of)
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(flow.scatter))
     start_root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
 
@@ -432,12 +450,16 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
         t, state = inputs
         kernel = flow.kernel.at(t)
         scatter = state.scatter(flow.scatter)
-        square_deviations = jnp.zeros_like(state.M) if spread is None else spread(kernel, state.P)
-        statistics = ClassStatistics(
-            sizes=flow.sizes, means=state.M, scatter=scatter.sum(0), square_deviations=square_deviations
-        )
-        gram = reduced_feature_gram(state.M, scatter, kernel, flow.sizes)
+        square_deviations = jnp.zeros_like(state.M) if spread is None else spread(kernel, state)
         deviations = jnp.concatenate(list(state.P @ start_root), axis=1)
+        within = scatter.sum(0)
+        if state.X is not None:
+            along = state.X * jnp.sqrt(flow.sizes.mean())
+            deviations, within = jnp.concatenate([along, deviations], axis=1), within + along @ along.T
+        statistics = ClassStatistics(
+            sizes=flow.sizes, means=state.M, scatter=within, square_deviations=square_deviations
+        )
+        gram = reduced_feature_gram(state.means, scatter, kernel, flow.sizes)
         observables = residual_observables(statistics, deviations, state.W, state.b)
         observables["loss"] = flow.scale * observables["loss"]
         determined = [entry for entry in entries if spread is not None or not entry.needs_columns]
@@ -451,16 +473,23 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
     return jax.lax.map(at, (times, states))
 
 
-def _class_spread(deviations, classes):
-    """The function (kernel, P) ↦ (n, C) of each class's squared deviations, feature by feature."""
+def _class_spread(kernel, deviations, classes):
+    """The function (kernel, state) ↦ (n, C) of each class's squared deviations, feature by feature."""
+    one_rate = kernel.at(0.0).group_rates(classes.num_classes).shape[0] == 1
+    if kernel.num_directions and one_rate:
+        # What the propagator acts on, and the further directions: (n + K, N).
+        first = kernel.at(0.0)
+        V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
+        deviations = jnp.concatenate([first.split(deviations, classes)[0], V.T])
     by_class = jnp.split(deviations, np.cumsum(classes.sizes)[:-1], axis=1)
-    start = jnp.stack([X @ X.T for X in by_class])
+    start = jnp.stack([X @ X.T for X in by_class]) if one_rate else None
 
-    def spread(kernel, P):
-        if P.shape[0] == 1:
+    def spread(kernel, state):
+        if start is not None:
+            P = state.P[0] if state.X is None else jnp.concatenate([state.P[0], state.X], axis=1)
             # Rounding may leave −1e-30 where a class has no spread along a feature.
-            return jnp.maximum(jnp.einsum("ij,cjk,ik->ic", P[0], start, P[0]), 0)
-        now = jnp.einsum("gij,gjk->ik", P, kernel.split(deviations, classes))
+            return jnp.maximum(jnp.einsum("ij,cjk,ik->ic", P, start, P), 0)
+        now = state.columns(kernel, deviations, classes) - classes.expand(state.M)
         return classes.sums(jnp.square(now))
 
     return spread
@@ -470,8 +499,7 @@ def _class_spread(deviations, classes):
 def _observe_columns(kappa, deviations, classes: Classes, states: ReducedState, times) -> Observables:
     def at(inputs):
         t, state = inputs
-        groups = kappa.at(t).split(deviations, classes)
-        H = classes.expand(state.M) + jnp.einsum("gij,gjk->ik", state.P, groups)
+        H = state.columns(kappa.at(t), deviations, classes)
         return column_observables(LastLayer(H=H, W=state.W, b=state.b), classes)
 
     # One time after the other: all columns at all times would not fit where classes are large.

@@ -24,6 +24,7 @@ from ntkcollapse.choices import imported
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.krylov_kernel import KrylovKernel
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.observable_table import described
 from ntkcollapse.run_directory import RunDirectory
@@ -37,11 +38,12 @@ _AXES = {
     "P": ("group", "feature", "feature_2"),
     "W": ("class", "feature"),
     "b": ("class",),
+    "X": ("feature", "direction"),
 }
 _PACKAGES = (
     "ntkcollapse", "jax", "jaxlib", "equinox", "diffrax", "flax", "optax", "numpy", "scipy"
 )  # fmt: skip
-_KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel)}
+_KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel, KrylovKernel)}
 
 
 class Trajectory(eqx.Module):
@@ -52,7 +54,8 @@ class Trajectory(eqx.Module):
         observables: name → (T, ...) array.
         classes: behind the columns, or a list of their sizes.
         states: a `LastLayer` with a leading time axis (`LastLayer.stacked`): H (T, n, N), W (T, C, n), b (T, C); or a
-            `ReducedState` with class means M (T, n, C) and propagators P (T, G, n, n) in place of H; or None.
+            `ReducedState` with class means M (T, n, C) and propagators P (T, G, n, n) in place of H, beside a
+            `KrylovKernel` with X (T, n, K) along its directions too; or None.
         kernel: of the features, where there is one.
         deviations: H(0) − M(0)Zᵀ, (n, N): what a reduced state needs to give back every column.
         statistics: of the solver, or of the measurement: name → number.
@@ -185,8 +188,7 @@ class Trajectory(eqx.Module):
                 "last_layer: the run started from class means and scatter, so single columns of H are not known; "
                 "start from a LastLayer to recover them, or read M, W, b from states."
             )
-        groups = self.kernel_at(index).split(self.deviations, self.classes)
-        H = self.classes.expand(state.M) + jnp.einsum("gij,gjk->ik", state.P, groups)
+        H = state.columns(self.kernel_at(index), self.deviations, self.classes)
         return LastLayer(H=H, W=state.W, b=state.b)
 
     def at_records(self, indices: Sequence[int]) -> "Trajectory":
@@ -365,17 +367,19 @@ def _storable(value: Any) -> np.ndarray:
 
 def _arrays_of(states: LastLayer | ReducedState | None) -> dict[str, Array]:
     """The arrays of a state by name."""
-    return {} if states is None else {name: value for name, value in vars(states).items() if name in _AXES}
+    arrays = {} if states is None else vars(states)
+    return {name: value for name, value in arrays.items() if name in _AXES and value is not None}
 
 
 def _states_from_arrays(arrays: Mapping[str, Any]) -> LastLayer | ReducedState | None:
     if not arrays:
         return None
     kind = ReducedState if "M" in arrays else LastLayer
-    wanted = [name for name in _AXES if name in kind.__annotations__]
+    wanted = [name for name in _AXES if name in kind.__annotations__ and (name != "X" or name in arrays)]
     if sorted(arrays) != sorted(wanted):
         raise ValueError(f"states: expected the arrays {', '.join(wanted)}, found {', '.join(sorted(arrays))}.")
-    return _assemble(kind, {name: as_array(value) for name, value in arrays.items()})
+    none = {name: None for name in kind.__annotations__ if name not in arrays}
+    return _assemble(kind, none | {name: as_array(value) for name, value in arrays.items()})
 
 
 def _kernel_to_arrays(kernel: SampleKernel | KernelPath | None) -> tuple[str, dict[str, np.ndarray]]:

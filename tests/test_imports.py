@@ -23,7 +23,7 @@ FLOORS = (
     {"_netcdf", "classes", "_config", "_options", "checkpoints"},
     {"run_directory"},
     {"sample_kernel", "losses", "last_layer", "clock", "weight_decay"},
-    {"block_kernel", "equation"},
+    {"block_kernel", "equation", "krylov_kernel"},
     {"kernel_path", "_earlier_files"},
     {"data"},
     {"ntk", "collapse", "theory", "networks"},

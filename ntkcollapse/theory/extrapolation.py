@@ -29,7 +29,7 @@ from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import is_traced
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.theory.outcome import Integration, Outcome
-from ntkcollapse.theory.reduced import ReducedFlow, ReducedState, speed
+from ntkcollapse.theory.reduced import ReducedFlow, ReducedState, speed, weights_of
 
 # Columns of a step. Rounding is amplified by the largest weight in the extrapolation: 1e3 for nine columns.
 FEWEST, MOST, MOST_IN_SINGLE_PRECISION = 3, 9, 5
@@ -101,16 +101,24 @@ class _Problem(NamedTuple):
     decay: tuple[Any, Any, Any]
     free: bool
     terms: Callable
-    identity: np.ndarray
+    targets: np.ndarray
+    ones: np.ndarray
     places: tuple[tuple[slice, tuple[int, ...]], ...]
 
-    def split(self, y):
-        """M, P, W, b of a vector, or of each of several."""
+    def parts(self, y):
+        """M, X where there is one, P, W, b of a vector, or of each of several."""
         return [y[..., place].reshape(*y.shape[:-1], *shape) for place, shape in self.places]
 
-    def join(self, *parts):
-        """The vector of M, P, W, b."""
-        return self.steps.xp.concatenate([part.reshape(-1) for part in parts])
+    def split(self, y):
+        """[M, X], P, W, b of a vector."""
+        *means, P, W, b = self.parts(y)
+        return means[0] if len(means) == 1 else self.steps.xp.concatenate(means, axis=-1), P, W, b
+
+    def join(self, M, *parts):
+        """The vector of [M, X], P, W, b."""
+        C = len(self.targets)
+        means = (M,) if len(self.places) == 4 else (M[:, :C], M[:, C:])
+        return self.steps.xp.concatenate([part.reshape(-1) for part in (*means, *parts)])
 
     def rms(self, y):
         """Root mean square of each part."""
@@ -121,14 +129,15 @@ class _Problem(NamedTuple):
         """d y/dt."""
         M, P, W, b = self.split(y)
         Γ, rates = self.terms(t)
-        options = {"decay": self.decay, "free": self.free, "identity": self.identity}
+        options = {"decay": self.decay, "free": self.free, "targets": self.targets, "ones": self.ones}
         return self.join(*speed(M, P, W, b, Γ, rates, self.sizes, self.scatter, self.scale, **options))
 
 
 class _Jacobian(NamedTuple):
     """The Jacobian at one state, ready to be solved for any τ.
 
-    With R = W M + b 1ᵀ − I, E = s R D and scatter S = Σ_g P_g S_g(0) P_gᵀ, −J maps (m, p_g, w, β) to
+    With R = W M + b 1ᵀ − I, E = s R D and scatter S = Σ_g P_g S_g(0) P_gᵀ, −J maps (m, p_g, w, β) to the following;
+    beside further directions M stands for [M, X], 1 for [1, 0] and I for [I, 0].
 
         m:    s Wᵀ(r D)Γ + wᵀ E Γ + λ_H m,             r = W m + w M + β 1ᵀ
         p_g:  s λ_g WᵀW p_g + λ_H p_g
@@ -136,7 +145,7 @@ class _Jacobian(NamedTuple):
         β:    s r d + λ_b β
 
     What w does to the propagators' speed is left out: it is not stiff. So p is solved first, with a matrix of rank C.
-    In (m, w, β) the part through r has rank C²; in the eigenbasis of W Wᵀ it falls into C systems of size C × C. The
+    In (m, w, β) the part through r has rank C R; in the eigenbasis of W Wᵀ it falls into C systems of size R × R. The
     part through E, small once the residual is small, is added by correction.
     """
 
@@ -160,7 +169,7 @@ class _Jacobian(NamedTuple):
         M, P, W, b = problem.split(y)
         Γ, rates = problem.terms(t)
         start_P = problem.scatter @ P.swapaxes(-1, -2)
-        E = problem.scale * (W @ M + b[:, None] - problem.identity) * d[None, :]
+        E = problem.scale * (W @ M + b[:, None] * problem.ones[None, :] - problem.targets) * d[None, :]
         root, (a, Q), (σ, V) = d**0.5, linalg.eigh(W @ W.T), linalg.eigh((P @ start_P).sum(0))
         return cls(problem, M, W, Γ, rates, root, a, Q, σ, V, E, start_P, W @ (P @ problem.scatter))
 
@@ -168,7 +177,7 @@ class _Jacobian(NamedTuple):
         """A twentieth of the time scale of the fastest part, by a bound of the Jacobian's norm."""
         xp, s, d = self.problem.steps.xp, self.problem.scale, self.problem.sizes
         k = xp.linalg.norm(self.root[:, None] * self.Γ * self.root[None, :]) + self.rates.max()
-        h = xp.sum(xp.square(self.M * self.root[None, :])) + d.sum() + self.σ[-1]
+        h = xp.sum(xp.square(self.M * self.root[None, :])) + (d * self.problem.ones).sum() + self.σ[-1]
         r = xp.linalg.norm(self.E / self.root[None, :]) + s * xp.sqrt(xp.abs(self.a[-1] * self.σ[-1]))
         return 0.05 / (s * (k * xp.abs(self.a[-1]) + h) + xp.sqrt(k) * r + sum(self.problem.decay))
 
@@ -182,18 +191,20 @@ class _Jacobian(NamedTuple):
         QW, VM, EΓ = Q.T @ W, V.T @ M, self.E @ Γ
         rates = (τs * self.rates)[:, None]
         on_P = (rates / (on_H + rates * self.a[None, :]))[:, :, None]
-        through_W = root[:, None] * (VM.T @ (on_W[:, None] * VM) + (1 / on_b if problem.free else 0.0)) * root[None, :]
+        ones = problem.ones[None, :]
+        through_b = ones.T * ones / on_b if problem.free else 0.0
+        through_W = root[:, None] * (VM.T @ (on_W[:, None] * VM) + through_b) * root[None, :]
         through_H = root[:, None] * Γ * root[None, :] / on_H
         system = τs * (self.a[:, None, None] * through_H[None] + through_W[None])
-        inverse = xp.linalg.inv(system + problem.identity[None])
+        inverse = xp.linalg.inv(system + np.eye(len(root), dtype=root.dtype)[None])
 
         def through_r(m, w, β):
             m, w, β = m / on_H, ((w @ V) * on_W[None, :]) @ V.T, β / on_b
-            r = Q.T @ ((W @ m + w @ M + β[:, None]) * root[None, :])
+            r = Q.T @ ((W @ m + w @ M + β[:, None] * ones) * root[None, :])
             r = τs * (Q @ (r[:, None, :] @ inverse)[:, 0]) * root[None, :]
             m = m - W.T @ (r @ Γ) / on_H
             w = w - ((r @ VM.T) * on_W[None, :]) @ V.T
-            return m, w, β - r.sum(1) / on_b if problem.free else β
+            return m, w, β - (r * ones).sum(1) / on_b if problem.free else β
 
         def solve(δ):
             m, p, w, β = problem.split(δ)
@@ -350,7 +361,7 @@ def integrate_reduced(
     eps = float(np.finfo(dtype).eps)
     problem = _problem(flow, _TRACED if traced else _ON_HOST, dtype)
     xp = problem.steps.xp
-    y = problem.join(*(xp.asarray(part, dtype) for part in (start.M, start.P, start.W, start.b)))
+    y = problem.join(*(xp.asarray(part, dtype) for part in (start.means, start.P, start.W, start.b)))
     tolerance = _Tolerance(
         rtol=xp.maximum(xp.asarray(rtol, dtype), 32 * eps),
         absolute=xp.where(problem.rms(y) == 0, 1000 * eps, 0.0) + xp.asarray(atol, dtype) + np.finfo(dtype).tiny,
@@ -372,9 +383,9 @@ def integrate_reduced(
                     states.append(state)
                     bar.update(float(goal - before))
         states = np.stack(states)
-    parts = [as_array(part.astype(start.W.dtype)) for part in problem.split(states)]
+    M, *X, P, W, b = (as_array(part.astype(start.W.dtype)) for part in problem.parts(states))
     return Integration(
-        states=jax.tree.unflatten(jax.tree.structure(start), parts),
+        states=jax.tree.unflatten(jax.tree.structure(start), [M, P, W, b, *X]),
         statistics={
             "num_steps": as_array(course.steps),
             "num_accepted_steps": as_array(course.steps - course.rejected),
@@ -391,13 +402,13 @@ _BAR = "{l_bar}{bar}| t = {n:.4g}/{total:.4g}"
 @eqx.filter_jit
 def _terms_of(kernels, sizes):
     """Γ and λ_g of one kernel."""
-    return kernels.class_gram(sizes), kernels.group_rates(sizes.shape[0])
+    return kernels.direction_gram(sizes), kernels.group_rates(sizes.shape[0])
 
 
 @eqx.filter_jit
 def _terms_along(kernels, sizes):
     """Γ and λ_g of kernels with a leading time axis."""
-    return jax.vmap(lambda kernel: (kernel.class_gram(sizes), kernel.group_rates(sizes.shape[0])))(kernels)
+    return jax.vmap(lambda kernel: (kernel.direction_gram(sizes), kernel.group_rates(sizes.shape[0])))(kernels)
 
 
 def _problem(flow: ReducedFlow, steps: _Steps, dtype) -> _Problem:
@@ -406,12 +417,13 @@ def _problem(flow: ReducedFlow, steps: _Steps, dtype) -> _Problem:
     parts = (flow.sizes, flow.scatter, flow.scale, decay.H, decay.W, decay.b)
     sizes, scatter, scale, *decays = (steps.xp.asarray(x, dtype) for x in parts)
     terms = _terms(flow.kernel, flow.sizes, steps, dtype)
-    (C,), (G, n, _) = sizes.shape, scatter.shape
-    shapes = (n, C), (G, n, n), (C, n), (C,)
+    (C,), (G, n, _), K = sizes.shape, scatter.shape, flow.kernel.num_directions
+    shapes = (n, C), *([(n, K)] if K else []), (G, n, n), (C, n), (C,)
     ends = np.cumsum([np.prod(shape) for shape in shapes]).tolist()
     places = tuple((slice(i, j), shape) for i, j, shape in zip([0, *ends], ends, shapes, strict=False))
-    identity, free = np.eye(C, dtype=dtype), flow.bias == "free"
-    return _Problem(steps, sizes, scatter, scale, tuple(decays), free, terms, identity, places)
+    targets, ones, free = np.eye(C, C + K, dtype=dtype), np.asarray(np.arange(C + K) < C, dtype), flow.bias == "free"
+    weights = weights_of(sizes, K)
+    return _Problem(steps, weights, scatter, scale, tuple(decays), free, terms, targets, ones, places)
 
 
 def _terms(kernel, sizes, steps: _Steps, dtype) -> Callable:
@@ -423,7 +435,7 @@ def _terms(kernel, sizes, steps: _Steps, dtype) -> Callable:
 
         def traced(t):
             now = kernel.at(t)
-            return now.class_gram(sizes), now.group_rates(sizes.shape[0])
+            return now.direction_gram(sizes), now.group_rates(sizes.shape[0])
 
         return traced
     knots = np.asarray(kernel.times, dtype)

@@ -17,11 +17,14 @@ def feature_gram(H: Float[AnyArray, "n N"], kernel: SampleKernel, classes: Class
 
 
 def reduced_feature_gram(
-    M: Float[AnyArray, "n C"], scatter: Float[AnyArray, "G n n"], kernel: SampleKernel, sizes: Float[AnyArray, " C"]
+    M: Float[AnyArray, "n R"], scatter: Float[AnyArray, "G n n"], kernel: SampleKernel, sizes: Float[AnyArray, " C"]
 ) -> Float[Array, "n n"]:
-    """H K⁻¹ Hᵀ = M Γ⁻¹ Mᵀ + Σ_g S_g / λ_g for a reducible kernel, from class means and scatters alone."""
+    """H K⁻¹ Hᵀ = M Γ⁻¹ Mᵀ + Σ_g S_g / λ_g for a reducible kernel, from class means and scatters alone.
+
+    Of a kernel with further directions M is [M, X], the `means` of a `ReducedState`.
+    """
     rates = kernel.group_rates(sizes.shape[0])
-    return M @ jnp.linalg.solve(kernel.class_gram(sizes), M.T) + (scatter / rates[:, None, None]).sum(0)
+    return M @ jnp.linalg.solve(kernel.direction_gram(sizes), M.T) + (scatter / rates[:, None, None]).sum(0)
 
 
 def invariant(state: LastLayer, kernel: SampleKernel, classes: Classes) -> Float[Array, "n n"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
+from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -24,6 +25,11 @@ def split_columns(H: Any, classes: Classes) -> tuple[Any, Any]:
     return classes.split_on_host(np.asarray(H))
 
 
+def mean_size(classes: Classes) -> float:
+    """w = N/C, the squared length of a further direction beside the class indicators."""
+    return classes.num_samples / classes.num_classes
+
+
 class ReducedStart(eqx.Module):
     """Where a reduced flow starts: class means, within-class scatter, classifier and bias.
 
@@ -33,6 +39,8 @@ class ReducedStart(eqx.Module):
             for one group.
         W: classifier, (C, n).
         b: bias, (C,).
+        X: H V/√w, features along the further directions V that the kernel mixes with class means, (n, K); None where it
+            has none. The scatter is then that of deviations without them.
 
     Raises:
         ValueError: shapes that disagree, or numbers that are not real, masked or not finite.
@@ -42,10 +50,12 @@ class ReducedStart(eqx.Module):
     scatter: Float[Array, "G n n"]
     W: Float[Array, "C n"]
     b: Float[Array, " C"]
+    X: Float[Array, "n K"] | None
 
-    def __init__(self, M, scatter, W, b):
-        check_real(M=M, scatter=scatter, W=W, b=b)
+    def __init__(self, M, scatter, W, b, X=None):
+        check_real(M=M, scatter=scatter, W=W, b=b, X=X)
         self.M, self.W, self.b = (as_array(x) for x in (M, W, b))
+        self.X = None if X is None else as_array(X)
         scatter = as_array(scatter)
         self.scatter = scatter[None] if scatter.ndim == 2 else scatter
 
@@ -55,7 +65,9 @@ class ReducedStart(eqx.Module):
         check_shape("scatter", self.scatter, (None, n, n), f"(G groups, n, n) with n = {n} features as M has")
         check_shape("W", self.W, (C, n), "(C classes, n features) as M has")
         check_shape("b", self.b, (C,), "one bias a class")
-        for name in ("M", "scatter", "W", "b"):
+        if self.X is not None:
+            check_shape("X", self.X, (n, None), f"(n, K directions) with n = {n} features as M has")
+        for name in ("M", "scatter", "W", "b", "X"):
             check_finite(name, getattr(self, name))
 
     @classmethod
@@ -66,27 +78,44 @@ class ReducedStart(eqx.Module):
     @classmethod
     def of_parts(cls, means: Any, deviations: Any, state: LastLayer, kernel: SampleKernel, classes: Classes):
         """The same where class means (n, C) and deviations (n, N) of H are known already."""
-        groups = kernel.split(deviations, classes)
-        return cls(M=means, scatter=groups @ groups.swapaxes(-1, -2), W=state.W, b=state.b)
+        groups, X = kernel.split(deviations, classes), None
+        if kernel.num_directions:
+            V = kernel.directions(classes)
+            X = deviations @ (V if is_traced(V, deviations) else np.asarray(V)) / mean_size(classes) ** 0.5
+        return cls(M=means, scatter=groups @ groups.swapaxes(-1, -2), W=state.W, b=state.b, X=X)
 
     @property
     def state(self) -> "ReducedState":
         """The state from which the flow starts: nothing has been propagated yet."""
         identity = np.broadcast_to(np.eye(self.M.shape[0], dtype=self.M.dtype), self.scatter.shape)
-        return ReducedState(M=self.M, P=as_array(np.array(identity)), W=self.W, b=self.b)
+        return ReducedState(M=self.M, P=as_array(np.array(identity)), W=self.W, b=self.b, X=self.X)
 
 
 class ReducedState(eqx.Module):
     """Class means M (n, C), propagators P_g (G, n, n) of the deviations, W (C, n) and b (C,).
 
     A deviation of group g at time t is P_g(t) times that deviation at the start, so that
-    H(t) = M(t) Zᵀ + Σ_g P_g(t) H_g(0) and S_g(t) = P_g(t) S_g(0) P_g(t)ᵀ: symmetric and never negative.
+    H(t) = M(t) Zᵀ + Σ_g P_g(t) H_g(0) and S_g(t) = P_g(t) S_g(0) P_g(t)ᵀ: symmetric and never negative. Under a kernel
+    that mixes class means with further directions V, X (n, K) are the features along them, √w X Vᵀ another part of H.
     """
 
     M: Float[Array, "n C"]
     P: Float[Array, "G n n"]
     W: Float[Array, "C n"]
     b: Float[Array, " C"]
+    X: Float[Array, "n K"] | None = None
+
+    @property
+    def means(self) -> Float[Array, "n R"]:
+        """[M, X]: features on class indicators and further directions."""
+        return self.M if self.X is None else jnp.concatenate([self.M, self.X], axis=-1)
+
+    def columns(self, kernel: SampleKernel, deviations: Float[AnyArray, "n N"], classes: Classes) -> Float[Array, "n N"]:
+        """H, from the deviations H(0) − M(0) Zᵀ at the start; kernel: that at the start, or of the same directions."""
+        H = classes.expand(self.M) + jnp.einsum("gij,gjk->ik", self.P, kernel.split(deviations, classes))
+        if self.X is None:
+            return H
+        return H + (self.X * mean_size(classes) ** 0.5) @ jnp.asarray(kernel.directions(classes)).T
 
     def scatter(self, start: Float[Array, "G n n"]) -> Float[Array, "G n n"]:
         """S_g = P_g S_g(0) P_gᵀ."""
@@ -104,6 +133,9 @@ class ReducedFlow(eqx.Module):
     s is the loss scale, D = diag(d) the class sizes, Γ and λ_g what the kernel does to class means and to each group
     of deviations (see `SampleKernel`). Exact for equal and unequal classes, with decay, and for kernels that change in
     time. One evaluation costs about 2 C n (3 C + 4 G n) multiplications, whatever N.
+
+    With K further directions, [M, X] (n × R, R = C + K) stands for M, with d = w for each of them,
+    R̄ = W [M, X] + b [1, 0]ᵀ − [I, 0] (C × R) and Γ (R × R): labels and bias have no part in them.
 
     Args:
         kernel: reducible kernel or path of such.
@@ -129,34 +161,48 @@ class ReducedFlow(eqx.Module):
         self.weight_decay = WeightDecay.of(weight_decay)
         self.bias = bias
 
+    @property
+    def weights(self) -> Float[Array, " R"]:
+        """d: class sizes, and their mean for each further direction."""
+        return weights_of(self.sizes, self.kernel.num_directions)
+
     def __call__(self, t, state: ReducedState, args: None = None) -> ReducedState:
         del args
-        d, kernel = self.sizes, self.kernel.at(t)
-        Γ, rates = kernel.class_gram(d), kernel.group_rates(d.shape[0])
+        C, d, kernel = self.sizes.shape[0], self.weights, self.kernel.at(t)
+        Γ, rates = kernel.direction_gram(self.sizes), kernel.group_rates(C)
         options = {
             "decay": (self.weight_decay.H, self.weight_decay.W, self.weight_decay.b),
             "free": self.bias == "free",
-            "identity": np.eye(d.shape[0], dtype=state.M.dtype),
+            "targets": np.eye(C, d.shape[0], dtype=state.M.dtype),
+            "ones": np.asarray(np.arange(d.shape[0]) < C, state.M.dtype),
         }
-        M, P, W, b = speed(state.M, state.P, state.W, state.b, Γ, rates, d, self.scatter, self.scale, **options)
-        return ReducedState(M=M, P=P, W=W, b=b)
+        M, P, W, b = speed(state.means, state.P, state.W, state.b, Γ, rates, d, self.scatter, self.scale, **options)
+        return ReducedState(M=M[:, :C], P=P, W=W, b=b, X=None if state.X is None else M[:, C:])
 
 
-def speed(M, P, W, b, Γ, rates, d, scatter, s, *, decay, free, identity):
+def weights_of(sizes: Any, num_directions: int) -> Any:
+    """Class sizes, and their mean for each further direction: squared lengths of what [M, X] are means over."""
+    if not num_directions:
+        return sizes
+    xp = jnp if is_traced(sizes) or not isinstance(sizes, np.ndarray) else np
+    return xp.concatenate([sizes, xp.broadcast_to(sizes.mean(), (num_directions,))])
+
+
+def speed(M, P, W, b, Γ, rates, d, scatter, s, *, decay, free, targets, ones):
     """Ṁ, Ṗ_g, Ẇ and ḃ of `ReducedFlow`, on arrays of numpy or of JAX.
 
-    Γ (C, C), rates λ_g (G,), d (C,), scatter S_g(0) (G, n, n), scale s, decay (λ_H, λ_W, λ_b), whether b moves, and the
-    identity (C, C).
+    M (n, R), Γ (R, R), rates λ_g (G,), d (R,), scatter S_g(0) (G, n, n), scale s, decay (λ_H, λ_W, λ_b), whether b
+    moves, labels and 1 on the R directions: targets (C, R) and ones (R,).
     """
     on_H, on_W, on_b = decay
-    RD = s * (W @ M + b[:, None] - identity) * d[None, :]
+    RD = s * (W @ M + b[:, None] * ones[None, :] - targets) * d[None, :]
     WP = W @ P
     WS = s * ((WP @ scatter) @ P.swapaxes(-1, -2)).sum(0)
     return (
         -W.T @ (RD @ Γ) - on_H * M,
         -(s * rates)[:, None, None] * (W.T @ WP) - on_H * P,
         -(RD @ M.T + WS) - on_W * W,
-        -RD.sum(1) - on_b * b if free else 0 * b,
+        -(RD * ones[None, :]).sum(1) - on_b * b if free else 0 * b,
     )
 
 
@@ -168,15 +214,19 @@ def spectral_radius(t, state: ReducedState, flow: ReducedFlow) -> Float[Array, "
     λmax(HᵀH + 11ᵀ) ≤ λmax(D^½(MᵀM + 11ᵀ)D^½) + λmax(S), and S never exceeds S(0) in its largest eigenvalue, because
     every P_g is a contraction.
     """
-    M, W, b, d = state.M, state.W, state.b, flow.sizes
+    M, W, b, d, C = state.means, state.W, state.b, flow.weights, flow.sizes.shape[0]
     kernel = flow.kernel.at(t)
     root = jnp.sqrt(d)
-    rates = kernel.group_rates(d.shape[0])
-    k = jnp.maximum(_largest_eigenvalue(root[:, None] * kernel.class_gram(d) * root[None, :]), rates.max())
+    rates = kernel.group_rates(C)
+    k = jnp.maximum(
+        _largest_eigenvalue(root[:, None] * kernel.direction_gram(flow.sizes) * root[None, :]), rates.max()
+    )
     w = _largest_eigenvalue(W @ W.T)
-    h = _largest_eigenvalue(root[:, None] * (M.T @ M + 1) * root[None, :])
+    ones = jnp.asarray(np.arange(d.shape[0]) < C, M.dtype)
+    h = _largest_eigenvalue(root[:, None] * (M.T @ M + ones[:, None] * ones[None, :]) * root[None, :])
     s = flow.largest_scatter
-    R = (W @ M + b[:, None] - jnp.eye(d.shape[0], dtype=M.dtype)) * root[None, :]
+    targets = jnp.eye(C, d.shape[0], dtype=M.dtype)
+    R = (W @ M + b[:, None] * ones[None, :] - targets) * root[None, :]
     r = jnp.sqrt(_largest_eigenvalue(R @ R.T) + w * s)
     largest_decay = jnp.maximum(jnp.maximum(flow.weight_decay.H, flow.weight_decay.W), flow.weight_decay.b)
     bound = flow.scale * (k * w + h + s + jnp.sqrt(k) * r) + largest_decay

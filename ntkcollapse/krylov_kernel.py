@@ -1,0 +1,333 @@
+"""A measured kernel on the directions that class indicators reach, and one rate for the rest: no N² numbers."""
+
+import warnings
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntkcollapse._arrays import as_array
+from ntkcollapse._checks import check_arrays, check_finite, check_shape, check_whole, is_traced
+from ntkcollapse._types import AnyArray
+from ntkcollapse.classes import Classes, as_classes
+from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
+
+
+class _Products:
+    """K as products on the host: X (N, k) ↦ K X, the trace where it is at hand, and the products' rounding unit."""
+
+    def __init__(self, operator: Any, classes: Classes):
+        self.N, self.trace, self.eps = classes.num_samples, None, float(np.finfo(float).eps)
+        square = (self.N, self.N)
+        matrix = operator.matrix if isinstance(operator, DenseKernel) else operator
+        shape = getattr(matrix, "shape", None)
+        if isinstance(operator, SampleKernel) and not isinstance(operator, DenseKernel):
+            self._product = lambda X: operator.mv(jnp.asarray(X.T), classes).T
+        elif len(shape or ()) == 2 and not callable(matrix):
+            check_shape("operator", matrix, square, f"(N, N) for the N = {self.N} samples of classes")
+            K = np.asarray(DenseKernel(matrix).matrix)
+            self.trace = float(np.trace(K, dtype=float))
+            self._product = lambda X: K @ X.astype(K.dtype)
+        elif hasattr(operator, "matmat"):
+            if tuple(operator.shape) != square:
+                raise ValueError(f"operator: expected one of shape {square}, got {tuple(operator.shape)}.")
+            self._product = operator.matmat
+        elif not callable(operator):
+            raise TypeError(
+                "operator: expected a matrix, a kernel, an NTKOperator or a function X (N, k) -> K X, got "
+                f"{type(operator).__name__}."
+            )
+        elif shape is None:
+            self._product = operator
+        elif len(shape) == 2 and shape[1] != 1:
+            raise ValueError(
+                f"operator: expected one number a sample, got an operator on {shape}; NTKOperator(..., outputs='mean') "
+                "is the kernel averaged over outputs."
+            )
+        elif shape[0] != self.N:
+            raise ValueError(f"operator: expected one on the N = {self.N} samples of classes, got one on {shape[0]}.")
+        else:
+            self._product = lambda X: np.stack(
+                [np.reshape(np.asarray(operator(x.reshape(shape))), -1) for x in X.T], axis=1
+            )
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        out = self._product(X)
+        check_shape("operator", out, X.shape, f"K X for X of shape {X.shape}")
+        check_finite("operator", out)
+        out = np.asarray(out)
+        if np.issubdtype(out.dtype, np.floating):
+            self.eps = float(np.finfo(out.dtype).eps)
+        return out.astype(float)
+
+
+class KrylovKernel(SampleKernel):
+    r"""A kernel between few directions of sample space, and one rate λ for all that is orthogonal to them.
+
+        K = U T Uᵀ + λ (I − U Uᵀ),   U = [Z D^(−1/2), V],   Uᵀ U = I,   T = Uᵀ K U
+
+    The class indicators Z lie in the span of U, so that labels and bias do: class means, the coefficients H V of the
+    features and a propagator of the rest form a closed system, whatever N. `KrylovKernel.of` makes U by block Lanczos
+    from the indicators,
+
+        K Q_j = Q_(j−1) B_jᵀ + Q_j A_j + Q_(j+1) B_(j+1),   Q_0 = Z D^(−1/2),   V = [Q_1, ..., Q_q]:
+
+    the directions through which class means and deviations within classes drive each other, C a block. q = 0 is
+    a matrix of class pairs with one rate within classes; with as many blocks as there is room for it is K itself.
+
+    Args:
+        basis: V, orthonormal columns that sum to zero over every class, (N, K).
+        matrix: T, symmetric positive definite, (C + K, C + K).
+        rates: λ, of what is orthogonal to U, (1,).
+        residual: ‖(I − U Uᵀ) K U‖₂ = ‖B_(q+1)‖₂, how strongly the directions drive the rest; NaN where not known.
+
+    Raises:
+        ValueError: shapes that disagree, or numbers that are not real, masked or not finite.
+
+    References:
+        Golub & Underwood (1977), The block Lanczos method for computing eigenvalues.
+
+    >>> classes = Classes.balanced(num_classes=3, per_class=4)
+    >>> A = np.random.default_rng(0).normal(size=(12, 20))
+    >>> kernel = KrylovKernel.of(A @ A.T, classes, blocks=2)
+    >>> kernel.matrix.shape, kernel.basis.shape
+    ((9, 9), (12, 6))
+    """
+
+    basis: Float[Array, "N K"]
+    matrix: Float[Array, "R R"]
+    rates: Float[Array, " 1"]
+    residual: Float[Array, ""]
+    reducible: ClassVar[bool] = True
+
+    def __init__(self, basis, matrix, rates, residual=np.nan):
+        check_arrays(basis=basis, matrix=matrix, rates=rates)
+        self.basis, self.matrix, self.residual = (as_array(x) for x in (basis, matrix, residual))
+        self.rates = jnp.atleast_1d(as_array(rates))
+
+    def __check_init__(self):
+        for name in ("basis", "matrix", "rates"):
+            check_finite(name, getattr(self, name))
+        check_shape("basis", self.basis, (None, None), "(N samples, K directions)")
+        R = self.matrix.shape[0] if self.matrix.ndim else 0
+        check_shape("matrix", self.matrix, (R, R), "(C + K, C + K) for C classes and K directions")
+        check_shape("rates", self.rates, (1,), "one rate for what is orthogonal to the directions")
+        if R - self.basis.shape[1] < 2:
+            raise ValueError(
+                f"matrix: expected C + {self.basis.shape[1]} rows for at least C = 2 classes and as many further ones "
+                f"as basis has columns, got {R}."
+            )
+
+    @classmethod
+    def of(
+        cls,
+        operator: Any,
+        classes: Classes,
+        *,
+        blocks: int,
+        trace: float | None = None,
+        seed: int = 0,
+    ) -> "KrylovKernel":
+        """The kernel on the block Krylov space of the class indicators, from products with K alone.
+
+        (1 + blocks) products of K with C vectors, and one more where the trace is not known; 2 (2 + blocks) C N numbers
+        of memory, with full reorthogonalisation. Directions that are rounding alone are left out, so that there may be
+        fewer than C blocks.
+
+        Args:
+            operator: K on samples in class order: a matrix, a `SampleKernel`, an `ntk.NTKOperator` with
+                outputs="mean", a linear operator of SciPy, or a function X (N, k) ↦ K X.
+            classes: behind the samples.
+            blocks: q, blocks of at most C directions beside the indicators.
+            trace: Σ_i K_ii, where it is known. λ is the mean of the rest's eigenvalues: from the trace of a matrix or
+                from this, and otherwise from C random vectors that are orthogonal to the directions.
+            seed: of those vectors.
+
+        Raises:
+            ValueError: more blocks than N − C directions fill; products of another shape or not finite; an operator
+                that is not symmetric, or not positive on the directions or on the rest, with its eigenvalue.
+            TypeError: an operator of another kind.
+
+        Warns:
+            UserWarning: directions that keep less than half of the digits when they are made orthogonal.
+        """
+        classes = as_classes(classes)
+        N, C = classes.num_samples, classes.num_classes
+        if blocks != 0:
+            check_whole("blocks", blocks)
+        most = -(-(N - C) // C)
+        if blocks > most:
+            raise ValueError(
+                f"blocks: expected at most {most}, which fill the N - C = {N - C} directions beside the {C} class "
+                f"indicators, got {blocks}."
+            )
+        product = _Products(operator, classes)
+        U, images, block = _indicators(classes), np.zeros((N, 0)), _indicators(classes)
+        for j in range(blocks + 1):
+            images = np.concatenate([images, product(block)], axis=1)
+            if j < blocks:
+                block = _next_block(U, images, block.shape[1], product.eps, j + 1)
+                U = np.concatenate([U, block], axis=1)
+            if not block.shape[1]:
+                break
+        return cls._measured(U, images, product, classes, product.trace if trace is None else trace, seed)
+
+    def of_same_directions(
+        self, operator: Any, classes: Classes, *, trace: float | None = None, seed: int = 0
+    ) -> "KrylovKernel":
+        """Another kernel on these directions, T = Uᵀ K U: the links of a path of kernels share their directions.
+
+        Arguments and errors are those of `of`.
+        """
+        classes = as_classes(classes)
+        self.check(classes)
+        U = np.concatenate([_indicators(classes), np.asarray(self.basis, dtype=float)], axis=1)
+        product = _Products(operator, classes)
+        return self._measured(U, product(U), product, classes, product.trace if trace is None else trace, seed)
+
+    @classmethod
+    def _measured(cls, U, images, product: _Products, classes: Classes, trace, seed) -> "KrylovKernel":
+        """The kernel on the span of U, from its images K U."""
+        T = U.T @ images
+        asymmetry = np.abs(T - T.T).max() / np.abs(T).max() if T.any() else 0.0
+        if asymmetry > 1e-4:
+            raise ValueError(
+                f"operator: expected a symmetric kernel, got a relative asymmetry of {asymmetry:.1g} on its "
+                "directions; rows and columns must be the same samples in the same order."
+            )
+        T = (T + T.T) / 2
+        _check_positive_on("the directions", np.linalg.eigvalsh(T)[0])
+        rest = images - U @ (U.T @ images)
+        rate = _mean_rate(U, T, product, trace, classes, seed)
+        _check_positive_on("what is orthogonal to the directions (its mean)", rate)
+        return cls(U[:, classes.num_classes :], T, np.array([rate]), np.linalg.norm(rest, 2))
+
+    @property
+    def num_directions(self) -> int:
+        return self.basis.shape[-1]
+
+    def directions(self, classes):
+        del classes
+        return self.basis
+
+    def check(self, classes):
+        N, C = classes.num_samples, classes.num_classes
+        check_shape("basis", self.basis, (N, None), f"(N, K) for the N = {N} samples of classes")
+        if self.matrix.shape[0] - self.num_directions != C or not _sums_vanish(self.basis, classes):
+            raise ValueError(
+                "kernel: expected directions that sum to zero over each of these classes, got those of other classes; "
+                "make the kernel on the classes that it is used with."
+            )
+        super().check(classes)
+
+    def mv(self, X, classes):
+        return self._applied(X, classes, self.matrix, self.rates[0])
+
+    def solve(self, X, classes):
+        return self._applied(X, classes, jnp.linalg.inv(self.matrix), 1 / self.rates[0])
+
+    def _applied(self, X, classes, matrix, rate):
+        """X (U A Uᵀ + λ (I − U Uᵀ))."""
+        root = jnp.sqrt(classes.weights.astype(self.matrix.dtype))
+        X = jnp.asarray(X)
+        means = classes.means(X)
+        along = X @ self.basis
+        on_U = jnp.concatenate([jnp.einsum("...c,c->...c", means, root), along], axis=-1) @ matrix
+        C = classes.num_classes
+        on_classes = jnp.einsum("...c,c->...c", on_U[..., :C], 1 / root) - means * rate
+        return X * rate + classes.expand(on_classes) + (on_U[..., C:] - along * rate) @ self.basis.T
+
+    def as_matrix(self, classes):
+        return self.mv(jnp.eye(classes.num_samples, dtype=self.matrix.dtype), classes)
+
+    def block_means(self, classes):
+        N, R, C = classes.num_samples, self.matrix.shape[0], classes.num_classes
+        root = jnp.sqrt(classes.weights.astype(self.matrix.dtype))
+        pairs = root[:, None] * self.matrix[:C, :C] * root[None, :]
+        trace, same, total = jnp.trace(self.matrix) + (N - R) * self.rates[0], jnp.trace(pairs), pairs.sum()
+        return classes.block_means(trace, same - trace, total - same)
+
+    def eigenvalues(self, classes):
+        xp = jnp if is_traced(self.matrix, self.rates) else np
+        rest = classes.num_samples - self.matrix.shape[0]
+        on_U = xp.linalg.eigvalsh(xp.asarray(self.matrix))
+        values = xp.concatenate([on_U, xp.asarray(self.rates)]) if rest else on_U
+        counts = np.asarray([*np.ones(len(on_U)), *([rest] if rest else [])], dtype=float)
+        if is_traced(values):
+            return values, counts
+        order = np.argsort(values)
+        return as_array(values[order]), counts[order]
+
+    def direction_gram(self, sizes):
+        # In units of the class indicators, and of directions of their mean length.
+        xp = jnp if is_traced(sizes, self.matrix) else np
+        sizes, T = xp.asarray(sizes), xp.asarray(self.matrix)
+        lengths = xp.concatenate([sizes, xp.broadcast_to(sizes.mean(), (self.num_directions,))]) ** 0.5
+        return as_array(T / (lengths[:, None] * lengths[None, :]))
+
+    def group_rates(self, num_classes):
+        del num_classes
+        return self.rates
+
+    def split(self, deviations, classes):
+        del classes
+        V = self.basis if is_traced(deviations, self.basis) else np.asarray(self.basis)
+        return (deviations - (deviations @ V) @ V.T)[None]
+
+
+def _indicators(classes: Classes) -> np.ndarray:
+    """Z D^(−1/2), (N, C)."""
+    sizes = np.asarray(classes.sizes)
+    return np.repeat(np.eye(classes.num_classes) / np.sqrt(sizes), sizes, axis=0)
+
+
+def _sums_vanish(basis: Any, classes: Classes) -> bool:
+    if is_traced(basis):
+        return True
+    starts = np.concatenate([[0], np.cumsum(classes.sizes)[:-1]])
+    return not basis.shape[1] or bool(np.abs(np.add.reduceat(np.asarray(basis), starts, axis=0)).max() < 1e-4)
+
+
+def _check_positive_on(where: str, eigenvalue: float) -> None:
+    if eigenvalue <= 0:
+        raise ValueError(
+            f"operator: expected a positive-definite kernel, got the eigenvalue {eigenvalue:.3g} on {where}; take fewer "
+            "blocks, or add a positive multiple of the identity."
+        )
+
+
+def _next_block(U: np.ndarray, images: np.ndarray, width: int, eps: float, number: int) -> np.ndarray:
+    """An orthonormal basis of what the last `width` images have beside the span of U, without rounding's part."""
+    W = images[:, images.shape[1] - width :]
+    for _ in range(2):
+        W = W - U @ (U.T @ W)
+    vectors, values, _ = np.linalg.svd(W, full_matrices=False)
+    room = U.shape[0] - U.shape[1]
+    kept = min(int((values > 10 * eps * np.linalg.norm(images, 2)).sum()), room)
+    block = vectors[:, :kept]
+    lost = np.abs(U.T @ block).max(initial=0.0)
+    if lost > 1e-8:
+        warnings.warn(
+            f"operator: directions of block {number} lost orthogonality ({lost:.1g}) and were made orthogonal once "
+            "more; they hold little beside the rounding of the products. Take fewer blocks, or products in double "
+            "precision.",
+            stacklevel=4,
+        )
+    for _ in range(2):
+        block = np.linalg.qr(block - U @ (U.T @ block))[0]
+    return block
+
+
+def _mean_rate(U, T, product: _Products, trace, classes: Classes, seed) -> float:
+    """The mean eigenvalue of K on what is orthogonal to U; that of K on U where nothing else is left."""
+    rest = U.shape[0] - U.shape[1]
+    if rest == 0:
+        return float(np.trace(T) / len(T))
+    if trace is not None:
+        return float((trace - np.trace(T)) / rest)
+    # A random subspace: its mean is right on average, and exact where the subspace is all of the rest.
+    probes = np.random.default_rng(seed).normal(size=(U.shape[0], min(classes.num_classes, rest)))
+    for _ in range(2):
+        probes = np.linalg.qr(probes - U @ (U.T @ probes))[0]
+    return float(np.sum(probes * product(probes)) / probes.shape[1])

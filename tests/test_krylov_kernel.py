@@ -1,0 +1,300 @@
+"""Krylov kernels against dense linear algebra, and their reduced flow against scipy's integration of every column."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+from scipy.sparse.linalg import aslinearoperator
+
+from ntkcollapse import (
+    BlockKernel,
+    Classes,
+    DenseKernel,
+    Flow,
+    KernelPath,
+    KrylovKernel,
+    LastLayer,
+    Method,
+    ReducedStart,
+    Trajectory,
+    observables,
+    simulate,
+)
+
+BALANCED = Classes.balanced(num_classes=3, per_class=6)
+UNEQUAL = Classes(sizes=(3, 7, 5))
+n = 5
+TIGHT = Method(rtol=1e-12)
+
+
+def measured(classes: Classes, seed: int = 0) -> np.ndarray:
+    """A full kernel of a decaying spectrum in which classes show, with cross terms of means and deviations."""
+    rng = np.random.default_rng(seed)
+    N, C = classes.num_samples, classes.num_classes
+    A = rng.normal(size=(N, 2 * N)) * 0.8 ** np.arange(2 * N) + np.asarray(classes.Y).T @ rng.normal(size=(C, 2 * N))
+    return A @ A.T / N + 0.05 * np.eye(N)
+
+
+def a_start(classes: Classes, seed: int = 1) -> LastLayer:
+    rng = np.random.default_rng(seed)
+    N, C = classes.num_samples, classes.num_classes
+    return LastLayer(H=0.5 * rng.normal(size=(n, N)), W=0.5 * rng.normal(size=(C, n)), b=0.1 * rng.normal(size=C))
+
+
+def basis_by_hand(K, classes, blocks):
+    """Orthonormal columns of [Z, K Z, ..., K^q Z], Z first, by QR of the powers: the definition."""
+    Z = np.asarray(classes.Y).T
+    powers = [Z]
+    for _ in range(blocks):
+        powers.append(K @ powers[-1])
+        powers[-1] /= np.linalg.norm(powers[-1])
+    return np.linalg.qr(np.concatenate(powers, axis=1))[0]
+
+
+def dense_by_hand(K, classes, blocks):
+    """U T Uᵀ + λ (1 − U Uᵀ) entry by entry."""
+    U, N = basis_by_hand(K, classes, blocks), len(K)
+    rest = np.eye(N) - U @ U.T
+    return U @ U.T @ K @ U @ U.T + np.trace(rest @ K) / np.trace(rest) * rest
+
+
+def by_scipy(start, K_at, classes, times, decay=(0.0, 0.0, 0.0), free=True):
+    """H, W, b at the times, integrated in all columns."""
+    shapes = [np.shape(x) for x in (start.H, start.W, start.b)]
+    cuts = np.cumsum([np.prod(s) for s in shapes])[:-1].astype(int)
+    Y = np.asarray(classes.Y)
+
+    def speed(t, y):
+        H, W, b = (x.reshape(s) for x, s in zip(np.split(y, cuts), shapes, strict=True))
+        R = W @ H + b[:, None] - Y
+        parts = (-W.T @ R @ K_at(t) - decay[0] * H, -R @ H.T - decay[1] * W, free * (-R.sum(1) - decay[2] * b))
+        return np.concatenate([part.ravel() for part in parts])
+
+    y = np.concatenate([np.ravel(x) for x in (start.H, start.W, start.b)])
+    out = solve_ivp(speed, (times[0], times[-1]), y, method="DOP853", rtol=1e-12, atol=1e-14, t_eval=times).y.T
+    return [[x.reshape(s) for x, s in zip(np.split(y, cuts), shapes, strict=True)] for y in out]
+
+
+@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL], ids=["balanced", "unequal"])
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_it_is_the_dense_kernel_of_the_family(classes, blocks):
+    """Every verb against the matrix that the definition writes down."""
+    K = measured(classes)
+    kernel = KrylovKernel.of(K, classes, blocks=blocks)
+    dense = dense_by_hand(K, classes, blocks)
+    X = np.random.default_rng(2).normal(size=(2, 4, classes.num_samples))
+    np.testing.assert_allclose(kernel.as_matrix(classes), dense, atol=1e-11)
+    np.testing.assert_allclose(kernel.mv(X, classes), X @ dense, atol=1e-10)
+    np.testing.assert_allclose(kernel.solve(X, classes), X @ np.linalg.inv(dense), rtol=1e-7, atol=1e-7)
+    values, counts = kernel.eigenvalues(classes)
+    np.testing.assert_allclose(np.repeat(values, counts.astype(int)), np.linalg.eigvalsh(dense), atol=1e-11)
+    np.testing.assert_allclose(kernel.block_means(classes), DenseKernel(dense).block_means(classes), rtol=1e-10)
+    U = basis_by_hand(K, classes, blocks)
+    left_out = np.linalg.norm(K @ U - U @ (U.T @ K @ U), 2)
+    np.testing.assert_allclose(kernel.residual, left_out, rtol=1e-9)
+    kernel.check(classes)
+
+
+def test_all_blocks_are_the_kernel_itself_and_none_the_class_pairs():
+    K = measured(UNEQUAL)
+    all_of_it = KrylovKernel.of(K, UNEQUAL, blocks=4)
+    assert all_of_it.matrix.shape == (15, 15)
+    np.testing.assert_allclose(all_of_it.as_matrix(UNEQUAL), K, atol=1e-12)
+    assert float(all_of_it.residual) < 1e-12
+    block = BlockKernel.from_class_pairs(np.array([3.0, 2.8, 2.9]), np.array([[2.0, 0.3, 0.1], [0.3, 1.8, 0.4], [0.1, 0.4, 1.9]]))
+    none = KrylovKernel.of(block, UNEQUAL, blocks=0)
+    np.testing.assert_allclose(none.as_matrix(UNEQUAL), block.as_matrix(UNEQUAL), atol=1e-13)
+    # Indicators span what a block kernel does to class means: no block is left to make.
+    np.testing.assert_allclose(KrylovKernel.of(block, UNEQUAL, blocks=3).basis.shape, (15, 0))
+
+
+def test_products_alone_are_asked_for():
+    """A function that knows products with C vectors and nothing else; every kind of operator gives the same kernel."""
+    K, asked = measured(BALANCED), []
+
+    def product(X):
+        asked.append(X.shape)
+        return K @ X
+
+    trace = float(np.trace(K))
+    kernel = KrylovKernel.of(product, BALANCED, blocks=3, trace=trace)
+    assert asked == [(18, 3)] * 4
+    for operator in (K, DenseKernel(K), aslinearoperator(K), OneVector(K)):
+        other = KrylovKernel.of(operator, BALANCED, blocks=3, trace=trace)
+        np.testing.assert_allclose(other.as_matrix(BALANCED), kernel.as_matrix(BALANCED), atol=1e-12)
+    exact = KrylovKernel.of(K, BALANCED, blocks=4)
+    # Without a trace, one block of random vectors more: they fill the three dimensions that are left.
+    asked.clear()
+    guessed = KrylovKernel.of(product, BALANCED, blocks=4)
+    assert asked == [(18, 3)] * 6
+    np.testing.assert_allclose(guessed.rates, exact.rates, rtol=1e-9)
+
+
+class OneVector:
+    """As an `NTKOperator` of the mean over outputs: products with one vector."""
+
+    def __init__(self, K):
+        self.K, self.shape, self.dtype = K, (len(K),), np.dtype(float)
+
+    def __call__(self, v):
+        return self.K @ v
+
+
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [
+        (BALANCED, {}),
+        (UNEQUAL, {"weight_decay": {"H": 0.1, "W": 0.2, "b": 0.05}}),
+        (UNEQUAL, {"bias": "frozen"}),
+    ],
+    ids=["balanced", "unequal with three decays", "bias at rest"],
+)
+def test_reduced_flow_is_the_full_flow(classes, options):
+    """Every column and every observable, against scipy under the dense kernel."""
+    K = measured(classes)
+    kernel, dense = KrylovKernel.of(K, classes, blocks=2), dense_by_hand(K, classes, 2)
+    start, times = a_start(classes), [0.0, 0.3, 1.5]
+    decay = tuple(options.get("weight_decay", {"H": 0.0, "W": 0.0, "b": 0.0}).values())
+    exact = by_scipy(start, lambda t: dense, classes, times, decay, options.get("bias", "free") == "free")
+    run = simulate(start, Flow(kernel, classes, **options), times=times, method=TIGHT, observed="weight_decay" in options)
+    assert run.settings["flow"] == "reduced"
+    inverse = np.linalg.inv(dense)
+    for i, (H, W, b) in enumerate(exact):
+        layer = run.last_layer(i)
+        for got, expected in ((layer.H, H), (layer.W, W), (layer.b, b)):
+            np.testing.assert_allclose(got, expected, atol=1e-8 * np.abs(expected).max())
+        if "weight_decay" not in options:
+            E = np.asarray(layer.W.T @ layer.W - layer.H @ inverse @ layer.H.T)
+            first = np.asarray(start.W.T @ start.W - start.H @ inverse @ start.H.T)
+            np.testing.assert_allclose(E, first, atol=1e-10 * np.abs(first).max())
+    if run.observables:
+        H, W, b = exact[-1]
+        expected = observables.observe(LastLayer(H=H, W=W, b=b), classes, DenseKernel(dense))
+        for name, value in expected.items():
+            np.testing.assert_allclose(run[name][-1], value, rtol=2e-7, atol=2e-8, err_msg=name)
+
+
+def test_reduced_flow_of_no_blocks_is_that_of_the_block_kernel():
+    """To rounding: both integrate the same equation in the same coordinates."""
+    start, times = a_start(UNEQUAL), [0.0, 0.5, 2.0]
+    block = BlockKernel(3.0, 2.0, 0.6)
+    expected = simulate(start, block, UNEQUAL, times, observed=False)
+    run = simulate(start, KrylovKernel.of(block, UNEQUAL, blocks=0), UNEQUAL, times, observed=False)
+    for name in ("M", "P", "W", "b"):
+        np.testing.assert_allclose(getattr(run.states, name), getattr(expected.states, name), rtol=1e-9, atol=1e-11)
+    assert run.states.X is None
+
+
+def test_path_of_kernels_on_the_same_directions():
+    """T and the rate of the rest are measured anew, and interpolated in time; saved and loaded with the run."""
+    K, L, times = measured(UNEQUAL), measured(UNEQUAL, seed=3) + 0.2 * np.eye(15), [0.0, 0.5, 1.0]
+    first = KrylovKernel.of(K, UNEQUAL, blocks=1)
+    second = first.of_same_directions(L, UNEQUAL)
+    U = basis_by_hand(K, UNEQUAL, 1)
+    rest = np.eye(15) - U @ U.T
+    dense = [U @ U.T @ A @ U @ U.T + np.trace(rest @ A) / np.trace(rest) * rest for A in (K, L)]
+    np.testing.assert_allclose(second.as_matrix(UNEQUAL), dense[1], atol=1e-11)
+    start = a_start(UNEQUAL)
+    exact = by_scipy(start, lambda t: (1 - t) * dense[0] + t * dense[1], UNEQUAL, times)
+    path = KernelPath.of([0.0, 1.0], [first, second])
+    run = simulate(start, path, UNEQUAL, times, method=TIGHT, observed=False)
+    assert run.settings["flow"] == "reduced"
+    for name, expected in zip("HWb", exact[-1], strict=True):
+        np.testing.assert_allclose(getattr(run.last_layer(-1), name), expected, atol=1e-8 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="kernels in one common basis"):
+        KernelPath.of([0.0, 1.0], [first, KrylovKernel.of(L, UNEQUAL, blocks=1)])
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_saved_and_loaded_with_its_trajectory(tmp_path, blocks):
+    kernel = KrylovKernel.of(measured(UNEQUAL) if blocks else BlockKernel(3.0, 2.0, 0.6), UNEQUAL, blocks=blocks)
+    run = simulate(a_start(UNEQUAL), kernel, UNEQUAL, [0.0, 0.1], observed=False)
+    run.save(tmp_path)
+    again = Trajectory.load(tmp_path)
+    assert jax.tree.structure(run) == jax.tree.structure(again)
+    for a, b in zip(jax.tree.leaves(run), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(again.last_layer(1).H, run.last_layer(1).H)
+
+
+def test_derivatives_through_the_reduced_flow():
+    """Reverse mode against differences, in an entry of T, the rate of the rest and the start; and vmap over kernels."""
+    kernel, start = KrylovKernel.of(measured(UNEQUAL), UNEQUAL, blocks=1), a_start(UNEQUAL)
+    times = np.array([0.0, 0.4])
+
+    def final(p, method=TIGHT):
+        moved = KrylovKernel(kernel.basis, kernel.matrix * (1 + 0.2 * p[0]), kernel.rates * (1 + p[1]))
+        first = LastLayer(H=start.H * (1 + p[2]), W=start.W, b=start.b)
+        run = simulate(first, moved, UNEQUAL, times, method=method, observed=False)
+        # A part of the state alone.
+        return jnp.sum(jnp.square(run.states.X[-1])) + jnp.sum(jnp.square(run.states.P[-1] @ run.states.W[-1].T))
+
+    p, h = jnp.array([0.1, 0.2, -0.1]), 1e-4
+    slopes = [(final(p + h * e) - final(p - h * e)) / (2 * h) for e in np.eye(3)]
+    np.testing.assert_allclose(jax.grad(lambda p: final(p, Method(rtol=1e-8)))(p), slopes, rtol=1e-5)
+    both = jax.vmap(final)(jnp.stack([p, 0 * p]))
+    np.testing.assert_allclose(both, [final(p), final(0 * p)], rtol=1e-9)
+
+
+def test_a_start_without_columns():
+    """Class means, features along directions and scatter are enough; one for other directions is refused."""
+    kernel, start, times = KrylovKernel.of(measured(UNEQUAL), UNEQUAL, blocks=1), a_start(UNEQUAL), [0.0, 0.5]
+    reduced = ReducedStart.of(start, kernel, UNEQUAL)
+    run = simulate(reduced, kernel, UNEQUAL, times, observed=False)
+    expected = simulate(start, kernel, UNEQUAL, times, observed=False)
+    np.testing.assert_array_equal(run.states.X, expected.states.X)
+    # √w X are H V, and what is orthogonal to class means and directions has the scatter.
+    np.testing.assert_allclose(reduced.X * np.sqrt(5.0), start.H @ kernel.basis, atol=1e-12)
+    without = ReducedStart(reduced.M, reduced.scatter, reduced.W, reduced.b)
+    with pytest.raises(ValueError, match=r"X: expected features along the 3 further directions .* got 0"):
+        simulate(without, kernel, UNEQUAL, times)
+
+
+def test_bad_input_says_what_is_wrong():
+    K = measured(UNEQUAL)
+    with pytest.raises(ValueError, match=r"blocks: expected at most 4, which fill the N - C = 12 .* got 5"):
+        KrylovKernel.of(K, UNEQUAL, blocks=5)
+    with pytest.raises(ValueError, match="blocks: expected"):
+        KrylovKernel.of(K, UNEQUAL, blocks=-1)
+    with pytest.raises(ValueError, match=r"operator: expected shape \(15, 15\)"):
+        KrylovKernel.of(K[:4, :4], UNEQUAL, blocks=1)
+    with pytest.raises(ValueError, match="operator: expected a symmetric kernel, got a relative asymmetry"):
+        KrylovKernel.of(lambda X: np.triu(K) @ X, UNEQUAL, blocks=1)
+    indefinite = K - 2 * np.outer(np.ones(15), np.ones(15))
+    with pytest.raises(ValueError, match="positive-definite kernel, got the eigenvalue -.* on the directions"):
+        KrylovKernel.of(indefinite, UNEQUAL, blocks=1)
+    with pytest.raises(ValueError, match="got the eigenvalue -.* on what is orthogonal"):
+        KrylovKernel.of(K - 0.2 * np.eye(15), UNEQUAL, blocks=0, trace=-1.0)
+    with pytest.raises(ValueError, match="operator: expected finite numbers"):
+        KrylovKernel.of(lambda X: X * np.nan, UNEQUAL, blocks=1)
+    with pytest.raises(ValueError, match=r"operator: expected shape \(15, 3\), K X"):
+        KrylovKernel.of(lambda X: X[:2], UNEQUAL, blocks=1)
+    with pytest.raises(TypeError, match="operator: expected a matrix, a kernel, an NTKOperator or a function"):
+        KrylovKernel.of("K", UNEQUAL, blocks=1)
+    kernel = KrylovKernel.of(K, UNEQUAL, blocks=1)
+    with pytest.raises(ValueError, match="expected directions that sum to zero over each of these classes"):
+        simulate(a_start(Classes(sizes=(5, 5, 5))), kernel, Classes(sizes=(5, 5, 5)), [0.0, 1.0])
+    with pytest.raises(ValueError, match="basis: expected shape"):
+        simulate(a_start(BALANCED), kernel, BALANCED, [0.0, 1.0])
+
+
+def test_blocks_that_lose_rank_are_made_smaller():
+    """Indicators that are nearly invariant: what is kept is orthonormal, and what rounding made is said or left out."""
+    K = np.asarray(BlockKernel(3.0, 2.0, 0.6).as_matrix(UNEQUAL))
+    rng = np.random.default_rng(4)
+    v, w = (np.asarray(UNEQUAL.deviations(rng.normal(size=15))) for _ in range(2))
+    # One cross term: each block can hold one direction, and the second finds nothing.
+    a, b = (np.asarray(UNEQUAL.expand(np.array(x))) for x in ([1.0, 0.8, -0.7], [0.4, -0.9, 1.0]))
+    one = K + 0.1 * (np.outer(a, v) + np.outer(v, a))
+    kernel = KrylovKernel.of(one, UNEQUAL, blocks=2)
+    assert kernel.basis.shape == (15, 1)
+    np.testing.assert_allclose(np.abs(kernel.basis[:, 0]), np.abs(v) / np.linalg.norm(v), atol=1e-10)
+    np.testing.assert_allclose(kernel.as_matrix(UNEQUAL), one, atol=1e-11)
+    faint = one + 1e-12 * (np.outer(b, w) + np.outer(w, b))
+    with pytest.warns(UserWarning, match="directions of block 1 lost orthogonality"):
+        kernel = KrylovKernel.of(faint, UNEQUAL, blocks=1)
+    U = np.concatenate([np.asarray(UNEQUAL.Y).T / np.sqrt(UNEQUAL.sizes), kernel.basis], axis=1)
+    np.testing.assert_allclose(U.T @ U, np.eye(U.shape[1]), atol=1e-13)
