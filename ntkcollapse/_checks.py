@@ -118,7 +118,8 @@ def check_choice(
     name: str, value: Any, choices: Iterable[str], *, refused: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     """The value is one of the names offered; the nearest one is suggested, or why the name is refused."""
-    choices = list(choices)
+    # A mapping may know more names than it lists.
+    choices = choices if isinstance(choices, Mapping) else list(choices)
     is_plain = isinstance(value, str | int | float | None)
     if is_plain and value in choices:
         return

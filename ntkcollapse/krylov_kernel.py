@@ -1,6 +1,7 @@
 """A measured kernel on the directions that class indicators reach, and one rate for the rest: no N² numbers."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -9,7 +10,6 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_finite, check_shape, check_whole, is_traced
-from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 
@@ -17,40 +17,42 @@ from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 class _Products:
     """K as products on the host: X (N, k) ↦ K X, the trace where it is at hand, and the products' rounding unit."""
 
+    trace: float | None
+
     def __init__(self, operator: Any, classes: Classes):
         self.N, self.trace, self.eps = classes.num_samples, None, float(np.finfo(float).eps)
-        square = (self.N, self.N)
-        matrix = operator.matrix if isinstance(operator, DenseKernel) else operator
-        shape = getattr(matrix, "shape", None)
         if isinstance(operator, SampleKernel) and not isinstance(operator, DenseKernel):
             self._product = lambda X: operator.mv(jnp.asarray(X.T), classes).T
-        elif len(shape or ()) == 2 and not callable(matrix):
-            check_shape("operator", matrix, square, f"(N, N) for the N = {self.N} samples of classes")
-            K = np.asarray(DenseKernel(matrix).matrix)
-            self.trace = float(np.trace(K, dtype=float))
-            self._product = lambda X: K @ X.astype(K.dtype)
-        elif hasattr(operator, "matmat"):
+        else:
+            self._product = self._product_of(operator.matrix if isinstance(operator, DenseKernel) else operator)
+
+    def _product_of(self, operator: Any) -> Callable:
+        """X ↦ K X of a matrix, a linear operator or a function."""
+        square, shape = (self.N, self.N), getattr(operator, "shape", None)
+        if hasattr(operator, "matmat"):
             if tuple(operator.shape) != square:
                 raise ValueError(f"operator: expected one of shape {square}, got {tuple(operator.shape)}.")
-            self._product = operator.matmat
-        elif not callable(operator):
-            raise TypeError(
-                "operator: expected a matrix, a kernel, an NTKOperator or a function X (N, k) -> K X, got "
-                f"{type(operator).__name__}."
-            )
-        elif shape is None:
-            self._product = operator
-        elif len(shape) == 2 and shape[1] != 1:
+            return operator.matmat
+        if not callable(operator):
+            if len(shape or ()) != 2:
+                raise TypeError(
+                    "operator: expected a matrix, a kernel, an NTKOperator or a function X (N, k) -> K X, got "
+                    f"{type(operator).__name__}."
+                )
+            check_shape("operator", operator, square, f"(N, N) for the N = {self.N} samples of classes")
+            K = np.asarray(DenseKernel(operator).matrix)
+            self.trace = float(np.trace(K, dtype=float))
+            return lambda X: K @ X.astype(K.dtype)
+        if shape is None:
+            return operator
+        if len(shape) == 2 and shape[1] != 1:
             raise ValueError(
                 f"operator: expected one number a sample, got an operator on {shape}; NTKOperator(..., outputs='mean') "
                 "is the kernel averaged over outputs."
             )
-        elif shape[0] != self.N:
+        if shape[0] != self.N:
             raise ValueError(f"operator: expected one on the N = {self.N} samples of classes, got one on {shape[0]}.")
-        else:
-            self._product = lambda X: np.stack(
-                [np.reshape(np.asarray(operator(x.reshape(shape))), -1) for x in X.T], axis=1
-            )
+        return lambda X: np.stack([np.reshape(np.asarray(operator(x.reshape(shape))), -1) for x in X.T], axis=1)
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         out = self._product(X)
@@ -201,7 +203,7 @@ class KrylovKernel(SampleKernel):
         rest = images - U @ (U.T @ images)
         rate = _mean_rate(U, T, product, trace, classes, seed)
         _check_positive_on("what is orthogonal to the directions (its mean)", rate)
-        return cls(U[:, classes.num_classes :], T, np.array([rate]), np.linalg.norm(rest, 2))
+        return cls(U[:, classes.num_classes :], T, np.array([rate]), float(np.linalg.norm(rest, 2)))
 
     @property
     def num_directions(self) -> int:
@@ -249,7 +251,7 @@ class KrylovKernel(SampleKernel):
         return classes.block_means(trace, same - trace, total - same)
 
     def eigenvalues(self, classes):
-        xp = jnp if is_traced(self.matrix, self.rates) else np
+        xp: Any = jnp if is_traced(self.matrix, self.rates) else np
         rest = classes.num_samples - self.matrix.shape[0]
         on_U = xp.linalg.eigvalsh(xp.asarray(self.matrix))
         values = xp.concatenate([on_U, xp.asarray(self.rates)]) if rest else on_U
@@ -292,8 +294,8 @@ def _sums_vanish(basis: Any, classes: Classes) -> bool:
 def _check_positive_on(where: str, eigenvalue: float) -> None:
     if eigenvalue <= 0:
         raise ValueError(
-            f"operator: expected a positive-definite kernel, got the eigenvalue {eigenvalue:.3g} on {where}; take fewer "
-            "blocks, or add a positive multiple of the identity."
+            f"operator: expected a positive-definite kernel, got the eigenvalue {eigenvalue:.3g} on {where}; take "
+            "fewer blocks, or add a positive multiple of the identity."
         )
 
 

@@ -39,7 +39,14 @@ from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.outcome import Integration, Outcome
-from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState, mean_size, spectral_radius, split_columns
+from ntkcollapse.theory.reduced import (
+    ReducedFlow,
+    ReducedStart,
+    ReducedState,
+    mean_size,
+    spectral_radius,
+    split_columns,
+)
 from ntkcollapse.trajectory import Trajectory
 
 _DEFAULT = Method()

@@ -42,7 +42,7 @@ from ntkcollapse.comparison import (
     load_ladders,
     save_ladders,
 )
-from ntkcollapse.comparison.rungs import Needs
+from ntkcollapse.comparison.rungs import Needs, Rungs
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import Interrupted, TrainConfig, preset, train
 from ntkcollapse.trajectory import Trajectory
@@ -59,7 +59,7 @@ _ALONG_THE_PATH: Needs = "network along the path"
 def compare_command(config: CompareConfig) -> None:
     """Does what `CompareConfig` says."""
     for rung in config.rungs:
-        check_choice("rungs", rung, ("all", *RUNGS))
+        check_choice("rungs", rung, Rungs({"all": "every rung", **RUNGS}))
     check_positive("records", config.records)
     if config.homogeneity is not None:
         check_positive("homogeneity", config.homogeneity, zero=True)
@@ -318,7 +318,8 @@ def _are_named(config: CompareConfig) -> bool:
 
 def _chosen(rungs: tuple[str, ...]) -> tuple[str, ...]:
     """In the ladder's order."""
-    return tuple(name for name in RUNGS if name in rungs or "all" in rungs)
+    named = [name for name in rungs if name != "all"]
+    return RUNGS.in_order([*named, *RUNGS] if "all" in rungs else named)
 
 
 def _steps(ladder: Ladder | None) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ntkcollapse._coercion import Whole
 from ntkcollapse._config import Settings, setting
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS, SOLVERS
-from ntkcollapse.comparison.rungs import RUNGS
+from ntkcollapse.comparison.rungs import RUNGS, Rungs
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.presets import PRESETS, about_preset
 
@@ -141,7 +141,7 @@ class CompareConfig(Settings):
         (),
         "rungs of the ladder, from strong assumptions to weak; default: three quick ones without a run, with a run all "
         "but the sample kernel's path",
-        choices={"all": "every rung", **RUNGS},
+        choices=Rungs({"all": "every rung that is listed; blocks:q for any other q by its name", **RUNGS}),
     )
     records: int = setting(40, "at how many records at most a run is compared, log-spaced from the start of theory on")
     homogeneity: float | None = setting(

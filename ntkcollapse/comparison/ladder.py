@@ -103,7 +103,7 @@ def joined(ladder: Ladder | None, more: Ladder) -> Ladder:
     rungs = ladder.rungs | more.rungs
     failures = {name: why for name, why in ladder.failures.items() if name not in more.rungs} | more.failures
     batch_norm = ladder.batch_norm or more.batch_norm
-    in_order = {name: rungs[name] for name in RUNGS if name in rungs}
+    in_order = {name: rungs[name] for name in RUNGS.in_order(rungs)}
     return ladder._replace(rungs=in_order, failures=failures, batch_norm=batch_norm)
 
 

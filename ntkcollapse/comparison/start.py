@@ -18,6 +18,7 @@ from ntkcollapse.comparison._memory import columns, pairs, require_memory
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.rungs import RUNGS, Needs
 from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.krylov_kernel import KrylovKernel
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 from ntkcollapse.trajectory import Trajectory
@@ -203,6 +204,21 @@ class MeasuredStart:
             MemoryError: N² numbers do not fit.
         """
         return self._sample_kernel_of(self.network)
+
+    def krylov_kernel(self, blocks: int, *, by_products: bool = False) -> KrylovKernel:
+        """The `KrylovKernel` of Θ^h averaged over features at the start, with so many blocks.
+
+        by_products: without the N × N array of `sample_kernel`: n products of Θ^h with each of C (1 + blocks) vectors,
+        and its trace from the diagonals of `class_pair_kernel`.
+
+        Raises:
+            MemoryError: N² numbers do not fit.
+        """
+        if not by_products:
+            return KrylovKernel.of(self.sample_kernel, self.classes, blocks=blocks)
+        trace = float(jnp.sum(self.classes.weights * self.class_pair_kernel.diagonal))
+        operator = ntk.NTKOperator(*self.network.as_trained, outputs="mean")
+        return KrylovKernel.of(operator, self.classes, blocks=blocks, trace=trace)
 
     @cached_property
     def sample_path(self) -> KernelPath:

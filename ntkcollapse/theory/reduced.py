@@ -110,7 +110,9 @@ class ReducedState(eqx.Module):
         """[M, X]: features on class indicators and further directions."""
         return self.M if self.X is None else jnp.concatenate([self.M, self.X], axis=-1)
 
-    def columns(self, kernel: SampleKernel, deviations: Float[AnyArray, "n N"], classes: Classes) -> Float[Array, "n N"]:
+    def columns(
+        self, kernel: SampleKernel, deviations: Float[AnyArray, "n N"], classes: Classes
+    ) -> Float[Array, "n N"]:
         """H, from the deviations H(0) − M(0) Zᵀ at the start; kernel: that at the start, or of the same directions."""
         H = classes.expand(self.M) + jnp.einsum("gij,gjk->ik", self.P, kernel.split(deviations, classes))
         if self.X is None:
@@ -218,9 +220,7 @@ def spectral_radius(t, state: ReducedState, flow: ReducedFlow) -> Float[Array, "
     kernel = flow.kernel.at(t)
     root = jnp.sqrt(d)
     rates = kernel.group_rates(C)
-    k = jnp.maximum(
-        _largest_eigenvalue(root[:, None] * kernel.direction_gram(flow.sizes) * root[None, :]), rates.max()
-    )
+    k = jnp.maximum(_largest_eigenvalue(root[:, None] * kernel.direction_gram(flow.sizes) * root[None, :]), rates.max())
     w = _largest_eigenvalue(W @ W.T)
     ones = jnp.asarray(np.arange(d.shape[0]) < C, M.dtype)
     h = _largest_eigenvalue(root[:, None] * (M.T @ M + ones[:, None] * ones[None, :]) * root[None, :])

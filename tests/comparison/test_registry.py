@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ntkcollapse.commands._ladder_tables import attributions, chains, ladder_tables
+from ntkcollapse.commands.compare import _chosen
 from ntkcollapse.commands.report import report
+from ntkcollapse.commands.settings import CompareConfig
 from ntkcollapse.comparison import (
     CHAINS,
     RUNGS,
@@ -85,6 +87,23 @@ def test_chains_run_from_many_assumptions_to_few():
     assert {name for rung in RUNGS.values() for name in rung.chains} == set(CHAINS)
     for name, rung in RUNGS.items():
         assert name == rung.name
+
+
+def test_every_number_of_blocks_is_a_rung():
+    """One stands in the list for all of them; any other has its place among them by its name."""
+    assert [name for name in RUNGS if name.startswith("blocks")] == ["blocks:3"]
+    assert "blocks:12" in RUNGS
+    assert RUNGS["blocks:12"].label == "class pairs and 12 Krylov blocks"
+    for name in ("blocks:", "blocks:-1", "blocks:03", "blocks:x", "block", 3):
+        assert name not in RUNGS
+    with pytest.raises(KeyError):
+        RUNGS["blocks:x"]
+    named = ("sample-frozen", "blocks:12", "class-pairs", "blocks:2")
+    assert RUNGS.in_order(named) == ("class-pairs", "blocks:2", "blocks:12", "sample-frozen")
+    assert _chosen(("blocks:5", "all")) == (*list(RUNGS)[:5], "blocks:5", *list(RUNGS)[5:])
+    assert CompareConfig(rungs=("blocks:5",)).rungs == ("blocks:5",)
+    assert joint_name(given_up("class-pairs", "blocks:5", batch_norm=False)) == "no cross terms of means and deviations"
+    assert joint_name(given_up("blocks:5", "sample-frozen", batch_norm=False)) == "one rate within classes"
 
 
 def test_a_new_rung_is_seen_in_tables_figures_and_report(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 import pytest
 
-from ntkcollapse import Classes, Trajectory
+from ntkcollapse import Classes, Method, Trajectory, simulate
 from ntkcollapse.comparison import (
     RUNGS,
     Course,
@@ -530,3 +530,26 @@ def test_only_arrays_of_parameters_are_weights():
     moved, expected = (ParametricFlow(FullNetwork(at))(0.0, Parameters.of(at)) for at in (network, baked))
     np.testing.assert_allclose(moved.theta["params"]["A"], expected.theta, rtol=1e-12)
     assert len(jax.tree.leaves(moved.theta)) == 1
+
+
+def test_rung_of_blocks_is_the_flow_under_its_dense_kernel():
+    """By products alone and from the sample kernel; with all the blocks that there is room for it is rung 3."""
+    network = cases.tanh_network()
+    start = MeasuredStart(cases.run_of([network.last_layer] * len(TIMES), TIMES), 0, {0: network})
+    K = np.asarray(start.sample_kernel.matrix)
+    powers = [np.asarray(CLASSES.Y).T, K @ np.asarray(CLASSES.Y).T]
+    U = np.linalg.qr(np.concatenate(powers, axis=1))[0]
+    rest = np.eye(12) - U @ U.T
+    dense = U @ U.T @ K @ U @ U.T + np.trace(rest @ K) / 6 * rest
+    one = climb(start, ["blocks:1"], throw=True, keep_states=True).rungs["blocks:1"]
+    exact = simulate(start.state, dense, CLASSES, TIMES, method=Method(rtol=1e-10), observed=False)
+    for i in range(len(TIMES)):
+        np.testing.assert_allclose(one.last_layer(i).H, exact.last_layer(i).H, atol=1e-6)
+    forbidden = MeasuredStart(start.run, 0, {0: network})
+    forbidden.__dict__["sample_kernel"] = None
+    again = climb(forbidden, ["blocks:1"], options={"blocks:1": {"method": "products"}}, throw=True)
+    np.testing.assert_allclose(again.rungs["blocks:1"]["loss"], one["loss"], rtol=1e-7)
+    ladder = climb(start, ["sample-frozen", "blocks:9"], throw=True)
+    np.testing.assert_allclose(ladder.rungs["blocks:9"]["loss"], ladder.rungs["sample-frozen"]["loss"], rtol=1e-5)
+    # A block away from the whole kernel it is still another one.
+    assert abs(float(one["residual_single"][-1] / ladder.rungs["sample-frozen"]["residual_single"][-1]) - 1) > 1e-4

@@ -5,6 +5,6 @@ observed of them is the same for all (`ladder.climb`). `registry` says which run
 """
 
 from ntkcollapse.comparison.rungs.assumptions import Assumption, joint_name
-from ntkcollapse.comparison.rungs.registry import CHAINS, RUNGS, Needs, Rung, chain, given_up
+from ntkcollapse.comparison.rungs.registry import CHAINS, RUNGS, Needs, Rung, Rungs, chain, given_up
 
-__all__ = ["CHAINS", "RUNGS", "Assumption", "Needs", "Rung", "chain", "given_up", "joint_name"]
+__all__ = ["CHAINS", "RUNGS", "Assumption", "Needs", "Rung", "Rungs", "chain", "given_up", "joint_name"]

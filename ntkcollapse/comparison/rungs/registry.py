@@ -5,7 +5,8 @@ function is imported when its rung is first climbed.
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,7 @@ class Rung:
             every record from there on; or the network at the start, with batch normalisation.
         assumes: what it takes to be so, in the order in which assumptions are named.
         chains: of `CHAINS`, those that it is a link of.
+        options: of the function, beside those that it is called with.
         colour, line: how it is drawn, always; line is a matplotlib line style. Both together tell it apart in grey.
     """
 
@@ -54,6 +56,7 @@ class Rung:
     chains: tuple[str, ...]
     colour: str
     line: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -77,7 +80,51 @@ class Rung:
         if isinstance(function, str):
             module, name = function.split(":")
             function = getattr(import_module(f"ntkcollapse.comparison.rungs.{module}"), name)
-        return function(start, times, **options)
+        return function(start, times, **{**self.options, **options})
+
+
+class Rungs(dict[str, Any]):
+    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q` for every q."""
+
+    def __missing__(self, name: str) -> Rung:
+        match = _OF_BLOCKS.fullmatch(name)
+        if match is None:
+            raise KeyError(name)
+        return _of_blocks(int(match[1]))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and _OF_BLOCKS.fullmatch(name) is not None)
+
+    def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """These names in the ladder's order, each once."""
+        listed = {name: place for place, name in enumerate(self)}
+
+        def place(name: str) -> tuple[int, int]:
+            match = _OF_BLOCKS.fullmatch(name)
+            return (listed[name], 0) if match is None else (listed[_LISTED_BLOCKS], int(match[1]))
+
+        return tuple(sorted(set(names), key=place))
+
+
+_OF_BLOCKS = re.compile(r"blocks:(0|[1-9][0-9]{0,5})")
+# The one of the family that stands for it where rungs are listed.
+_LISTED_BLOCKS = "blocks:3"
+
+
+def _of_blocks(q: int) -> Rung:
+    """The rung of q blocks beside the class indicators."""
+    return Rung(
+        name=f"blocks:{q}",
+        number=f"2c:{q}",
+        label=f"class pairs and {q} Krylov block{'' if q == 1 else 's'}",
+        function="blocks:blocks",
+        needs="network",
+        assumes=(ONE_RATE, *_FROZEN_KERNEL),
+        chains=(),
+        colour=ORANGE,
+        line=":",
+        options={"blocks": q},
+    )
 
 
 # Chain → the rungs that it takes for its prices to stand beside those of the chains before it.
@@ -90,8 +137,8 @@ CHAINS: dict[str, tuple[str, ...]] = {
 _FROZEN_KERNEL = (AVERAGE, STATISTICS_AT_REST, LAZY_FEATURES, FLOW)
 _MOVING_KERNEL = (AVERAGE, STATISTICS_AT_REST, FLOW)
 
-RUNGS: dict[str, Rung] = {
-    rung.name: rung
+RUNGS = Rungs(
+    (rung.name, rung)
     for rung in (
         Rung(
             name="block-frozen",
@@ -137,6 +184,7 @@ RUNGS: dict[str, Rung] = {
             colour=ORANGE,
             line="-.",
         ),
+        _of_blocks(3),
         Rung(
             name="sample-frozen",
             number="3",
@@ -204,7 +252,7 @@ RUNGS: dict[str, Rung] = {
             line="-",
         ),
     )
-}
+)
 
 
 def chain(name: str) -> tuple[str, ...]:
