@@ -8,8 +8,8 @@
 
 Trains full batch on the squared loss, measures the feature kernel at one step, and predicts from there with the
 theorem's three numbers, with q Krylov blocks beside the class indicators, and with the whole kernel of N² numbers.
-Errors are relative to the latter. Rungs are kept in `results/krylov_blocks/` as they are done; `--figure` draws error against q of all
-settings that are there.
+Errors are relative to the latter. Rungs are kept in `results/krylov_blocks/` as they are done; `--figure` draws error
+against q of all settings that are there.
 """
 
 import argparse
@@ -87,9 +87,10 @@ def ladder_of(name: str, seed: int) -> Ladder:
     ladder = load_ladders(out)[setting.start] if (out / "comparison.nc").exists() else None
     rungs = ["block-frozen", "class-pairs", *(f"blocks:{q}" for q in setting.blocks), WHOLE]
     missing = [rung for rung in rungs if ladder is None or rung not in ladder.rungs]
-    if missing:
-        run = train_measured(config, at={0, setting.start, *setting.steps}, networks_at=[setting.start])
-        start = run.start(setting.start)
+    if ladder is not None and not missing:
+        return ladder
+    run = train_measured(config, at={0, setting.start, *setting.steps}, networks_at=[setting.start])
+    start = run.start(setting.start)
     for rung in missing:
         began = time.process_time()
         ladder = joined(ladder, climb(start, [rung], throw=True))
