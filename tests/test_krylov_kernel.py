@@ -21,6 +21,8 @@ from ntkcollapse import (
     observables,
     simulate,
 )
+from ntkcollapse.theory import extrapolation
+from ntkcollapse.theory.reduced import ReducedFlow
 
 BALANCED = Classes.balanced(num_classes=3, per_class=6)
 UNEQUAL = Classes(sizes=(3, 7, 5))
@@ -300,3 +302,42 @@ def test_blocks_that_lose_rank_are_made_smaller():
         kernel = KrylovKernel.of(faint, UNEQUAL, blocks=1)
     U = np.concatenate([np.asarray(UNEQUAL.Y).T / np.sqrt(UNEQUAL.sizes), kernel.basis], axis=1)
     np.testing.assert_allclose(U.T @ U, np.eye(U.shape[1]), atol=1e-13)
+
+
+def test_the_solved_jacobian_is_the_dense_one_without_what_the_classifier_does_to_propagators():
+    """(1 − τ J)⁻¹ of the default integrator, against J by differences of the speed, which is of third degree."""
+    kernel, start = KrylovKernel.of(measured(UNEQUAL), UNEQUAL, blocks=1), a_start(UNEQUAL)
+    reduced = ReducedStart.of(start, kernel, UNEQUAL)
+    decay = {"H": 0.3, "W": 0.2, "b": 0.1}
+    flow = ReducedFlow(kernel, UNEQUAL.weights, reduced.scatter, scale=0.7, weight_decay=decay)
+    problem = extrapolation._problem(flow, extrapolation._ON_HOST, np.dtype(float))
+    rng = np.random.default_rng(0)
+    y = problem.join(*(np.asarray(x) for x in (reduced.state.means, reduced.state.P, start.W, start.b)))
+    y = y + 0.3 * rng.normal(size=y.shape)
+    h = 1e-3
+    # A central difference is off by h² times the third derivative, and that of half the step cancels it.
+    columns = []
+    for e in np.eye(len(y)):
+        wide, narrow = ((problem.speed(0.0, y + k * e) - problem.speed(0.0, y - k * e)) / (2 * k) for k in (h, h / 2))
+        columns.append((4 * narrow - wide) / 3)
+    J = np.stack(columns, axis=1)
+    places = [place for place, _ in problem.places]
+    assert [shape for _, shape in problem.places] == [(5, 3), (5, 3), (1, 5, 5), (3, 5), (3,)]
+    J[places[2], places[3]] = 0.0
+    δ = rng.normal(size=y.shape)
+    solver = extrapolation._Jacobian.at(problem, 0.0, y).solver
+    errors = [np.abs(solver(τ)(δ) - np.linalg.solve(np.eye(len(y)) - τ * J, δ)).max() for τ in (1e-3, 1e-4)]
+    # Two corrections leave the third power of τ times the residual's part of J; all else is exact.
+    assert errors[0] < 1e-4
+    assert errors[1] < 2e-3 * errors[0]
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_moments_from_the_labels_agree(blocks):
+    """Zᵀ K̂^j Z = Zᵀ K^j Z for j ≤ 2q + 1, and not beyond: what block Lanczos is for."""
+    K, Z = measured(UNEQUAL), np.asarray(UNEQUAL.Y).T
+    ours = np.asarray(KrylovKernel.of(K, UNEQUAL, blocks=blocks).as_matrix(UNEQUAL))
+    for j in range(1, 2 * blocks + 3):
+        expected = Z.T @ np.linalg.matrix_power(K, j) @ Z
+        apart = np.linalg.norm(Z.T @ np.linalg.matrix_power(ours, j) @ Z - expected) / np.linalg.norm(expected)
+        assert (apart < 1e-11) == (j <= 2 * blocks + 1), (j, apart)

@@ -1,0 +1,105 @@
+"""What a kernel in Krylov blocks costs to make and to integrate, by the number of samples, beside the whole kernel.
+
+    python benchmarks/krylov.py
+    python benchmarks/krylov.py --samples 600 6000 60000 --blocks 2
+
+Features are those of a perceptron 64-32-32-8 on ten Gaussian clusters; their kernel, the mean over the eight features,
+is asked for products alone. Seconds are processor time. The second simulation is timed: the first one compiles, once
+for each shape.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntkcollapse as nc
+
+C, n, WIDTHS = 10, 8, (64, 32, 32, 8)
+# The whole kernel takes N² numbers, and N steps of N n operations: beyond this it is not tried.
+MOST_WHOLE = 1_000
+
+
+def features(params, x):
+    """A perceptron with ReLU."""
+    for A in params[:-1]:
+        x = jax.nn.relu(x @ A.T)
+    return x @ params[-1].T
+
+
+def problem(N: int):
+    """Inputs in class order, weights, and a start on their features."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(C, WIDTHS[0]))
+    classes = nc.Classes.balanced(C, N // C)
+    x = np.repeat(centres, N // C, axis=0) + 0.7 * rng.normal(size=(N, WIDTHS[0]))
+    params = [rng.normal(size=(out, into)) / np.sqrt(into / 2) for into, out in itertools.pairwise(WIDTHS)]
+    H = np.asarray(features(params, jnp.asarray(x))).T
+    start = nc.LastLayer(H=H, W=rng.normal(size=(C, n)) / np.sqrt(n), b=np.zeros(C))
+    return params, x, classes, start
+
+
+class Counted:
+    """An operator that counts its products."""
+
+    def __init__(self, operator: Any):
+        self.operator, self.shape, self.dtype, self.count = operator, operator.shape, operator.dtype, 0
+
+    def __call__(self, v):
+        self.count += 1
+        return self.operator(v)
+
+
+def seconds(function: Callable, repeats: int = 1) -> tuple[Any, float]:
+    """What it gives, and the least processor time of several calls."""
+    best, out = np.inf, None
+    for _ in range(repeats):
+        began = time.process_time()
+        out = jax.block_until_ready(function())
+        best = min(best, time.process_time() - began)
+    return out, best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, nargs="+", default=[600, 6_000, 60_000])
+    parser.add_argument("--blocks", type=int, default=2)
+    flags = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    print(f"q = {flags.blocks}, C = {C}, n = {n}; seconds of processor time")
+    print("| N | products with a vector | to make it | numbers of T and λ | to integrate it | steps | whole kernel |")
+    print("|---|---|---|---|---|---|---|")
+    for N in flags.samples:
+        params, x, classes, start = problem(N)
+        operator = Counted(nc.ntk.NTKOperator(features, params, jnp.asarray(x), outputs="mean"))
+        operator(np.ones(N))
+        operator.count = 0
+        kernel, to_make = seconds(lambda: nc.KrylovKernel.of(operator, classes, blocks=flags.blocks))  # noqa: B023
+        reduced = nc.ReducedStart.of(start, kernel, classes)
+        # To the same flow time in units of the fastest part, whatever N.
+        times = np.linspace(0.0, 200.0, 21) / N
+        method = nc.Method(rtol=1e-6)
+        nc.simulate(reduced, kernel, classes, times, method=method, observed=False)
+        run, to_integrate = seconds(
+            lambda: nc.simulate(reduced, kernel, classes, times, method=method, observed=False), 3  # noqa: B023
+        )  # fmt: skip
+        whole = "-"
+        if N <= MOST_WHOLE:
+            dense = nc.DenseKernel(nc.ntk.empirical_ntk(features, params, jnp.asarray(x), outputs="mean"))
+            options = {"method": nc.Method(solver="chebyshev", rtol=1e-6), "observed": False}
+            nc.simulate(start, dense, classes, times, **options)
+            whole = f"{seconds(lambda: nc.simulate(start, dense, classes, times, **options), 3)[1]:.2f}"  # noqa: B023
+        kept, steps = kernel.matrix.size + 1, int(run.statistics["num_steps"])
+        print(
+            f"| {N:,} | {operator.count} | {to_make:.1f} | {kept:,} | {to_integrate:.2f} | {steps} | {whole} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
