@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.linalg import expm
 from scipy.sparse.linalg import aslinearoperator
 
 from ntkcollapse import (
@@ -12,6 +13,7 @@ from ntkcollapse import (
     Classes,
     DenseKernel,
     Flow,
+    GroupedKernel,
     KernelPath,
     KrylovKernel,
     LastLayer,
@@ -21,7 +23,8 @@ from ntkcollapse import (
     observables,
     simulate,
 )
-from ntkcollapse.theory import extrapolation
+from ntkcollapse.theory import exact, extrapolation
+from ntkcollapse.theory.rates import within_class_decay
 from ntkcollapse.theory.reduced import ReducedFlow
 
 BALANCED = Classes.balanced(num_classes=3, per_class=6)
@@ -127,12 +130,12 @@ def test_products_alone_are_asked_for():
     for operator in (K, DenseKernel(K), aslinearoperator(K), OneVector(K)):
         other = KrylovKernel.of(operator, BALANCED, blocks=3, trace=trace)
         np.testing.assert_allclose(other.as_matrix(BALANCED), kernel.as_matrix(BALANCED), atol=1e-12)
-    exact = KrylovKernel.of(K, BALANCED, blocks=4)
+    known = KrylovKernel.of(K, BALANCED, blocks=4)
     # Without a trace, one block of random vectors more: they fill the three dimensions that are left.
     asked.clear()
     guessed = KrylovKernel.of(product, BALANCED, blocks=4)
     assert asked == [(18, 3)] * 6
-    np.testing.assert_allclose(guessed.rates, exact.rates, rtol=1e-9)
+    np.testing.assert_allclose(guessed.rates, known.rates, rtol=1e-9)
 
 
 class OneVector:
@@ -160,13 +163,13 @@ def test_reduced_flow_is_the_full_flow(classes, options):
     kernel, dense = KrylovKernel.of(K, classes, blocks=2), dense_by_hand(K, classes, 2)
     start, times = a_start(classes), [0.0, 0.3, 1.5]
     decay = tuple(options.get("weight_decay", {"H": 0.0, "W": 0.0, "b": 0.0}).values())
-    exact = by_scipy(start, lambda t: dense, classes, times, decay, options.get("bias", "free") == "free")
+    solved = by_scipy(start, lambda t: dense, classes, times, decay, options.get("bias", "free") == "free")
     run = simulate(
         start, Flow(kernel, classes, **options), times=times, method=TIGHT, observed="weight_decay" in options
     )
     assert run.settings["flow"] == "reduced"
     inverse = np.linalg.inv(dense)
-    for i, (H, W, b) in enumerate(exact):
+    for i, (H, W, b) in enumerate(solved):
         layer = run.last_layer(i)
         for got, expected in ((layer.H, H), (layer.W, W), (layer.b, b)):
             np.testing.assert_allclose(got, expected, atol=1e-8 * np.abs(expected).max())
@@ -175,7 +178,7 @@ def test_reduced_flow_is_the_full_flow(classes, options):
             first = np.asarray(start.W.T @ start.W - start.H @ inverse @ start.H.T)
             np.testing.assert_allclose(E, first, atol=1e-10 * np.abs(first).max())
     if run.observables:
-        H, W, b = exact[-1]
+        H, W, b = solved[-1]
         expected = observables.observe(LastLayer(H=H, W=W, b=b), classes, DenseKernel(dense))
         for name, value in expected.items():
             np.testing.assert_allclose(run[name][-1], value, rtol=2e-7, atol=2e-8, err_msg=name)
@@ -202,11 +205,11 @@ def test_path_of_kernels_on_the_same_directions():
     dense = [U @ U.T @ A @ U @ U.T + np.trace(rest @ A) / np.trace(rest) * rest for A in (K, L)]
     np.testing.assert_allclose(second.as_matrix(UNEQUAL), dense[1], atol=1e-11)
     start = a_start(UNEQUAL)
-    exact = by_scipy(start, lambda t: (1 - t) * dense[0] + t * dense[1], UNEQUAL, times)
+    solved = by_scipy(start, lambda t: (1 - t) * dense[0] + t * dense[1], UNEQUAL, times)
     path = KernelPath.of([0.0, 1.0], [first, second])
     run = simulate(start, path, UNEQUAL, times, method=TIGHT, observed=False)
     assert run.settings["flow"] == "reduced"
-    for name, expected in zip("HWb", exact[-1], strict=True):
+    for name, expected in zip("HWb", solved[-1], strict=True):
         np.testing.assert_allclose(getattr(run.last_layer(-1), name), expected, atol=1e-8 * np.abs(expected).max())
     with pytest.raises(ValueError, match="kernels in one common basis"):
         KernelPath.of([0.0, 1.0], [first, KrylovKernel.of(L, UNEQUAL, blocks=1)])
@@ -341,3 +344,21 @@ def test_moments_from_the_labels_agree(blocks):
         expected = Z.T @ np.linalg.matrix_power(K, j) @ Z
         apart = np.linalg.norm(Z.T @ np.linalg.matrix_power(ours, j) @ Z - expected) / np.linalg.norm(expected)
         assert (apart < 1e-11) == (j <= 2 * blocks + 1), (j, apart)
+
+
+def test_frozen_residual_is_the_exponential_of_the_dense_kernel():
+    """R e^(−Kt): its rates are the eigenvalues of T and that of the rest; nothing simpler is offered."""
+    K = measured(UNEQUAL)
+    kernel, dense, times = (
+        KrylovKernel.of(K, UNEQUAL, blocks=1),
+        dense_by_hand(K, UNEQUAL, 1),
+        np.array([0.0, 0.2, 1.5]),
+    )
+    R = np.random.default_rng(5).normal(size=(3, 15))
+    expected = [R @ expm(-t * dense) for t in times]
+    np.testing.assert_allclose(exact.frozen_residual(times, R, kernel, UNEQUAL), expected, atol=1e-11)
+    grouped = GroupedKernel.from_matrix(K, UNEQUAL, groups=3)
+    expected = [R @ expm(-t * np.asarray(grouped.as_matrix(UNEQUAL))) for t in times]
+    np.testing.assert_allclose(exact.frozen_residual(times, R, grouped, UNEQUAL), expected, atol=1e-11)
+    with pytest.raises(NotImplementedError, match="class means drive deviations"):
+        within_class_decay(times, R, kernel, UNEQUAL)

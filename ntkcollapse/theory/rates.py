@@ -289,11 +289,17 @@ def within_class_decay(
         classes: behind the columns.
     Raises:
         ValueError: R of another shape than (C, N).
-        NotImplementedError: a kernel that is not reducible to groups.
+        NotImplementedError: a kernel that is not reducible to groups, or whose class means drive deviations (ask
+            `exact.frozen_residual` for that residual).
     References:
         Derived here.
     """
     check_real(times=times, R=R)
+    if gamma.num_directions:
+        raise NotImplementedError(
+            f"gamma: under a {type(gamma).__name__} class means drive deviations, whose decay is then no sum of "
+            "exponentials of their own; take the norms of theory.exact.frozen_residual."
+        )
     check_shape("R", R, (classes.num_classes, classes.num_samples), "one column a sample of classes")
     rates = gamma.group_rates(classes.num_classes)
     amplitudes = jnp.sqrt(jnp.sum(jnp.square(gamma.split(classes.deviations(jnp.asarray(R)), classes)), axis=(1, 2)))

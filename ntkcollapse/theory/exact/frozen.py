@@ -6,22 +6,24 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_arrays, check_finite, check_shape
-from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.sample_kernel import SampleKernel
+from ntkcollapse.theory.reduced import weights_of
 
 
 def frozen_residual(
-    times: Float[ArrayLike, "*T"], R: Float[ArrayLike, "C N"], gamma: BlockKernel, classes: Classes
+    times: Float[ArrayLike, "*T"], R: Float[ArrayLike, "C N"], gamma: SampleKernel, classes: Classes
 ) -> Float[Array, "*T C N"]:
-    r"""Course of the residual under a constant block-structured output kernel, the same for every output.
+    r"""Course of the residual under a constant reducible output kernel, the same for every output.
 
         R(t) = R e^{−Θt};   balanced, three numbers:
         R(t) = R_single e^{−λ_single t} + (R_class − R_global) e^{−λ_class t} + R_global e^{−λ_global t}
 
     with λ_single = γ_d − γ_c, λ_class = λ_single + m (γ_c − γ_n), λ_global = λ_class + N γ_n. Unequal classes and the
     general block kernel are exact too: deviations decay at the rate of their class, class means under
-    exp(−D^½ Γ D^½ t). Holds where Θ_ks = 0 for outputs k ≠ s and Θ does not move: the lazy regime. Each part of the
-    *loss* decays at twice the rate of its residual. Memory: T C N numbers.
+    exp(−D^½ Γ D^½ t). So are kernels in groups, and `KrylovKernel`, whose rates are the eigenvalues of T on the span of
+    U, class means among it, and λ on the rest. Holds where Θ_ks = 0 for outputs k ≠ s and Θ does not move: the lazy
+    regime. Each part of the *loss* decays at twice the rate of its residual. Memory: T C N numbers.
 
     Args:
         times: flow times.
@@ -32,6 +34,7 @@ def frozen_residual(
         R(t), shape of `times` followed by (C, N).
     Raises:
         ValueError: R of another shape than (C, N), or numbers that are not real, masked or not finite.
+        NotImplementedError: a kernel that is not reducible.
     References:
         Seleznova et al. (2023), Section 4.1 and Table 1.
     """
@@ -40,14 +43,17 @@ def frozen_residual(
     check_shape("R", R, (C, N), "one column a sample of classes")
     check_finite("R", R)
     t, R = jnp.asarray(times, dtype=float), jnp.asarray(R, dtype=float)
-    rates = classes.expand(jnp.broadcast_to(gamma.lambda_single, (C,)))
-    deviations = classes.deviations(R)
-    root = jnp.sqrt(classes.weights)
-    values, vectors = jnp.linalg.eigh(root[:, None] * gamma.class_gram(classes.weights) * root[None, :])
-    coordinates = (classes.means(R) * root[None, :]) @ vectors
+    means, deviations = classes.means(R), classes.deviations(R)
+    V = jnp.asarray(gamma.directions(classes))
+    lengths = jnp.sqrt(weights_of(classes.weights, gamma.num_directions))
+    values, vectors = jnp.linalg.eigh(lengths[:, None] * gamma.direction_gram(classes.weights) * lengths[None, :])
+    root = lengths[:C]
+    coordinates = jnp.concatenate([means * root[None, :], deviations @ V], axis=1) @ vectors
+    groups, rates = gamma.split(deviations, classes), gamma.group_rates(C)
 
     def at(t):
-        means = (coordinates * jnp.exp(-t * values)[None, :]) @ vectors.T / root[None, :]
-        return deviations * jnp.exp(-t * rates)[None, :] + classes.expand(means)
+        along = (coordinates * jnp.exp(-t * values)[None, :]) @ vectors.T
+        rest = jnp.einsum("gcn,g->cn", groups, jnp.exp(-t * rates))
+        return rest + classes.expand(along[:, :C] / root[None, :]) + along[:, C:] @ V.T
 
     return jax.vmap(at)(t.reshape(-1)).reshape(*t.shape, C, N)
