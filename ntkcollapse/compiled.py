@@ -1,10 +1,16 @@
 """Compiled programs that outlive the process: what was compiled once is loaded by every later one."""
 
 import os
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
-from ntkcollapse._checks import check_positive
+from ntkcollapse._checks import check_positive, is_traced
 from ntkcollapse._files import user_cache
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # Where the command line keeps compiled programs; "off" for nowhere.
 VARIABLE = "NTKCOLLAPSE_CACHE"
@@ -53,3 +59,41 @@ def enable_cache(folder: str | os.PathLike | None = None, *, max_bytes: float = 
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     return chosen
+
+
+# On a CPU: a fifth of the compile time, a seventh of which is the optimisation of LLVM, the rest that of fused loops.
+_LEAST_EFFORT = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+def compiled_quickly(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, compiled with the least effort: for what runs for a shorter time than it is compiled.
+
+    Arrays are traced, everything else is static. Within another compiled function it is a part of that.
+    """
+
+    @cache
+    def program() -> Any:
+        import equinox as eqx
+        import jax
+
+        # Which machine there is, is known when the first program runs; other platforms have other trades.
+        options = {"compiler_options": _LEAST_EFFORT if jax.default_backend() == "cpu" else None}
+        return eqx.filter_jit(function, **options)  # pyright: ignore[reportCallIssue]
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if is_traced(args, kwargs):
+            return function(*args, **kwargs)
+        try:
+            return program()(*args, **kwargs)
+        except ValueError as error:
+            # Values known beforehand, within a function that is being compiled: JAX takes options of that alone.
+            if "compiler_options" not in str(error):
+                raise
+            return function(*args, **kwargs)
+
+    return call

@@ -18,6 +18,7 @@ from ntkcollapse._checks import check_increasing, check_positive, check_shape, i
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
+from ntkcollapse.compiled import compiled_quickly
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -443,7 +444,7 @@ def _in_chunks(function, *parts):
     return observed
 
 
-@eqx.filter_jit
+@compiled_quickly
 def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedState, times):
     """Everything that class means and scatter tell; deviations and their classes add the scatter class by class.
 
@@ -526,7 +527,7 @@ def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observable
     return observables | _drift(weight_gram, gram)
 
 
-@jax.jit
+@compiled_quickly
 def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> Observables:
     """‖I(t) − I(0)‖ over ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖: rounding and solver error alone, where I is conserved."""
     invariants = weight_gram - gram

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from ntkcollapse import enable_cache
+from ntkcollapse.compiled import compiled_quickly
 
 PROGRAM = """
 import json, sys
@@ -53,3 +55,15 @@ def test_a_cache_that_is_set_up_stays(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="max_bytes"):
         enable_cache(tmp_path, max_bytes=0)
+
+
+def test_compiled_quickly_is_a_part_of_what_is_compiled_around_it():
+    @compiled_quickly
+    def squares(x, names):
+        return {name: jnp.square(x) for name in names}
+
+    x = jnp.arange(3.0)
+    assert squares(x, ("a", "b"))["b"].tolist() == [0.0, 1.0, 4.0]
+    assert jax.grad(lambda x: squares(x, ("a",))["a"].sum())(x).tolist() == [0.0, 2.0, 4.0]
+    # JAX refuses the options of a program within a program, also where the inner one has no argument to trace.
+    assert jax.jit(lambda y: y + squares(x, ("a",))["a"])(1.0).tolist() == [1.0, 2.0, 5.0]

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from scipy.interpolate import PchipInterpolator
 
 from ntkcollapse._palette import BLACK
 from ntkcollapse.captions import time_axis
@@ -82,6 +81,8 @@ def smooth(x: Any, y: Any, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
 
     The piecewise cubic of Fritsch and Carlson in the logarithms; a polygon's corners would be those of the records.
     """
+    from scipy.interpolate import PchipInterpolator
+
     x, y = np.asarray(x, float), np.asarray(y, float)
     keep = (x > 0) & drawable(y, log=True)
     x, y = x[keep], y[keep]

@@ -159,7 +159,9 @@ def fit_rate(
                 f"{window[0]:.6g} and {window[1]:.6g}, got {len(chosen)}; widen the window or save more times."
             )
         return _fit(t[chosen], y[chosen], weights[chosen])
-    for i, j in _candidates(y, usable, min_points, min_efolds):
+    windows = _candidates(y, usable, min_points, min_efolds)
+    may_be = _may_be_straight(t - t[0], y, weights, *windows, tolerance, min_efolds)
+    for i, j in zip(*(ends[may_be].tolist() for ends in windows), strict=True):
         part = slice(i, j + 1)
         data = t[part], y[part], weights[part]
         slope, excess = _drift(*data)
@@ -222,7 +224,7 @@ def compare_rates(
 
 
 def _candidates(y, usable, min_points, min_efolds):
-    """Windows (first, last index) without a point at the floor, the deepest first."""
+    """Windows without a point at the floor, the deepest first: their first and their last indices."""
     n = len(y)
     points = np.unique(np.linspace(0, n - 1, min(n, _BREAKPOINTS)).round().astype(int))
     lost = np.concatenate([[0], np.cumsum(~usable)])
@@ -230,7 +232,47 @@ def _candidates(y, usable, min_points, min_efolds):
     depth = y[i] - y[j]
     fits = (j - i + 1 >= min_points) & (lost[j + 1] == lost[i]) & (depth >= min_efolds)
     order = np.argsort(-depth[fits], kind="stable")
-    return zip(i[fits][order].tolist(), j[fits][order].tolist(), strict=True)
+    return i[fits][order], j[fits][order]
+
+
+def _may_be_straight(t, y, weights, i, j, tolerance, min_efolds):
+    """Which windows may fall far enough at a steady rate: all that `_drift` says so of, and few others.
+
+    All windows at once, from running sums. Where a difference of two sums would lose the digits, the window stays.
+    """
+    running = [np.concatenate([[0], np.cumsum(weights * x)]) for x in (np.ones_like(t), t, y, t * t, t * y)]
+
+    def slopes(first, last):
+        w, wt, wy, wtt, wty = (total[last + 1] - total[first] for total in running)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            information = wtt - wt**2 / w
+            lost = ~((w > 1e-6 * running[0][last + 1]) & (information > 1e-6 * running[3][last + 1]))
+            return (wty - wt * wy / w) / information, information, lost
+
+    slope, _, lost = slopes(i, j)
+    jump, expected = _jumps(t, y, weights)
+    products, expected = (np.concatenate([[0], np.cumsum(x)]) for x in (jump[1:] * jump[:-1], expected))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Jumps stand at inner points, products between two of them.
+        noise = np.maximum((products[i] - products[j - 2]) / (expected[j - 2] - expected[i]), 0)
+        lost |= ~(expected[j - 2] - expected[i] > 1e-6 * expected[j - 2])
+        excess = np.zeros_like(slope)
+        edges = i + np.linspace(0, j - i, 4).round().astype(int)
+        for first, last in itertools.pairwise(edges):
+            local, information, lost_here = slopes(first, last)
+            excess = np.maximum(excess, np.abs(local - slope) - 3 * np.sqrt(noise / information))
+            lost |= lost_here
+        # A margin for rounding: the windows that stay are tested to the last digit.
+        margin = 1e-6 * np.abs(slope)
+        steady = ~(excess > -tolerance * slope + margin)
+        return lost | (steady & ((margin - slope) * (t[j] - t[i]) >= (1 - 1e-6) * min_efolds))
+
+
+def _jumps(t, y, weights):
+    """Distances of inner points from the line of their neighbours; −⟨product of two in a row⟩ in noise of size 1."""
+    left = (t[2:] - t[1:-1]) / (t[2:] - t[:-2])
+    jump = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
+    return jump, left[1:] / weights[1:-2] + (1 - left[:-1]) / weights[2:-1]
 
 
 def _drift(t, y, weights) -> tuple[float, float]:
@@ -238,9 +280,7 @@ def _drift(t, y, weights) -> tuple[float, float]:
     slope, _ = line(t, y, weights)
     # Noise from the line between a point's neighbours: independent noise makes such jumps at two points in a row
     # opposite, by a known amount; curvature gives them one sign and does not count as noise.
-    left = (t[2:] - t[1:-1]) / (t[2:] - t[:-2])
-    jump = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
-    expected = left[1:] / weights[1:-2] + (1 - left[:-1]) / weights[2:-1]
+    jump, expected = _jumps(t, y, weights)
     noise = max(-float(np.sum(jump[1:] * jump[:-1])) / float(np.sum(expected)), 0.0)
     edges = np.linspace(0, len(t) - 1, 4).round().astype(int)
     excess = 0.0
