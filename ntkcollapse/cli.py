@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import ntkcollapse
 from ntkcollapse import _config
 from ntkcollapse.commands import COMMANDS
-from ntkcollapse.compiled import enable_cache
+from ntkcollapse.compiled import compilation_announced, enable_cache
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Rates that differ by 10⁴ need float64; networks keep their own float32.
         jax.config.update("jax_enable_x64", True)
         enable_cache()
-        COMMANDS[name].function(settings)
+        with compilation_announced():
+            COMMANDS[name].function(settings)
     except (ValueError, TypeError, FileExistsError, FileNotFoundError) as error:
         print(f"ntkcollapse {name}: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,10 @@
 """Compiled programs that outlive the process: what was compiled once is loaded by every later one."""
 
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -61,6 +64,43 @@ def enable_cache(folder: str | os.PathLike | None = None, *, max_bytes: float = 
     return chosen
 
 
+@contextmanager
+def compilation_announced(after: float = 1.5) -> Iterator[None]:
+    """Within it, the first program that takes more than `after` seconds to compile is announced on standard error.
+
+    Where no cache of compiled programs is in use, JAX does not say when it begins to compile, and nothing is announced.
+    """
+    import jax
+
+    timers: list[threading.Timer] = []
+    said = threading.Event()
+
+    def say() -> None:
+        print("compiling ... (what is compiled is kept for later runs)", file=sys.stderr)
+        said.set()
+
+    def begun(event: str, **_: Any) -> None:
+        if event.endswith("/compile_requests_use_cache") and not said.is_set():
+            ended()
+            timers.append(threading.Timer(after, say))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+    def ended(event: str = "/backend_compile_duration", *_: Any, **__: Any) -> None:
+        if event.endswith("/backend_compile_duration"):
+            while timers:
+                timers.pop().cancel()
+
+    jax.monitoring.register_event_listener(begun)
+    jax.monitoring.register_event_duration_secs_listener(ended)
+    try:
+        yield
+    finally:
+        ended()
+        jax.monitoring.unregister_event_duration_listener(ended)
+        jax.monitoring.unregister_event_listener(begun)
+
+
 # On a CPU: a fifth of the compile time, a seventh of which is the optimisation of LLVM, the rest that of fused loops.
 _LEAST_EFFORT = {
     "xla_backend_optimization_level": 0,
@@ -82,7 +122,7 @@ def compiled_quickly(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
         # Which machine there is, is known when the first program runs; other platforms have other trades.
         options = {"compiler_options": _LEAST_EFFORT if jax.default_backend() == "cpu" else None}
-        return eqx.filter_jit(function, **options)  # pyright: ignore[reportCallIssue]
+        return eqx.filter_jit(function, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:

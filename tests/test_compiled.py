@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from ntkcollapse import enable_cache
-from ntkcollapse.compiled import compiled_quickly
+from ntkcollapse.compiled import compilation_announced, compiled_quickly
 
 PROGRAM = """
 import json, sys
@@ -67,3 +68,41 @@ def test_compiled_quickly_is_a_part_of_what_is_compiled_around_it():
     assert jax.grad(lambda x: squares(x, ("a",))["a"].sum())(x).tolist() == [0.0, 2.0, 4.0]
     # JAX refuses the options of a program within a program, also where the inner one has no argument to trace.
     assert jax.jit(lambda y: y + squares(x, ("a",))["a"])(1.0).tolist() == [1.0, 2.0, 5.0]
+
+
+BEGUN, ENDED = "/jax/compilation_cache/compile_requests_use_cache", "/jax/core/compile/backend_compile_duration"
+
+
+def test_a_long_compilation_is_announced_once(capsys):
+    """Compilations that last as long as is wanted: the two events that JAX reports of one."""
+
+    def compiling(seconds):
+        jax.monitoring.record_event(BEGUN)
+        time.sleep(seconds)
+        jax.monitoring.record_event_duration_secs(ENDED, seconds)
+
+    with compilation_announced(after=0.1):
+        compiling(0.0)
+        time.sleep(0.3)
+        assert capsys.readouterr().err == ""
+        compiling(0.5)
+        compiling(0.5)
+    assert capsys.readouterr().err.count("compiling ...") == 1
+    compiling(0.5)
+    assert capsys.readouterr().err == ""
+
+
+def test_jax_reports_the_beginning_and_the_end_of_a_compilation():
+    events = []
+
+    def listener(event, *_, **__):
+        events.append(event)
+
+    jax.monitoring.register_event_listener(listener)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        jax.jit(lambda x: x * 3 + 7)(jnp.ones(5))
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert events.index(BEGUN) < events.index(ENDED)
