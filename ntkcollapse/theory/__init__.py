@@ -11,6 +11,7 @@ from ntkcollapse._lazy import import_on_use
 if TYPE_CHECKING:
     from ntkcollapse.theory import exact
     from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
+    from ntkcollapse.theory.decay_law import DecayFit, fit_decay
     from ntkcollapse.theory.flow import AbstractFlow, Flow
     from ntkcollapse.theory.initial import INITIAL_CONDITIONS, initial_condition
     from ntkcollapse.theory.invariant import alignment, invariant, necessary_condition_residual, paper_invariant
@@ -36,6 +37,7 @@ __all__ = [
     "STATEMENTS",
     "AbstractFlow",
     "CollapseRates",
+    "DecayFit",
     "Flow",
     "RateFit",
     "RateVerdict",
@@ -50,6 +52,7 @@ __all__ = [
     "collapse_rates",
     "compare_rates",
     "exact",
+    "fit_decay",
     "fit_rate",
     "initial_condition",
     "instantaneous_rates",

@@ -129,28 +129,13 @@ def fit_rate(
             few points above the floor.
         NoExponential: a ValueError too; no stable window with `min_points` and `min_efolds` that noise leaves.
     """
-    check_increasing("times", times)
-    t = np.asarray(times, dtype=float)
-    check_shape("norms", norms, t.shape, "one norm a time")
-    check_positive("norms", norms, zero=True)
     for name, value in (("tolerance", tolerance), ("min_efolds", min_efolds)):
         check_shape(name, value, (), "a number")
     check_positive("tolerance", tolerance)
     check_positive("min_efolds", min_efolds, zero=True)
     if min_points < 6:
         raise ValueError(f"min_points: expected at least 6, a line and its curvature in noise; got {min_points}.")
-    if floor is None:
-        precision = np.asarray(norms).dtype
-        epsilon = np.finfo(precision if precision.kind == "f" else float).eps
-        floor = 100 * float(epsilon) * float(np.max(norms))
-    norms = np.asarray(norms, dtype=float)
-    usable = norms > floor
-    y = np.log(np.where(usable, norms, 1))
-    weights = np.ones_like(y)
-    if errors is not None:
-        check_shape("errors", errors, t.shape, "one standard error a time")
-        check_positive("errors", errors)
-        weights = (norms / np.asarray(errors, dtype=float)) ** 2
+    t, y, weights, usable, floor = logarithms(times, norms, errors, floor)
     if window is not None:
         chosen = np.flatnonzero((t >= window[0]) & (t <= window[1]) & usable)
         if len(chosen) < min_points:
@@ -221,6 +206,26 @@ def compare_rates(
             within_percent=abs(difference) <= relative * abs(rate),
         )
     return verdicts
+
+
+def logarithms(times, norms, errors, floor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    """(times, ln(norm), weights of its squares, which are above the floor, the floor), of arguments of `fit_rate`."""
+    check_increasing("times", times)
+    t = np.asarray(times, dtype=float)
+    check_shape("norms", norms, t.shape, "one norm a time")
+    check_positive("norms", norms, zero=True)
+    if floor is None:
+        precision = np.asarray(norms).dtype
+        epsilon = np.finfo(precision if precision.kind == "f" else float).eps
+        floor = 100 * float(epsilon) * float(np.max(norms))
+    norms = np.asarray(norms, dtype=float)
+    usable = norms > floor
+    weights = np.ones_like(t)
+    if errors is not None:
+        check_shape("errors", errors, t.shape, "one standard error a time")
+        check_positive("errors", errors)
+        weights = (norms / np.asarray(errors, dtype=float)) ** 2
+    return t, np.log(np.where(usable, norms, 1)), weights, usable, floor
 
 
 def _candidates(y, usable, min_points, min_efolds):

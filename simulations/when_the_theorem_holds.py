@@ -1,0 +1,268 @@
+"""When does the theorem begin to hold? Its predictions from nine starts along trainings that end in collapse.
+
+    python simulations/when_the_theorem_holds.py              every setting and seed, a quarter of an hour on one core
+    python simulations/when_the_theorem_holds.py --quick      one setting, one seed
+    python simulations/when_the_theorem_holds.py --settings resnet8-digits --seeds 0
+
+From each start the theorem is integrated under the kernel's three numbers as measured there and frozen, along their
+measured path, and with their proportions frozen but the size of κ_d as measured, and compared with the network at steps
+log-spaced since the start. Beside the errors stands how far the kernel is one of blocks at the start. Writes a table to
+simulations/results and a figure to simulations/figures. Runs and comparisons are kept in simulations/runs and
+simulations/results and not made twice.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import spearmanr
+
+import ntkcollapse as nc
+from ntkcollapse import ntk, plots
+from ntkcollapse._files import replacing
+from ntkcollapse.commands import number, table
+from ntkcollapse.comparison import MeasuredRun, MeasuredStart, gaps
+from ntkcollapse.training import preset, train
+
+HERE = Path(__file__).parent
+BASE = dataclasses.replace(
+    preset("collapse"), test_per_class=None, measure=("kappa", "last-layer"), measure_log=16, keep_states=True
+)
+PERCEPTRON = "widths=(128,128,32)"
+NORMALISED: dict[str, Any] = {
+    "network_options": ("batch_norm=true", PERCEPTRON),
+    "learning_rate": 0.05,
+    "weight_decay": 0.01,
+    "epochs": 3000,
+    "decay_every": 2000,
+}
+PLAIN: dict[str, Any] = {
+    "network_options": (PERCEPTRON,),
+    "learning_rate": 0.2,
+    "weight_decay": 5e-4,
+    "epochs": 6000,
+    "decay_every": 4000,
+}
+MNIST: dict[str, Any] = {"dataset": "mnist", "image_size": 14}
+RESNET: dict[str, Any] = {
+    "network": "resnet8",
+    "network_options": ("widths=(8,16,32)",),
+    "learning_rate": 0.05,
+    "weight_decay": 0.005,
+    "epochs": 1500,
+    "decay_every": 1000,
+    "per_class": 10,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": PLAIN,
+    "digits, batch norm": NORMALISED,
+    "mnist": PLAIN | MNIST,
+    "mnist, batch norm": NORMALISED | MNIST,
+    "resnet8, digits": RESNET,
+}
+STARTS, RECORDS = 9, 8
+NAMES = ("residual_single", "residual_class", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023")
+THEORIES = {"frozen": "κ as at the start", "path": "κ as measured", "clock": "κ as at the start, with the κ_d measured"}
+BLOCKS = {
+    "strength": r"block strength $(\kappa_c-\kappa_n)/\kappa_d$",
+    "alignment": r"alignment of the feature kernel with $Y^\top Y$",
+    "outside": "share of the feature kernel outside blocks",
+}
+
+
+def compared(last: int) -> dict[int, list[int]]:
+    """Start → the steps that its predictions are compared at: log-spaced since the start."""
+    starts = np.unique(np.rint(np.geomspace(4, 0.7 * last, STARTS)).astype(int))
+    return {
+        int(s): [int(s), *(int(s) + np.unique(np.rint(np.geomspace(1, last - s, RECORDS)).astype(int))).tolist()]
+        for s in starts
+    }
+
+
+def comparisons(name: str, seed: int) -> list[dict[str, Any]]:
+    """One row a start: blocks there, and each theory's horizons and errors; read where it is there already."""
+    key = f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+    file = HERE / "results" / "when_the_theorem_holds" / f"{key}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    config = dataclasses.replace(BASE, seed=seed, **SETTINGS[name])
+    steps = compared(config.epochs)
+    config = dataclasses.replace(config, measure_steps=tuple(sorted(set(itertools.chain(*steps.values())))))
+    out = HERE / "runs" / "when_the_theorem_holds" / key
+    run, networks = train(config, out, resume=out.exists(), keep_networks_at=sorted(steps))
+    measured = MeasuredRun.of(run, networks, config.build_splits().train)
+    rows = []
+    for start, at in steps.items():
+        rows.append({"setting": name, "seed": seed, "start": start} | _from(measured.at_steps(at), start))
+        print(f"{name}, seed {seed}, from step {start}", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        part.write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def _from(run: MeasuredRun, step: int) -> dict[str, Any]:
+    network = run.networks[0]
+    p = 0.0 if network.coupled is not None else max(network.degree()[0], 0.0)
+    start = run.start(step, homogeneity=p)
+    blocks = ntk.block_statistics(*network.as_trained, start.classes.labels, residual="exact")
+    kernel, measured = blocks.kernel, start.network_run
+    row: dict[str, Any] = {
+        "strength": float((kernel.within - kernel.between) / kernel.diagonal),
+        "between": float(kernel.between / kernel.within),
+        "alignment": float(measured["kappa_alignment"][0]),
+        "outside": float(blocks.residual),
+        "off_output": float(blocks.off_output),
+        "accuracy": float(measured["accuracy"][0]),
+        "growth": float(measured["kappa_diagonal"][-1] / measured["kappa_diagonal"][0]),
+        "homogeneity": p,
+        "last": int(measured["step"][-1]),
+    }
+    for theory in THEORIES:
+        try:
+            row[theory] = _errors(start, theory)
+        except (nc.SimulationError, ValueError) as error:
+            row[theory] = {"failed": str(error).splitlines()[0]}
+    return row
+
+
+def _errors(start: MeasuredStart, theory: str) -> dict[str, Any]:
+    """Of each observable: until how many steps after the start it is within 10%, and log₁₀(theory / network) by step.
+
+    "doubled": when the run has doubled its steps, or at its end if that is before; "end": at its end.
+    """
+    kernel: Any = start.block_kernel
+    if theory == "path":
+        kernel = start.block_path
+    elif theory == "clock":
+        size = np.asarray(start.network_run["kappa_diagonal"]) / float(start.network_run["kappa_diagonal"][0])
+        first: Any = start.block_kernel
+        kernel = nc.KernelPath(
+            start.times, diagonal=first.diagonal * size, within=first.within * size, between=first.between * size
+        )
+    flow = nc.Flow(kernel, start.classes, **start.flow_options)
+    method = nc.Method(rtol=1e-5)
+    predicted = nc.simulate(start.state, flow, times=start.times, method=method, columns=False)
+    steps = np.asarray(start.network_run["step"], int)
+    since = steps - steps[0]
+    errors = {}
+    for name, gap in gaps(start.network_run, predicted, NAMES).items():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = np.log10(gap.theory / gap.network)
+        held = 0 if np.isnan(gap.horizon) else int(since[np.searchsorted(np.asarray(start.times), gap.horizon)])
+        doubled = float(np.interp(np.log(min(steps[0], since[-1])), np.log(since[1:]), error[1:]))
+        course = {"since": since.tolist(), "error": error.tolist(), "network": gap.network.tolist()}
+        errors[name] = {"held": held, "doubled": doubled, "end": float(error[-1]), **course}
+    return errors
+
+
+def rows_table(rows: list[dict[str, Any]], theory: str) -> str:
+    """Median over seeds: blocks at the start, steps within 10%, the factors when steps have doubled and at the end."""
+    header = ["from step", "strength", "alignment", "outside", "κ_d grows by"]
+    header += [f"{plots.described(name).symbol}: held, x at 2 starts, x at end" for name in NAMES]
+    lines = []
+    for name in dict.fromkeys(row["setting"] for row in rows):
+        for start in sorted({row["start"] for row in rows if row["setting"] == name}):
+            group = [row for row in rows if row["setting"] == name and row["start"] == start]
+            median = {key: float(np.median([row[key] for row in group])) for key in (*BLOCKS, "growth")}
+            line = [f"{name}, {start}", *(number(median[key]) for key in (*BLOCKS, "growth"))]
+            for observable in NAMES:
+                found = [row[theory][observable] for row in group if observable in row[theory]]
+                if not found:
+                    line.append("-")
+                    continue
+                held = np.median([one["held"] for one in found])
+                doubled, end = (10 ** np.median([one[key] for one in found]) for key in ("doubled", "end"))
+                line.append(f"{held:g}, x{doubled:.2g}, x{end:.2g}")
+            lines.append(line)
+    return table(header, lines)
+
+
+def correlations(rows: list[dict[str, Any]], theory: str) -> str:
+    """Spearman's rank correlation of |log₁₀ error| when steps have doubled with blocks at the start, by setting."""
+    lines = []
+    for name in dict.fromkeys(row["setting"] for row in rows):
+        group = [row for row in rows if row["setting"] == name and "failed" not in row[theory]]
+        for key in BLOCKS:
+            line = [name, key]
+            for observable in NAMES:
+                error = [abs(row[theory][observable]["doubled"]) for row in group]
+                line.append(f"{spearmanr([row[key] for row in group], error)[0]:+.2f}")
+            lines.append(line)
+    return table(["|log10 error| at 2 starts", "with", *(plots.described(name).symbol for name in NAMES)], lines)
+
+
+def figure_of(rows: list[dict[str, Any]]) -> Figure:
+    """The theorem's error at a doubling of steps against how far blocks have formed, for three observables."""
+    markers = dict(zip(SETTINGS, ("o", "s", "^", "D", "v"), strict=True))
+    with plots.style():
+        figure, axes = plt.subplots(2, 3, figsize=(10, 6.2), sharey=True, layout="constrained")
+        for row_axes, when in zip(axes, ("doubled", "end"), strict=True):
+            for ax, (key, label) in zip(row_axes, BLOCKS.items(), strict=True):
+                for observable, row in itertools.product(NAMES[1:], rows):
+                    if "failed" in row["frozen"]:
+                        continue
+                    filled = "batch norm" in row["setting"] or "resnet" in row["setting"]
+                    colour = plots.described(observable).colour
+                    factor = 10 ** abs(row["frozen"][observable][when])
+                    ax.plot(
+                        row[key],
+                        factor,
+                        markers[row["setting"]],
+                        color=colour,
+                        markerfacecolor=colour if filled else "none",
+                        markersize=4,
+                        alpha=0.75,
+                    )
+                ax.set_yscale("log")
+                ax.axhline(1.1, color="black", linewidth=0.6, linestyle=":")
+                ax.set_xlabel(label)
+        axes[0, 0].set_ylabel("theorem over network (or inverse)\nwhen steps have doubled")
+        axes[1, 0].set_ylabel("theorem over network (or inverse)\nat the end of training")
+        handles = [
+            Line2D(
+                [], [], linestyle="none", marker="o", color=plots.described(n).colour, label=plots.described(n).label
+            )
+            for n in NAMES[1:]
+        ]
+        there = dict.fromkeys(row["setting"] for row in rows)
+        handles += [
+            Line2D([], [], linestyle="none", marker=markers[n], color="black", label=n,
+                   markerfacecolor="black" if "batch norm" in n or "resnet" in n else "none")
+            for n in there
+        ]  # fmt: skip
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    flags = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    # Kernels that are measured need not be ordered as the theorem assumes.
+    warnings.simplefilter("ignore", UserWarning)
+    pairs = ((name, seed) for seed in flags.seeds for name in flags.settings)
+    rows = list(itertools.chain(*(comparisons(*pair) for pair in ([("digits", 0)] if flags.quick else pairs))))
+    text = "\n\n".join(
+        [f"{said}\n\n{rows_table(rows, theory)}" for theory, said in THEORIES.items()]
+        + [f"rank correlations, {THEORIES['frozen']}\n\n{correlations(rows, 'frozen')}"]
+    )
+    (HERE / "results" / "when_the_theorem_holds.txt").write_text(text + "\n")
+    print(text)
+    print(plots.save(figure_of(rows), HERE / "figures" / "when_the_theorem_holds")[-1])
+
+
+if __name__ == "__main__":
+    main()
