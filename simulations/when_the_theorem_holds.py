@@ -28,7 +28,6 @@ from scipy.stats import spearmanr
 
 import ntkcollapse as nc
 from ntkcollapse import ntk, plots
-from ntkcollapse._files import replacing
 from ntkcollapse.commands import number, table
 from ntkcollapse.comparison import MeasuredRun, MeasuredStart, gaps
 from ntkcollapse.training import preset, train
@@ -105,8 +104,7 @@ def comparisons(name: str, seed: int) -> list[dict[str, Any]]:
         rows.append({"setting": name, "seed": seed, "start": start} | _from(measured.at_steps(at), start))
         print(f"{name}, seed {seed}, from step {start}", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        part.write_text(json.dumps(rows, indent=1))
+    file.write_text(json.dumps(rows))
     return rows
 
 
