@@ -14,10 +14,13 @@ Peers are called as their documentation has it, under `jax.jit`.
 """
 
 import argparse
+import contextlib
+import io
 import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
 
 Call = Callable[[], Any]
 
@@ -177,29 +182,35 @@ def imported() -> Call:
     return call
 
 
-def ten_lines(features: int = 64, count: int = 101) -> Call:
-    """A collapse of 1,000 samples in 10 classes, from the imports to the printed numbers."""
+def readme_lines(*changes: tuple[str, str]) -> Call:
+    """README's ten lines as they stand, from the imports to the figure; with changes of their text."""
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    for old, new in changes:
+        if old not in source:
+            raise SystemExit(f"README's lines no longer hold {old!r}.")
+        source = source.replace(old, new)
 
     def call() -> None:
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-        import ntkcollapse as nc
-
-        classes = nc.Classes.balanced(num_classes=10, per_class=100)
-        kappa = nc.BlockKernel(diagonal=3.0, within=2.0, between=0.6)
-        H = 0.3 * jax.random.normal(jax.random.key(0), (features, 1000))
-        W = 0.1 * jax.random.normal(jax.random.key(1), (10, features))
-        run = nc.simulate(nc.LastLayer(H=H, W=W, b=np.zeros(10)), kappa, classes, np.linspace(0.0, 5.0, count))
-        str((run["loss"][-1], run["nc1_seleznova2023"][-1], run["invariant_drift"].max()))
+        os.environ["MPLBACKEND"] = "agg"
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            exec(compile(source, "README.md", "exec"), {})
 
     return call
 
 
+def without_figure() -> Call:
+    """The same without its figure, which is matplotlib's time."""
+    return readme_lines(('run.plot().savefig("collapse.png")', ""))
+
+
 def another_shape() -> Call:
     """The same with other numbers of features and times, in a process that has made the first run."""
-    ten_lines()()
-    return ten_lines(features=48, count=41)
+    without_figure()()
+    return readme_lines(('run.plot().savefig("collapse.png")', ""), ("64", "48"), ("120)", "41)"))
 
 
 def by_scipy() -> Call:
@@ -236,7 +247,8 @@ def by_scipy() -> Call:
 CASES: dict[str, Callable[[], Call]] = {
     f"NTK, {name}: {by}": lambda job=job, way=way: way(job) for name, job in JOBS.items() for by, way in WAYS.items()
 }
-CASES |= {"import": imported, "ten lines": ten_lines, "ten lines, another shape": another_shape}
+CASES |= {"import": imported, "ten lines": readme_lines, "ten lines, no figure": without_figure}
+CASES |= {"ten lines, another shape": another_shape}
 CASES |= {"ten lines, states by scipy": by_scipy}
 CASES |= {f"block statistics, {name}": lambda job=job: statistics(job) for name, job in JOBS.items()}
 

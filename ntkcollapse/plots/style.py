@@ -77,9 +77,13 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".pdf", ".png")]
+    # Both have one layout: finding it takes as long as drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    box = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
     for file in files:
         drawn = io.BytesIO()
-        figure.savefig(drawn, format=file.suffix[1:], bbox_inches="tight")
+        figure.savefig(drawn, format=file.suffix[1:], bbox_inches=box)
         with replacing(file) as part:
             part.write_bytes(drawn.getbuffer())
     plt.close(figure)
