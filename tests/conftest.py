@@ -4,11 +4,15 @@ Compiled code is kept in pytest's cache directory, by the hash of what was compi
 compilation, and most tests compile what they compiled in the run before. `make clean` removes it.
 """
 
+import io
 import os
+from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 jax.config.update("jax_enable_x64", True)
 # Most of a test is compilation: a third of it goes when the compiler does not try so hard. Programs that tests start
@@ -42,3 +46,28 @@ def as_users_call():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def figures_are_sketched(request, monkeypatch):
+    """Figures are made as ever and saved without being drawn, which is half the time of a command.
+
+    Those of tests/plots, of fixtures of a module and of tests marked `drawn` are drawn: every command has one.
+    """
+    if "plots" in request.node.path.parts or request.node.get_closest_marker("drawn"):
+        return
+    saved, blank = Figure.savefig, {}
+
+    def sketch(self, file, *, format=None, **options):
+        format = format or Path(file).suffix[1:]
+        if format not in blank:
+            saved(Figure(figsize=(1, 1)), page := io.BytesIO(), format=format)
+            blank[format] = page.getvalue()
+        if isinstance(file, str | os.PathLike):
+            Path(file).write_bytes(blank[format])
+        else:
+            file.write(blank[format])
+
+    monkeypatch.setattr(Figure, "savefig", sketch)
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
+    monkeypatch.setattr(Figure, "get_tightbbox", lambda self, *args, **options: Bbox([[0, 0], [1, 1]]))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
 from ntkcollapse.cli import build_parser
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.drawn
 def test_ten_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     plt.switch_backend("agg")

@@ -105,6 +105,7 @@ def test_every_metric_of_the_last_state_with_its_source():
         assert described(name).source, name
 
 
+@pytest.mark.drawn
 def test_sections_of_what_a_run_measured(tmp_path):
     flags = (
         "--network mlp --network-options widths=(10,) --dataset digits --per-class 12 --test-per-class 3 --epochs 1 "

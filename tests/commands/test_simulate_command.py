@@ -18,6 +18,7 @@ from ntkcollapse.comparison import measured_rates
 SMALL = "--classes 3 --per-class 4 --features 5 --kappa 3 2 .6 --scale 0.5 --times 40".split()
 
 
+@pytest.mark.drawn
 def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["simulate", *SMALL, "--until", "3", "--out", str(out)]) == 0
@@ -56,6 +57,7 @@ def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
     assert (other / "mine.png").exists()
 
 
+@pytest.mark.drawn
 def test_one_table_of_rates_for_every_command(tmp_path, capsys):
     """The same fits, predictions and verdicts, whichever command is asked."""
     out = tmp_path / "run"
