@@ -122,7 +122,7 @@ def error_table(name: str, ladder: Ladder) -> str:
 
 def figure() -> None:
     """Error of each residual part at the last step, against the number of blocks."""
-    there = {path.name: load_ladders(path) for path in sorted(RESULTS.glob("*_0"))}
+    there = {path.parent.name: load_ladders(path.parent) for path in sorted(RESULTS.glob("*_0/comparison.nc"))}
     fig, axes = plt.subplots(1, len(PARTS), figsize=(7.2, 3.0), sharey=True, layout="constrained")
     for ax, part in zip(axes, PARTS, strict=True):
         for i, (name, ladders) in enumerate(there.items()):
