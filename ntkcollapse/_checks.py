@@ -142,6 +142,16 @@ def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
             raise ValueError(f"{name}: expected numbers {wanted}, got {array.min()}.")
 
 
+def check_number(name: str, value: Any) -> None:
+    """The value is one finite real number, of Python or of an array without axes, and no truth value."""
+    if isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: expected a number, got {value!r}.")
+    if is_traced(value) or not isinstance(value, numbers.Real):
+        check_arrays(**{name: value})
+    check_shape(name, value, (), "one number")
+    check_finite(name, value)
+
+
 def check_whole(name: str, *values: Any) -> None:
     """Every value is a whole number above zero, and no truth value."""
     for value in values:

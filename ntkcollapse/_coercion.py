@@ -31,6 +31,17 @@ class Whole(NamedTuple):
 
 
 ANY_WHOLE = Whole()
+# Seeds: what JAX and numpy both take as they are. JAX takes others modulo this.
+SEED = Whole(0, 2**32 - 1, "from 0 to 2³² − 1")
+
+
+def seeded(seed: Any) -> int:
+    """The seed of random numbers, checked: none of them is drawn from what is not said.
+
+    Raises:
+        ValueError: no whole number from 0 to 2³² − 1.
+    """
+    return coerced("seed", seed, int, whole=SEED)
 
 
 def coerced(name: str, value: Any, kind: Any, *, whole: Whole = ANY_WHOLE, example: Any = None) -> Any:

@@ -47,9 +47,16 @@ class KernelPath(eqx.Module):
 
     @classmethod
     def of(cls, times: Float[AnyArray, " T"] | Sequence[float], kernels: Sequence[SampleKernel]) -> "KernelPath":
-        """The path through kernels of one kind and shape, one at each time."""
+        """The path through kernels of one kind and shape, one at each time.
+
+        Raises:
+            TypeError: no list, or something in it that is no kernel.
+            ValueError: times that do not increase; kernels of several kinds, shapes or bases, or not one a time.
+        """
         check_increasing("times", times)
         times = jnp.asarray(times, dtype=float)
+        if not isinstance(kernels, Sequence) or isinstance(kernels, str):
+            raise TypeError(f"kernels: expected a list of kernels, one a time, got {type(kernels).__name__}.")
         if len(kernels) != times.shape[0] or len({jax.tree.structure(k) for k in kernels}) != 1:
             raise ValueError(
                 f"kernels: expected {times.shape[0]} kernels of one kind and shape, one a time; got {len(kernels)} "

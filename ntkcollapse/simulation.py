@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ntkcollapse._arrays import as_array
-from ntkcollapse._checks import check_increasing, check_positive, check_shape, is_traced
+from ntkcollapse._checks import check_increasing, check_number, check_positive, check_shape, is_traced
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
@@ -113,7 +113,8 @@ def simulate(
 
     Raises:
         ValueError: shapes that disagree, a kernel that is not positive definite, times that do not increase, a path of
-            kernels that does not cover the times, or `reduced=True` where it is not exact.
+            kernels that does not cover the times, an `atol` above the size of the start, numbers that double precision
+            does not hold, or `reduced=True` where it is not exact.
         TypeError: a kernel, classes or a start of another kind, or no times.
         SimulationError: the solver failed; the trajectory until then is its attribute.
 
@@ -136,11 +137,14 @@ def simulate(
     if times is None:
         raise TypeError("times: expected the flow times to save at, got none; simulate(start, kappa, classes, times).")
     check_increasing("times", times)
-    check_positive("steady", [] if steady is None else steady)
+    if steady is not None:
+        check_number("steady", steady)
+        check_positive("steady", steady)
     # Times that differ must still do so in the precision of the state.
     times = jnp.asarray(times, dtype=start.W.dtype)
     check_increasing(f"times in {times.dtype}", times)
     _check_start(start, flow, key)
+    _check_absolute(method.atol, start)
     check_bias(flow.bias, start.b)
     _check_kernel(flow.kernel, flow.classes, times)
     _warn_single_precision(start.W)
@@ -335,6 +339,17 @@ def _check_start(start: Any, flow: AbstractFlow, key: Key[Array, ""] | None) -> 
         if not isinstance(start, LastLayer):
             raise ValueError("start: a model with a constraint is integrated in full; give a LastLayer.")
         flow.constraint.check(start, flow.classes)
+
+
+def _check_absolute(atol: float, start: Any) -> None:
+    """Raises ValueError where an absolute tolerance is above all that there is at the start."""
+    parts = [] if atol == 0 or is_traced(start) else [np.asarray(x) for x in jax.tree.leaves(eqx.filter(start, eqx.is_inexact_array))]
+    largest = max((float(np.sqrt(np.mean(np.square(x)))) for x in parts if x.size), default=0.0)
+    if 0 < largest <= atol:
+        raise ValueError(
+            f"atol: expected less than the size of the start, {largest:.3g} (root mean square of its largest part), got "
+            f"{atol:g}: any step would pass; 0 leaves it all to rtol."
+        )
 
 
 def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:

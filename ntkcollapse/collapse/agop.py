@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape
+from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape, check_whole
 
 # Rows in, rows out: (B, ...) -> (B, K), each row of the output a function of the same row of the input.
 RowFunction = Callable[[Any], Any]
@@ -50,7 +50,7 @@ def agop(f: RowFunction, x: Float[ArrayLike, "N *shape"], *, chunk: int = 256) -
         Radhakrishnan, Beaglehole, Pandit & Belkin (2024).
     """
     x = _check(f, x)
-    check_positive("chunk", chunk)
+    check_whole("chunk", chunk)
     n = int(np.prod(x.shape[1:]))
     total = jnp.zeros((n, n), dtype=jnp.result_type(float, x))
     for start in range(0, x.shape[0], chunk):
@@ -89,7 +89,7 @@ def low_rank_agop(
     n = int(np.prod(x.shape[1:]))
     if not 1 <= rank <= n:
         raise ValueError(f"rank: expected 1 to n = {n}, got {rank}.")
-    check_positive("chunk", chunk)
+    check_whole("chunk", chunk)
     for name, value in (("iterations", iterations), ("oversampling", oversampling)):
         check_positive(name, value, zero=True)
     width = min(rank + oversampling, n)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_positive, check_real, check_shape
+from ntkcollapse._checks import check_real, check_shape, check_whole
 from ntkcollapse.collapse.agop import matrix_square_root
 from ntkcollapse.collapse.rfm import kernel_regression
 
@@ -78,7 +78,7 @@ def deep_rfm(
     x = jnp.asarray(x, dtype=jnp.result_type(float, x))
     check_shape("x", x, (None, None), "(N samples, n features), one row a sample")
     for name, value in (("depth", depth), ("width", width)):
-        check_positive(name, value)
+        check_whole(name, value)
     if float(jnp.linalg.norm(x, axis=1).min()) == 0:
         raise ValueError("x: expected inputs that can be scaled to norm 1, got one of norm 0; leave it out.")
     layers = []

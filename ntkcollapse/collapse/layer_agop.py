@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from ntkcollapse._checks import check_finite, check_positive, check_real
+from ntkcollapse._checks import check_finite, check_real, check_whole
 from ntkcollapse.collapse.agop import ansatz_correlation, matrix_square_root, neural_feature_matrix
 
 
@@ -60,7 +60,7 @@ def layer_agops(
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x: expected rows of at least one sample, got shape {x.shape}.")
-    check_positive("chunk", chunk)
+    check_whole("chunk", chunk)
     check_finite("x", x)
     kernels = layer_kernels(module, variables, x[:1], **call)
     totals: dict[str, Array] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_finite, check_positive, check_real
+from ntkcollapse._checks import check_finite, check_real, check_whole
 from ntkcollapse.collapse.nearest_centre import ncc_depth
 from ntkcollapse.collapse.statistics import check_label_range, check_labels, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
@@ -73,7 +73,7 @@ def layer_profile(
         ValueError: labels out of range, a class without samples, one class only, before anything is run; a layer whose
             output is not one row a sample, or not finite: the layer is named.
     """
-    check_positive("batch_size", batch_size)
+    check_whole("batch_size", batch_size)
     y, C = check_labels(labels, np.shape(inputs)[0], None)
     y, z = np.asarray(y), None
     if test is not None:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse import _safe
-from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape, is_traced
+from ntkcollapse._checks import check_finite, check_positive, check_real, check_shape, check_whole, is_traced
 from ntkcollapse.collapse.agop import matrix_square_root
 
 
@@ -117,7 +117,7 @@ def recursive_feature_machine(
     References:
         Radhakrishnan, Beaglehole, Pandit & Belkin (2024).
     """
-    check_positive("iterations", iterations)
+    check_whole("iterations", iterations)
     metric, metrics, predictor = None, [], None
     for _ in range(iterations):
         predictor = kernel_regression(x, y, bandwidth=bandwidth, ridge=ridge, metric=metric)

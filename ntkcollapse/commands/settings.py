@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ntkcollapse._coercion import Whole
+from ntkcollapse._coercion import SEED, Whole
 from ntkcollapse._config import Settings, setting
 from ntkcollapse.choices import INITIAL_CONDITIONS, SIMULATED_MODELS, SOLVERS
 from ntkcollapse.comparison.rungs import RUNGS, Rungs
@@ -44,7 +44,7 @@ class SimulateConfig(Settings):
     )
     rtol: float = setting(1e-6, "tolerance of a step, relative to each part of the state")
     atol: float = setting(0.0, "the same, absolute, in addition")
-    seed: int = setting(0, "of the initial condition")
+    seed: int = setting(0, "of the initial condition", whole=SEED)
     out: str = setting("runs/simulate", "run directory")
     overwrite: bool = setting(False, "replace what is in the run directory")
 
@@ -129,7 +129,7 @@ class CompareConfig(Settings):
         "which network to train where no run is named",
         choices=PRESET_CHOICES,
     )
-    seed: int = setting(0, "of the initial weights of that network")
+    seed: int = setting(0, "of the initial weights of that network", whole=SEED)
     starts: tuple[int | str, ...] = setting(
         (),
         "optimiser steps at whose measured state theory starts; 'terminal' is the step from which on the kernel of the "

@@ -22,7 +22,7 @@ from ntkcollapse.data.memory import check_affordable
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.simulation import SimulationError, simulate
 from ntkcollapse.theory.flow import Flow
-from ntkcollapse.theory.method import Method
+from ntkcollapse.theory.method import Method, check_tolerances
 
 
 def simulate_command(config: SimulateConfig) -> None:
@@ -34,8 +34,7 @@ def simulate_command(config: SimulateConfig) -> None:
         raise ValueError(f"kappa: expected three numbers (diagonal, within, between), got {len(config.kappa)}.")
     if len(config.weight_decay) not in (1, 3):
         raise ValueError(f"weight_decay: expected one rate or three (H, W, b), got {len(config.weight_decay)}.")
-    check_positive("rtol", config.rtol)
-    check_positive("atol", config.atol, zero=True)
+    check_tolerances(config.rtol, config.atol)
     check_positive("weight_decay", config.weight_decay, zero=True)
     classes = Classes(sizes=per_class)
     columns = classes.num_classes + min(config.features, classes.num_samples)
@@ -74,7 +73,9 @@ def simulate_command(config: SimulateConfig) -> None:
     title = f"C={classes.num_classes}, m={per_class[0] if classes.is_balanced else per_class}, n={config.features}, "
     title += f"{config.model} {' '.join(config.parameters)}, " if model is not None else f"κ={config.kappa}, "
     title += f"start: {config.initial} ({config.scale:g})"
-    figures = plots.save(plots.simulation_figure(run, title=title), out.figure("simulation"))
+    # Where nothing moves there is nothing to draw.
+    drawn = plots.comparison_panels({"theory": run})
+    figures = plots.save(plots.simulation_figure(run, title=title), out.figure("simulation")) if drawn else []
     print(simulation_table(run, seconds))
     if model is None:
         print()

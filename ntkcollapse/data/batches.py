@@ -4,7 +4,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Int
 
-from ntkcollapse._checks import check_positive
+from ntkcollapse._checks import check_whole
+from ntkcollapse._coercion import seeded
 from ntkcollapse.classes import Classes
 
 
@@ -23,7 +24,7 @@ class Batches(eqx.Module):
         balanced: the same number of every class.
 
     Raises:
-        ValueError: a batch size above N or, where balanced, one that C does not divide or for which a class is too
+        ValueError: a seed that is none, a batch size above N or, where balanced, one that C does not divide or for which a class is too
             small.
     """
 
@@ -33,9 +34,10 @@ class Batches(eqx.Module):
     balanced: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
+        seeded(self.seed)
         if self.batch_size is None:
             return
-        check_positive("batch_size", self.batch_size)
+        check_whole("batch_size", self.batch_size)
         C, N = self.classes.num_classes, self.classes.num_samples
         if self.batch_size > N:
             raise ValueError(f"batch_size: expected at most the {N} samples there are, got {self.batch_size}.")

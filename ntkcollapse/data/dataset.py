@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer, Num
 
 from ntkcollapse._checks import check_arrays, check_finite, check_shape, check_whole
+from ntkcollapse._coercion import seeded
 from ntkcollapse.classes import Classes, class_order
 
 
@@ -99,7 +100,7 @@ class Dataset(eqx.Module):
         if seed is None:
             rows = [start + np.arange(per_class) for start in starts]
         else:
-            generator = np.random.default_rng(seed)
+            generator = np.random.default_rng(seeded(seed))
             rows = [s + np.sort(generator.permutation(m)[:per_class]) for s, m in zip(starts, sizes, strict=True)]
         return Dataset(
             inputs=self.inputs[np.concatenate(rows)],

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ntkcollapse._checks import check_positive
+from ntkcollapse._coercion import seeded
 from ntkcollapse.choices import IMBALANCES
 from ntkcollapse.classes import Classes
 from ntkcollapse.data.dataset import Dataset
@@ -30,7 +31,7 @@ def gaussian_mixture(
     check_positive("separation", separation)
     check_positive("noise", noise, zero=True)
     check_affordable("classes, dimension", (classes.num_samples, dimension), 8, "take fewer samples or dimensions")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seeded(seed))
     basis = np.linalg.qr(generator.standard_normal((dimension, C)))[0].T
     means = separation / math.sqrt(2) * (basis - basis.mean(0))
     rows = np.repeat(means, classes.sizes, axis=0)
@@ -49,13 +50,13 @@ def orthogonal_inputs(classes: Classes, *, seed: int, dimension: int | None = No
     if dimension < N:
         raise ValueError(f"dimension: expected at least the {N} samples' number, got {dimension}.")
     check_affordable("classes, dimension", (N, dimension), 8, "take fewer samples or dimensions")
-    rows = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, N)))[0].T
+    rows = np.linalg.qr(np.random.default_rng(seeded(seed)).standard_normal((dimension, N)))[0].T
     return Dataset(rows.astype(np.float32), classes, "orthogonal")
 
 
 def random_labels(data: Dataset, *, seed: int) -> Dataset:
     """The same inputs and class sizes with labels that know nothing of them: a permutation."""
-    return _relabelled(data, np.random.default_rng(seed).permutation(data.labels), "random-labels")
+    return _relabelled(data, np.random.default_rng(seeded(seed)).permutation(data.labels), "random-labels")
 
 
 def label_noise(data: Dataset, fraction: float, *, seed: int) -> Dataset:
@@ -66,7 +67,7 @@ def label_noise(data: Dataset, fraction: float, *, seed: int) -> Dataset:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction: expected a number from 0 to 1, got {fraction}.")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seeded(seed))
     C, labels = data.classes.num_classes, data.labels.copy()
     for c in range(C):
         rows = np.flatnonzero(data.labels == c)

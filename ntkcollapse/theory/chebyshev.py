@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ntkcollapse._checks import check_positive
+from ntkcollapse._checks import check_whole
 
 # Damping: inside the stability region every mode but the slowest shrinks by at least 1 − ε/3 a step.
 ε = 2 / 13
@@ -84,7 +84,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
 
     def __check_init__(self):
-        check_positive("max_stages", self.max_stages)
+        check_whole("max_stages", self.max_stages)
         if self.max_stages < 2:
             raise ValueError(f"max_stages: expected at least 2, got {self.max_stages}.")
 

@@ -309,7 +309,9 @@ def _step(problem: _Problem, course: _Course, goal, tolerance: _Tolerance) -> _C
     moved, steps = kept & ~still, course.steps + 1
     arrives = moved & (h >= ahead)
     outcome = xp.where((steps >= tolerance.max_steps) & ~arrives, Outcome.TOO_MANY_STEPS, Outcome.SUCCESSFUL)
-    outcome = xp.where(~kept & (course.t + after <= course.t), Outcome.STEP_TOO_SMALL, outcome)
+    # Not even where a step is no number any more.
+    advances = course.t + xp.where(kept, h, after) > course.t
+    outcome = xp.where(~arrives & ~still & ~advances, Outcome.STEP_TOO_SMALL, outcome)
     return _Course(
         t=xp.where(arrives, goal, xp.where(moved, course.t + h, course.t)),
         y=xp.where(moved, y + reached, y),
@@ -353,7 +355,8 @@ def integrate_reduced(
     Outside of JAX's transformations it runs in numpy and double precision, whatever the start's. Under `vmap` and
     `jit`, in the precision of the start, with rtol at least 32 rounding units. Not differentiable.
 
-    A failure is a result, not an exception: see `Integration`. With `steady` it stops as soon as
+    A failure is a result, not an exception: see `Integration`. What double precision cannot hold is refused before: a
+    ValueError, outside of JAX's transformations. With `steady` it stops as soon as
     ‖d state/dt‖ < steady · ‖state‖.
     """
     traced = is_traced(flow, start, times)
@@ -370,6 +373,8 @@ def integrate_reduced(
     )
     none = xp.asarray(0)
     times = xp.asarray(times, dtype)
+    if not traced:
+        _check_resolved(problem, y, times)
     course = _Course(times[0], y, xp.zeros((), dtype), none + 4, none, none, none, none)
     if traced:
         course, states = jax.lax.scan(lambda c, goal: _advance(problem, c, goal, tolerance), course, times)
@@ -396,6 +401,28 @@ def integrate_reduced(
     )
 
 
+def _check_resolved(problem: _Problem, y, times) -> None:
+    """Raises ValueError where double precision does not hold the flow, or not what it does in all that time."""
+    with np.errstate(all="ignore"):
+        try:
+            fastest = 20 * float(_Jacobian.at(problem, times[0], y).first_step())
+        except np.linalg.LinAlgError:
+            fastest = 0.0
+        duration = float(times[-1] - times[0])
+    if not 0 < fastest < np.inf:
+        raise ValueError(
+            "start, kappa, weight_decay: expected numbers whose squares and products double precision holds, got some "
+            "that it does not; choose units in which they are nearer to 1."
+        )
+    if not duration < _LONGEST * fastest:
+        raise ValueError(
+            f"times: expected less than {_LONGEST:g} of the flow's fastest time scales ({fastest:.3g} at the start), "
+            f"more than double precision resolves, got {duration:.3g}; shorten them."
+        )
+
+
+# In units of the fastest time scale: beyond 1/ε, 1 + τ J is J, which is singular.
+_LONGEST = 1e16
 _BAR = "{l_bar}{bar}| t = {n:.4g}/{total:.4g}"
 
 

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
-from ntkcollapse._checks import check_choice, check_positive, check_whole
+from ntkcollapse._checks import check_choice, check_number, check_whole
 from ntkcollapse.choices import SOLVERS
+
+# Below the first, double precision has no digits left; from 1 on, an error as large as the state would pass.
+RTOL = (1e-14, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Method:
         max_steps: after which it gives up.
 
     Raises:
-        ValueError: an unknown solver, tolerances not above zero, or a number of steps that is no whole number above 0.
+        ValueError: an unknown solver, an rtol outside [1e-14, 1), an atol below zero, or a number of steps that is no
+            whole number above 0.
 
     >>> Method(solver="tsit5", rtol=1e-8)
     Method(solver='tsit5', rtol=1e-08, atol=0.0, max_steps=100000)
@@ -37,6 +41,18 @@ class Method:
     def __post_init__(self):
         if isinstance(self.solver, str):
             check_choice("solver", self.solver, SOLVERS)
-        check_positive("rtol", self.rtol)
-        check_positive("atol", self.atol, zero=True)
+        check_tolerances(self.rtol, self.atol)
         check_whole("max_steps", self.max_steps)
+
+
+def check_tolerances(rtol: Any, atol: Any) -> None:
+    """Raises ValueError for tolerances that no step can keep, or every step keeps."""
+    check_number("rtol", rtol)
+    if not RTOL[0] <= rtol < RTOL[1]:
+        raise ValueError(
+            f"rtol: expected a relative tolerance from {RTOL[0]:g} to below {RTOL[1]:g}, got {rtol:g}; the default is "
+            "1e-6."
+        )
+    check_number("atol", atol)
+    if atol < 0:
+        raise ValueError(f"atol: expected a tolerance of 0 or above, got {atol:g}; 0 leaves it all to rtol.")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats
 
-from ntkcollapse._checks import check_finite, check_increasing, check_positive, check_shape
+from ntkcollapse._checks import check_finite, check_increasing, check_positive, check_shape, check_whole
 from ntkcollapse.theory._line_or_noise import autocorrelation, beats_a_jump, beyond_a_parabola, falls_beyond_noise, line
 from ntkcollapse.theory.rates import Rates
 
@@ -133,6 +133,7 @@ def fit_rate(
         check_shape(name, value, (), "a number")
     check_positive("tolerance", tolerance)
     check_positive("min_efolds", min_efolds, zero=True)
+    check_whole("min_points", min_points)
     if min_points < 6:
         raise ValueError(f"min_points: expected at least 6, a line and its curvature in noise; got {min_points}.")
     t, y, weights, usable, floor = logarithms(times, norms, errors, floor)

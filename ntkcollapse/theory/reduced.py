@@ -82,7 +82,10 @@ class ReducedStart(eqx.Module):
         if kernel.num_directions:
             V = kernel.directions(classes)
             X = deviations @ (V if is_traced(V, deviations) else np.asarray(V)) / mean_size(classes) ** 0.5
-        return cls(M=means, scatter=groups @ groups.swapaxes(-1, -2), W=state.W, b=state.b, X=X)
+        # What overflows is refused by name.
+        with np.errstate(over="ignore"):
+            scatter = groups @ groups.swapaxes(-1, -2)
+        return cls(M=means, scatter=scatter, W=state.W, b=state.b, X=X)
 
     @property
     def state(self) -> "ReducedState":

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ntkcollapse._checks import check_momentum, check_positive
-from ntkcollapse._coercion import Whole
+from ntkcollapse._coercion import SEED
 from ntkcollapse._config import Settings, setting
 from ntkcollapse._options import parse_options
 from ntkcollapse.choices import (
@@ -107,7 +107,7 @@ class TrainConfig(Settings):
     seed: int = setting(
         0,
         "of initial weights, order of the data, label noise and synthetic data",
-        whole=Whole(0, 2**32 - 1, "from 0 to 2³² − 1"),
+        whole=SEED,
     )
 
     def __post_init__(self):

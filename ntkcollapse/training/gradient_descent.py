@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ntkcollapse._checks import check_positive
+from ntkcollapse._checks import check_positive, check_whole
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import Network, Variables
 from ntkcollapse.training.errors import NonFiniteLoss
@@ -85,7 +85,7 @@ def _descend(network, variables, data, learning_rate, steps, loss) -> Iterator[S
 
 def log_spaced(last: int, count: int) -> tuple[int, ...]:
     """At most `count` distinct steps from 0 to `last`, evenly spaced in log(1 + step)."""
-    check_positive("last", last)
-    check_positive("count", count)
+    check_whole("last", last)
+    check_whole("count", count)
     grid = np.expm1(np.linspace(0, np.log1p(last), max(int(count), 2)))
     return tuple(int(s) for s in np.unique(np.rint(grid).astype(int)))

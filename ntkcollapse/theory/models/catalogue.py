@@ -29,11 +29,10 @@ from ntkcollapse.theory.models import quasi_interpolation as quasi
 from ntkcollapse.theory.models import svag as amplified
 from ntkcollapse.theory.models.deep_linear import DeepLinearFlow
 from ntkcollapse.theory.models.losses import DotRegression, LogCrossEntropy
-from ntkcollapse.theory.models.registry import model
+from ntkcollapse.theory.models.registry import Number, model
 from ntkcollapse.weight_decay import WeightDecay
 
 TESTS = "tests/theory/"
-Number = float | Float[Array, ""]
 Decay = Number | Mapping[str, float]
 
 

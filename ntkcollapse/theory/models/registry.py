@@ -4,9 +4,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ntkcollapse._checks import check_arrays
+from jaxtyping import Array, Float
+
+from ntkcollapse._checks import check_arrays, check_shape
 from ntkcollapse.classes import as_classes
 
+# What a model takes one of: a decay rate, a budget.
+Number = float | Float[Array, ""]
 MODELS: dict[str, "Model"] = {}
 
 
@@ -38,6 +42,8 @@ class Model:
                 raise ValueError(f"{name}: expected a number, got {value!r}.")
             if name.startswith(("decay", "energy", "radius")):
                 check_arrays(**{name: value})
+            if signature.parameters[name].annotation == Number:
+                check_shape(name, value, (), "one number")
         return self.build(*given.args, **given.kwargs)
 
     def __getattr__(self, name: str) -> Callable:
