@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 import re
 import time
@@ -15,7 +16,7 @@ def user_cache() -> Path:
 
 
 @contextmanager
-def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
+def replacing(file: Path, mark: str | None = None, *, new: bool = False) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place when the block ends without an error, and goes otherwise.
 
     Whoever reads `file` meanwhile, or after the process was killed, finds the old one. What was written is on the disk
@@ -25,12 +26,16 @@ def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
 
     mark: in the name of the path, for files that have one writer: what a killed process left of it is then written
         over by the next, where names of their own, the default, would pile up until `remove_leftovers`.
+    new: whether a file that is there by then stays, and what was written goes.
+
+    Raises:
+        FileExistsError: with `new`, somebody else was faster.
     """
     part = file.with_name(f".{file.stem}-{mark or uuid.uuid4().hex[:8]}{file.suffix}")
     try:
         yield part
         _to_disk(part)
-        os.replace(part, file)
+        _link(part, file) if new else os.replace(part, file)
         _to_disk(file.parent)
     except OSError as error:
         if error.errno is not None and error.filename is None:
@@ -38,6 +43,19 @@ def replacing(file: Path, mark: str | None = None) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _link(part: Path, file: Path) -> None:
+    """Gives what was written its name, unless that is taken: of two who do, one fails."""
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links.
+        if file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(file)) from None
+        os.replace(part, file)
 
 
 def remove_leftovers(folder: Path, files: str, *, idle: float = 0) -> None:

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -168,6 +168,23 @@ class RunDirectory:
             Checkpoints(folder).clean()
         shutil.rmtree(self._staged, ignore_errors=True)
 
+    def version(self, *files: Path) -> Mapping[Path, tuple[int, ...] | None]:
+        """Which trajectory and comparison are there (or these files), for `check_version` after they have been read."""
+        return {file: _identity(file) for file in files or (self.trajectory, self.comparison)}
+
+    def check_version(self, version: Mapping[Path, tuple[int, ...] | None]) -> None:
+        """Whether what was read is still what is there. Changes nothing.
+
+        Raises:
+            RunInUse: another process replaced it since: what was made of the old one would stand beside the new one.
+        """
+        for file, identity in version.items():
+            if _identity(file) != identity:
+                raise RunInUse(
+                    f"{file}: expected to stay as it was read, another process has replaced it since; run the command "
+                    "again when that is at its end."
+                )
+
     def check(self, *, overwrite: bool = False, resume: bool = False) -> None:
         """Whether a run may start here, or go on. Changes nothing.
 
@@ -317,6 +334,15 @@ class RunDirectory:
             yield
         except OSError as error:
             raise OSError(f"{file}: could not be written ({error}). {remedy}") from error
+
+
+def _identity(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check_not_owned(argument: str, file: str | os.PathLike) -> None:

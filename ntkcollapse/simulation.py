@@ -343,12 +343,16 @@ def _check_start(start: Any, flow: AbstractFlow, key: Key[Array, ""] | None) -> 
 
 def _check_absolute(atol: float, start: Any) -> None:
     """Raises ValueError where an absolute tolerance is above all that there is at the start."""
-    parts = [] if atol == 0 or is_traced(start) else [np.asarray(x) for x in jax.tree.leaves(eqx.filter(start, eqx.is_inexact_array))]
+    parts = (
+        []
+        if atol == 0 or is_traced(start)
+        else [np.asarray(x) for x in jax.tree.leaves(eqx.filter(start, eqx.is_inexact_array))]
+    )
     largest = max((float(np.sqrt(np.mean(np.square(x)))) for x in parts if x.size), default=0.0)
     if 0 < largest <= atol:
         raise ValueError(
-            f"atol: expected less than the size of the start, {largest:.3g} (root mean square of its largest part), got "
-            f"{atol:g}: any step would pass; 0 leaves it all to rtol."
+            f"atol: expected less than the size of the start, {largest:.3g} (root mean square of its largest part), "
+            f"got {atol:g}: any step would pass; 0 leaves it all to rtol."
         )
 
 

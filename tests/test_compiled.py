@@ -12,6 +12,7 @@ import pytest
 
 from ntkcollapse import enable_cache
 from ntkcollapse.compiled import compilation_announced, compiled_quickly
+from tests.processes import ended
 
 PROGRAM = """
 import json, sys
@@ -33,19 +34,20 @@ def start(tmp_path, **variables):
     return subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, env=environment)
 
 
-def result(process):
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return json.loads(out)
+def results(*processes):
+    with ended(*processes):
+        said = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes)
+        return [json.loads(out) for out in said]
 
 
 def test_later_processes_load_what_was_compiled_and_several_share_a_folder(tmp_path):
-    first = [result(process) for process in [start(tmp_path), start(tmp_path)]]
-    later = result(start(tmp_path))
+    first = results(start(tmp_path), start(tmp_path))
+    (later,) = results(start(tmp_path))
     assert later["folder"] == str(tmp_path / "ntkcollapse" / "compiled")
     assert later["hits"] >= 1
     assert [run["value"] for run in first] == [later["value"]] * 2
-    off = result(start(tmp_path, NTKCOLLAPSE_CACHE="off"))
+    (off,) = results(start(tmp_path, NTKCOLLAPSE_CACHE="off"))
     assert (off["folder"], off["hits"]) == ("None", 0)
 
 

@@ -18,6 +18,7 @@ from ntkcollapse import Classes, Trajectory
 from ntkcollapse._config import Settings, setting
 from ntkcollapse.cli import main
 from ntkcollapse.run_directory import RunDirectory, RunInUse, check_not_owned
+from tests.processes import ended
 
 PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 FILES = re.compile(r"config\.toml|trajectory\.nc|comparison\.nc|report\.html|status\.json|error\.txt")
@@ -144,7 +145,8 @@ with RunDirectory(sys.argv[1]).locked("compare"):
 def test_who_holds_a_directory_is_named_and_a_dead_process_holds_none(directory):
     # A killed process leaves its file.
     (directory.path / ".lock").write_text("`ntkcollapse train`, process 1 on elsewhere")
-    with subprocess.Popen([sys.executable, "-c", _HOLDER, directory], stdout=subprocess.PIPE, text=True) as holder:
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, directory], stdout=subprocess.PIPE, text=True)
+    with ended(holder):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         said = f"run: expected .* nobody writes to, `ntkcollapse compare`, process {holder.pid} on .* wait for it"

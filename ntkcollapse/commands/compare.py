@@ -67,10 +67,13 @@ def compare_command(config: CompareConfig) -> None:
     brief = config.run is None
     config = config if config.run is not None else _trained_first(config)
     assert config.run is not None
-    recorded = load_network_run(Path(config.run))
+    of = RunDirectory(config.run)
+    version = of.version(of.trajectory)
+    recorded = load_network_run(of.path)
     out = RunDirectory(config.run if config.out is None else config.out)
     # What another comparison adds meanwhile would be lost, as would what this one adds to a run that is replaced.
     with out.locked("compare"):
+        of.check_version(version)
         plan = _plan(config, recorded, out)
         for step, names in plan.missing.items():
             _climb(plan, step, names)

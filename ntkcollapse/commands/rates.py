@@ -24,14 +24,17 @@ def rates_command(config: RatesConfig) -> None:
     """Does what `RatesConfig` says."""
     if config.run is None:
         raise ValueError("run: expected the directory of a run, as `simulate`, `train` and `compare` leave one.")
-    path = Path(config.run)
+    path, directory = Path(config.run), RunDirectory(config.run)
+    version = directory.version(directory.trajectory)
     run = Trajectory.load(path)
     rates = measured_rates(run, tolerance=config.tolerance)
     decay = None
     if config.spectrum:
         decay = spectrum_of(path, run, rates["single"])
-    file = RunDirectory(path).figure("rates") if config.out is None else Path(config.out) / "rates"
-    files = plots.save(plots.rates_figure(run, rates, decay, title=str(path)), file)
+    file = directory.figure("rates") if config.out is None else Path(config.out) / "rates"
+    figure = plots.rates_figure(run, rates, decay, title=str(path))
+    directory.check_version(version)
+    files = plots.save(figure, file)
     print(rates_table(run, rates))
     if said := moved_line(run):
         print(f"\n{said}")

@@ -38,12 +38,17 @@ def report_command(config: ReportConfig) -> None:
     check_not_owned("out", file)
     if file.exists() and not config.overwrite:
         raise FileExistsError(f"{file} exists: name another file with --out, or pass --overwrite.")
+    version = directory.version()
     run = Trajectory.load(path)
     ladders = load_ladders(path) if directory.comparison.exists() else {}
     text = report(run, ladders, title=_title(run, path))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        part.write_text(text, encoding="utf-8")
+    try:
+        with replacing(file, new=not config.overwrite) as part:
+            part.write_text(text, encoding="utf-8")
+            directory.check_version(version)
+    except FileExistsError:
+        raise FileExistsError(f"{file} exists by now: name another file with --out, or pass --overwrite.") from None
     print(f"report  {file}  ({file.stat().st_size / 1e6:.1f} MB, one file, opens offline)")
 
 

@@ -57,6 +57,9 @@ def simulate_command(config: SimulateConfig) -> None:
     out = RunDirectory(config.out)
     method = Method(solver=config.solver, rtol=config.rtol, atol=config.atol)
     flow = Flow(kappa, classes, weight_decay=decay, bias=config.bias) if model is None else model
+    title = f"C={classes.num_classes}, m={per_class[0] if classes.is_balanced else per_class}, n={config.features}, "
+    title += f"{config.model} {' '.join(config.parameters)}, " if model is not None else f"κ={config.kappa}, "
+    title += f"start: {config.initial} ({config.scale:g})"
     failure = None
     with out.locked("simulate"):
         out.check(overwrite=config.overwrite)
@@ -70,12 +73,9 @@ def simulate_command(config: SimulateConfig) -> None:
         seconds = time.perf_counter() - began
         # Not before it is known that there is something to put in the place of an earlier run.
         out.put(dataclasses.replace(config, until=until), run.save)
-    title = f"C={classes.num_classes}, m={per_class[0] if classes.is_balanced else per_class}, n={config.features}, "
-    title += f"{config.model} {' '.join(config.parameters)}, " if model is not None else f"κ={config.kappa}, "
-    title += f"start: {config.initial} ({config.scale:g})"
-    # Where nothing moves there is nothing to draw.
-    drawn = plots.comparison_panels({"theory": run})
-    figures = plots.save(plots.simulation_figure(run, title=title), out.figure("simulation")) if drawn else []
+        # Where nothing moves there is nothing to draw.
+        drawn = plots.comparison_panels({"theory": run})
+        figures = plots.save(plots.simulation_figure(run, title=title), out.figure("simulation")) if drawn else []
     print(simulation_table(run, seconds))
     if model is None:
         print()

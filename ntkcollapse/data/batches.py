@@ -24,8 +24,8 @@ class Batches(eqx.Module):
         balanced: the same number of every class.
 
     Raises:
-        ValueError: a seed that is none, a batch size above N or, where balanced, one that C does not divide or for which a class is too
-            small.
+        ValueError: a seed that is none; a batch size above N or, where balanced, one that C does not divide or for
+            which a class is too small.
     """
 
     classes: Classes

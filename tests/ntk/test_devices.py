@@ -11,6 +11,7 @@ import numpy as np
 
 from ntkcollapse.ntk import block_statistics, empirical_ntk
 from tests.ntk.zoo import normal
+from tests.processes import ended
 
 SCRIPT = """
 import sys
@@ -72,11 +73,12 @@ def test_eight_devices_and_two_processes(tmp_path):
         start(4, port, 0, outs[1], folders[1]),
         start(4, port, 1, outs[2], folders[2]),
     ]
-    want = measured(folders[3])
-    for process, out in zip(running, outs, strict=True):
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error[-3000:]
-        with np.load(out) as got:
-            for name, value in zip(got.files, want, strict=True):
-                # Other orders of summation in float64.
-                np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)
+    with ended(*running):
+        want = measured(folders[3])
+        for process, out in zip(running, outs, strict=True):
+            _, error = process.communicate(timeout=300)
+            assert process.returncode == 0, error[-3000:]
+            with np.load(out) as got:
+                for name, value in zip(got.files, want, strict=True):
+                    # Other orders of summation in float64.
+                    np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)

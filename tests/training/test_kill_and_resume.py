@@ -14,6 +14,7 @@ import pytest
 
 from ntkcollapse.training import read_status, saved_config, saved_variables
 from ntkcollapse.trajectory import Trajectory
+from tests.processes import ended
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,8 +31,9 @@ def start(out: Path) -> subprocess.Popen:
 
 def finish(out: Path) -> None:
     process = start(out)
-    said = process.communicate()
-    assert process.returncode == 0, said
+    with ended(process):
+        said = process.communicate()
+        assert process.returncode == 0, said
 
 
 def kill_at_random(out: Path, generator: random.Random) -> int | None:
@@ -42,22 +44,23 @@ def kill_at_random(out: Path, generator: random.Random) -> int | None:
     progress = out.parent / f"{out.name}.progress"
     progress.write_text("")
     process = start(out)
-    steps = generator.randint(0, 20)
-    began = None
-    while process.poll() is None:
-        said = progress.read_text()
-        if said and began is None:
-            began = int(said)
-        if steps == 0 or (began is not None and said and int(said) >= began + steps):
-            break
-        time.sleep(0.001)
-    time.sleep(generator.uniform(0, 0.1 if steps else 3.0))
-    process.send_signal(signal.SIGKILL)
-    said = process.communicate()
-    if process.returncode == 0:
-        return None
-    assert process.returncode == -signal.SIGKILL, said
-    return int(progress.read_text() or 0)
+    with ended(process):
+        steps = generator.randint(0, 20)
+        began = None
+        while process.poll() is None:
+            said = progress.read_text()
+            if said and began is None:
+                began = int(said)
+            if steps == 0 or (began is not None and said and int(said) >= began + steps):
+                break
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.1 if steps else 3.0))
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()
+        if process.returncode == 0:
+            return None
+        assert process.returncode == -signal.SIGKILL, said
+        return int(progress.read_text() or 0)
 
 
 def assert_same_run(one: Path, other: Path) -> None:
