@@ -32,7 +32,9 @@ def blocks_of(run: Trajectory) -> Blocks | None:
     if any(name not in run.observables for name in names):
         return None
     diagonal, within, between, alignment = (np.asarray(run[name], float) for name in names)
-    return Blocks(within / diagonal, between / diagonal, alignment)
+    # NaN of features that are all zero.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Blocks(within / diagonal, between / diagonal, alignment)
 
 
 def blocks_formed(run: Trajectory) -> int | None:
@@ -74,11 +76,12 @@ def rate_drops(run: Trajectory) -> list[float]:
 
 
 def features_moved(run: Trajectory) -> Float[np.ndarray, " T"] | None:
-    """‖H(t) − H(0)‖ / ‖H(0)‖ at every record; None of a run that kept no features."""
+    """‖H(t) − H(0)‖ / ‖H(0)‖ at every record; None of a run that kept no features, or whose first ones are all zero."""
     if not isinstance(run.states, LastLayer):
         return None
     H = np.asarray(run.states.H, float)
-    return np.linalg.norm(H - H[:1], axis=(1, 2)) / np.linalg.norm(H[0])
+    size = np.linalg.norm(H[0])
+    return np.linalg.norm(H - H[:1], axis=(1, 2)) / size if size else None
 
 
 def _from_which_on(holds: np.ndarray) -> int | None:

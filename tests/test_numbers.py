@@ -98,6 +98,33 @@ def test_seeds_of_settings(kind, seed):
     assert kind(seed=2**32 - 1).seed == 2**32 - 1
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "init_scale", "last_layer_scale", "decay_factor", "weight_decay"])
+@pytest.mark.parametrize("value", [1e-46, 1e39])
+def test_what_single_precision_does_not_hold(name, value):
+    """A learning rate of 1e-46 trained nothing, and said nothing."""
+    with pytest.raises(ValueError, match=rf"^{name}: expected a number that single precision holds"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "1", "1e300"])
+def test_tolerance_of_rates(value, tmp_path, capsys):
+    """Before a file is read. What is no tolerance was said of each part to be why it has no exponential."""
+    assert cli.main(["rates", str(tmp_path), f"--tolerance={value}"]) == 2
+    said = capsys.readouterr().err
+    assert f"tolerance: expected a relative change above 0 and below 1, got {float(value):g}" in said
+
+
+@pytest.mark.parametrize("records", [0, -1, 2**62])
+def test_records_of_comparisons(records):
+    with pytest.raises(ValueError, match=r"^records: expected a whole number from 1 to a million"):
+        settings.CompareConfig(records=records)
+
+
+def test_as_many_measurements_as_memory_holds():
+    with pytest.raises(ValueError, match=r"^measure_log: expected a whole number from 0 to a million"):
+        TrainConfig(measure_log=2**62)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None, True, "1"])
 def test_seeds_of_data(seed):
     rows = data.gaussian_mixture(CLASSES, 3, seed=0)

@@ -60,7 +60,6 @@ def compare_command(config: CompareConfig) -> None:
     """Does what `CompareConfig` says."""
     for rung in config.rungs:
         check_choice("rungs", rung, Rungs({"all": "every rung", **RUNGS}))
-    check_positive("records", config.records)
     if config.homogeneity is not None:
         check_positive("homogeneity", config.homogeneity, zero=True)
     _check_used(config)

@@ -24,6 +24,8 @@ def rates_command(config: RatesConfig) -> None:
     """Does what `RatesConfig` says."""
     if config.run is None:
         raise ValueError("run: expected the directory of a run, as `simulate`, `train` and `compare` leave one.")
+    if not 0 < config.tolerance < 1:
+        raise ValueError(f"tolerance: expected a relative change above 0 and below 1, got {config.tolerance:g}.")
     path, directory = Path(config.run), RunDirectory(config.run)
     version = directory.version(directory.trajectory)
     run = Trajectory.load(path)

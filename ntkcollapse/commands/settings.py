@@ -143,7 +143,11 @@ class CompareConfig(Settings):
         "but the sample kernel's path",
         choices=Rungs({"all": "every rung that is listed; blocks:q for any other q by its name", **RUNGS}),
     )
-    records: int = setting(40, "at how many records at most a run is compared, log-spaced from the start of theory on")
+    records: int = setting(
+        40,
+        "at how many records at most a run is compared, log-spaced from the start of theory on",
+        whole=Whole(1, 10**6, "from 1 to a million"),
+    )
     homogeneity: float | None = setting(
         None,
         "degree of the features in decaying weights: rungs 1 to 3 decay H at so many λ (default: what it is measured "

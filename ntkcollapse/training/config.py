@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ntkcollapse._checks import check_momentum, check_positive
-from ntkcollapse._coercion import SEED
+from ntkcollapse._coercion import SEED, Whole
 from ntkcollapse._config import Settings, setting
 from ntkcollapse._options import parse_options
 from ntkcollapse.choices import (
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ntkcollapse.networks import Network
 
 
+# Networks compute in it.
+_SINGLE = 1.2e-38, 3.4e38
 # The convolutions of VGG halve the images five times.
 _SIZES = {"vgg11": 32, "vgg16": 32}
 
@@ -92,7 +94,11 @@ class TrainConfig(Settings):
         choices=MEASUREMENTS,
     )
     measure_every: int = setting(0, "epochs between measurements; 0 for none of these")
-    measure_log: int = setting(32, "so many measurements, evenly spaced in the logarithm of the step")
+    measure_log: int = setting(
+        32,
+        "so many measurements, evenly spaced in the logarithm of the step",
+        whole=Whole(0, 10**6, "from 0 to a million"),
+    )
     measure_steps: tuple[int, ...] = setting((), "more steps to measure at")
     measure_on: str = setting(
         "probe", "what last layer and kernels are measured on", choices=("probe", "batch", "both")
@@ -119,6 +125,13 @@ class TrainConfig(Settings):
             "checkpoint_seconds", "measure_steps",
         ):  # fmt: skip
             check_positive(name, getattr(self, name), zero=True)
+        for name in ("learning_rate", "init_scale", "last_layer_scale", "decay_factor", "weight_decay"):
+            value = getattr(self, name)
+            if value and not _SINGLE[0] <= value <= _SINGLE[1]:
+                raise ValueError(
+                    f"{name}: expected a number that single precision holds, from {_SINGLE[0]:g} to {_SINGLE[1]:g}, got "
+                    f"{value:g}, which networks would compute with as {0 if value < 1 else 'infinity'}."
+                )
         for name in ("per_class", "test_per_class", "image_size"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
