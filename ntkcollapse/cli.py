@@ -2,6 +2,9 @@
 
 import argparse
 import inspect
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -20,9 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ntkcollapse {ntkcollapse.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
+        # Empty where Python drops docstrings (-OO).
         text = inspect.cleandoc(command.description)
         sub = subparsers.add_parser(
-            name, help=text.splitlines()[0], description=text, formatter_class=_config.HelpFormatter
+            name, help=text.partition("\n")[0], description=text, formatter_class=_config.HelpFormatter
         )
         _config.add_flags(sub, command.settings)
     return parser
@@ -30,6 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; bad input ends with one line on standard error and status 2, a failed run with 1."""
+    for stream in (sys.stdout, sys.stderr):
+        # Tables have Greek letters, which not every terminal's encoding holds.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     flags = build_parser().parse_args(arguments)
     name = vars(flags).pop("command")
     try:
@@ -42,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         enable_cache()
         with compilation_announced():
             COMMANDS[name].function(settings)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Whoever read the output has read enough; nor is the rest of it to fail at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, TypeError, FileExistsError, FileNotFoundError) as error:
         print(f"ntkcollapse {name}: {error}", file=sys.stderr)
         return 2

@@ -66,9 +66,9 @@ def _runs(out: Path) -> dict[str, Any]:
     """Everything that a folder holds of runs, comparisons and kernels, but for the time that it took."""
     kept: dict[str, Any] = {}
     for file in sorted(out.rglob("trajectory.nc")):
-        run = Trajectory.load(file)
-        kept |= {f"{file.parent.name}/{k}": v for k, v in run.observables.items() if "seconds" not in k}
-        kept |= {f"{file.parent.name}/state{i}": leaf for i, leaf in enumerate(jax.tree.leaves(run.states))}
+        run, of = Trajectory.load(file), file.parent.relative_to(out)
+        kept |= {f"{of}/{k}": v for k, v in run.observables.items() if "seconds" not in k}
+        kept |= {f"{of}/state{i}": leaf for i, leaf in enumerate(jax.tree.leaves(run.states))}
     for file in sorted(out.rglob("comparison.nc")):
         for step, ladder in load_ladders(file.parent).items():
             for name, run in ladder.rungs.items():
@@ -79,7 +79,7 @@ def _runs(out: Path) -> dict[str, Any]:
         # Drawn whole, and nothing of a killed process beside it.
         assert not file.name.startswith("."), file
         assert file.read_bytes()[-8:] == b"IEND\xaeB`\x82" if file.suffix == ".png" else b"%%EOF" in file.read_bytes()
-        kept[f"figure {file.parents[1].name}/{file.name}"] = np.ones(())
+        kept[f"figure {file.relative_to(out)}"] = np.ones(())
     return kept
 
 

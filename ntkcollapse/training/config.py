@@ -129,8 +129,8 @@ class TrainConfig(Settings):
             value = getattr(self, name)
             if value and not _SINGLE[0] <= value <= _SINGLE[1]:
                 raise ValueError(
-                    f"{name}: expected a number that single precision holds, from {_SINGLE[0]:g} to {_SINGLE[1]:g}, got "
-                    f"{value:g}, which networks would compute with as {0 if value < 1 else 'infinity'}."
+                    f"{name}: expected a number that single precision holds, from {_SINGLE[0]:g} to {_SINGLE[1]:g}, "
+                    f"got {value:g}, which networks would compute with as {0 if value < 1 else 'infinity'}."
                 )
         for name in ("per_class", "test_per_class", "image_size"):
             if getattr(self, name) is not None:

@@ -1,0 +1,45 @@
+"""What the command line says, to whom it may: terminals without Greek letters, readers that go, no docstrings."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ntkcollapse import cli
+from ntkcollapse.commands import COMMANDS, Command
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_a_terminal_does_not_have(encoding, monkeypatch):
+    """The table of rates has them: it was lost, after all the work, in "'ascii' codec can't encode"."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(Command, "function", property(lambda _: lambda settings: print("λ(κ), 3 ± 1")))
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["rates", "run"]) == 0
+    out.seek(0)
+    assert out.read().startswith(r"\u03bb(\u03ba), 3 ")
+
+
+def test_a_reader_that_goes(monkeypatch):
+    """`ntkcollapse rates run | head -1` is no failure of the run."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = io.TextIOWrapper(os.fdopen(writer, "wb"), "utf-8")
+    monkeypatch.setattr(Command, "function", property(lambda _: lambda settings: print("a table")))
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["rates", "run"]) == 141
+    # What is left goes nowhere, without an error at the interpreter's end.
+    out.close()
+
+
+def test_help_without_docstrings():
+    """`python -OO` drops them, and `--help` ended in an IndexError."""
+    command = [sys.executable, "-OO", "-m", "ntkcollapse.cli", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
