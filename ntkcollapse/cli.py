@@ -1,12 +1,14 @@
 """The command line: it parses, calls one function of `commands`, and turns bad input into one line."""
 
 import argparse
+import contextlib
 import inspect
 import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 import ntkcollapse
 from ntkcollapse import _config
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Rates that differ by 10⁴ need float64; networks keep their own float32.
         jax.config.update("jax_enable_x64", True)
         enable_cache()
-        with compilation_announced():
+        with compilation_announced(), _warning_in_one_line(name):
             COMMANDS[name].function(settings)
         print(end="", flush=True)
     except BrokenPipeError:
@@ -65,6 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _warning_in_one_line(command: str) -> Iterator[None]:
+    """What users are warned of, without the line of our code that Python adds."""
+    usual = warnings.formatwarning
+
+    def one_line(message, category, *where):
+        own = issubclass(category, UserWarning | RuntimeWarning)
+        return f"ntkcollapse {command}: warning: {message}\n" if own else usual(message, category, *where)
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 if __name__ == "__main__":

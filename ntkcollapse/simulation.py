@@ -92,7 +92,7 @@ def simulate(
     T (n C + G n² + C n) numbers for a reduced run, T N n for a full one.
 
     Args:
-        start: the state at times[0], or its arrays (H, W, b); a `ReducedStart` where single columns do not matter.
+        start: the state at times[0], or its arrays (H, W, b), those in half precision taken to single; a `ReducedStart` where single columns do not matter.
         kappa: feature kernel, constant or a `KernelPath`, or three numbers (diagonal, within, between); or a flow,
             which brings its classes. A flow with a constraint is put back on it after every step, and
             statistics["largest_correction"] says from how far.
@@ -130,7 +130,7 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    flow, start = _flow_of(kappa, classes), _as_start(start)
+    flow, start = _flow_of(kappa, classes), _in_single_precision(_as_start(start))
     method = Method(solver=method) if isinstance(method, str) else method
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a Method or the name of a solver, got {type(method).__name__}.")
@@ -286,6 +286,12 @@ def _as_start(start: Any) -> Any:
             f"{type(start).__name__}; LastLayer(H=..., W=..., b=...) makes one."
         )
     return start
+
+
+def _in_single_precision(start: Any) -> Any:
+    """The state, in single precision where it is in half, in which nothing is integrated."""
+    half = [x for x in jax.tree.leaves(start) if eqx.is_inexact_array(x) and x.dtype.itemsize < 4]
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, start) if half else start
 
 
 def _equation_of(flow: AbstractFlow) -> Equation:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import warnings
@@ -226,8 +227,12 @@ class Trajectory(eqx.Module):
 
     def _checked(self, index: int) -> int:
         T = self.times.shape[0]
-        if not -T <= index < T:
-            raise ValueError(f"index: expected a saved time from {-T} to {T - 1}, got {index}.")
+        try:
+            fits = -T <= operator.index(index) < T
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"index: expected a saved time from {-T} to {T - 1}, got {index!r}.")
         return index
 
     def kernel_at(self, index: int) -> SampleKernel:

@@ -1,5 +1,6 @@
 """Numbers that mean nothing are refused by name before anything is computed, on the command line and in Python."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import ntkcollapse as nc
-from ntkcollapse import cli, data, models
+from ntkcollapse import cli, data, models, simulation
 from ntkcollapse.commands import COMMANDS, settings
 from ntkcollapse.commands import simulate as simulate_module
 from ntkcollapse.theory import fit_rate
@@ -193,6 +194,25 @@ def test_what_double_precision_holds_is_integrated():
     run = nc.simulate(START, KAPPA, CLASSES, [0.0, 1e14])
     assert float(run["loss"][-1]) < 1e-20
     assert int(run.statistics["num_steps"]) < 200
+
+
+@pytest.mark.parametrize("dtype", [jax.numpy.bfloat16, np.float16])
+def test_half_precision_is_integrated_in_single(dtype):
+    """LAPACK has none: it ended in a TypeError of JAX."""
+    half = jax.tree.map(lambda x: jax.numpy.asarray(x).astype(dtype), START)
+    single = jax.tree.map(lambda x: x.astype(np.float32), half)
+    with pytest.warns(UserWarning) if not simulation._warned else contextlib.nullcontext():
+        runs = [nc.simulate(start, KAPPA, CLASSES, TIMES) for start in (half, single)]
+    assert runs[0].last_layer(-1).W.dtype == np.float32
+    np.testing.assert_array_equal(runs[0]["loss"], runs[1]["loss"])
+
+
+@pytest.mark.parametrize("index", [0.5, 4, -5, None, "1"])
+def test_saved_times_are_counted(index):
+    run = nc.simulate(START, KAPPA, CLASSES, TIMES, observed=False)
+    with pytest.raises(ValueError, match=r"^index: expected a saved time from -4 to 3, got"):
+        run.last_layer(index)
+    assert run.last_layer(np.int8(1)).W.shape == run.last_layer(jax.numpy.asarray(1)).W.shape
 
 
 def test_whole_numbers():

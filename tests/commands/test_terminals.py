@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_a_reader_that_goes(monkeypatch):
     assert cli.main(["rates", "run"]) == 141
     # What is left goes nowhere, without an error at the interpreter's end.
     out.close()
+
+
+def test_a_warning_is_one_line_without_our_code(monkeypatch, capsys):
+    def warn(settings):
+        print(warnings.formatwarning("not aligned", UserWarning, __file__, 1, "code"), file=sys.stderr, end="")
+
+    monkeypatch.setattr(Command, "function", property(lambda _: warn))
+    assert cli.main(["rates", "run"]) == 0
+    assert capsys.readouterr().err == "ntkcollapse rates: warning: not aligned\n"
+    assert "code" in warnings.formatwarning("x", UserWarning, __file__, 1, "code")
 
 
 def test_help_without_docstrings():
