@@ -92,7 +92,8 @@ def simulate(
     T (n C + G n² + C n) numbers for a reduced run, T N n for a full one.
 
     Args:
-        start: the state at times[0], or its arrays (H, W, b), those in half precision taken to single; a `ReducedStart` where single columns do not matter.
+        start: the state at times[0], or its arrays (H, W, b); a `ReducedStart` where single columns do not matter.
+            Half precision is taken to single.
         kappa: feature kernel, constant or a `KernelPath`, or three numbers (diagonal, within, between); or a flow,
             which brings its classes. A flow with a constraint is put back on it after every step, and
             statistics["largest_correction"] says from how far.

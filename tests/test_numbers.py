@@ -201,7 +201,7 @@ def test_half_precision_is_integrated_in_single(dtype):
     """LAPACK has none: it ended in a TypeError of JAX."""
     half = jax.tree.map(lambda x: jax.numpy.asarray(x).astype(dtype), START)
     single = jax.tree.map(lambda x: x.astype(np.float32), half)
-    with pytest.warns(UserWarning) if not simulation._warned else contextlib.nullcontext():
+    with pytest.warns(UserWarning, match="the start is float32") if not simulation._warned else contextlib.nullcontext():
         runs = [nc.simulate(start, KAPPA, CLASSES, TIMES) for start in (half, single)]
     assert runs[0].last_layer(-1).W.dtype == np.float32
     np.testing.assert_array_equal(runs[0]["loss"], runs[1]["loss"])
