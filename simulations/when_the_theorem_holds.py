@@ -6,9 +6,10 @@
 
 From each start the theorem is integrated under the kernel's three numbers as measured there and frozen, along their
 measured path, and with their proportions frozen but the size of κ_d as measured, and compared with the network at steps
-log-spaced since the start. Beside the errors stands how far the kernel is one of blocks at the start. Writes a table to
-simulations/results and a figure to simulations/figures. Runs and comparisons are kept in simulations/runs and
-simulations/results and not made twice.
+log-spaced since the start. Beside the errors stands how far the kernel is one of blocks at the start, and how fast the
+residual of class means falls there, as the theorem has it, by the whole feature kernel, and with batch statistics that
+move, as they do in training. Writes a table to simulations/results and a figure to simulations/figures. Runs and
+comparisons are kept in simulations/runs and simulations/results and not made twice.
 """
 
 import argparse
@@ -70,6 +71,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 STARTS, RECORDS = 9, 8
 NAMES = ("residual_single", "residual_class", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023")
+# In one panel, where the table's own colours meet.
+COLOURS = {name: plots.described(name).colour for name in NAMES[1:]} | {"residual_class": "#0072B2"}
 THEORIES = {"frozen": "κ as at the start", "path": "κ as measured", "clock": "κ as at the start, with the κ_d measured"}
 BLOCKS = {
     "strength": r"block strength $(\kappa_c-\kappa_n)/\kappa_d$",
@@ -87,18 +90,62 @@ def compared(last: int) -> dict[int, list[int]]:
     }
 
 
-def comparisons(name: str, seed: int) -> list[dict[str, Any]]:
-    """One row a start: blocks there, and each theory's horizons and errors; read where it is there already."""
-    key = f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
-    file = HERE / "results" / "when_the_theorem_holds" / f"{key}.json"
-    if file.exists():
-        return json.loads(file.read_text())
+def key_of(name: str, seed: int) -> str:
+    """What the files of a run are called."""
+    return f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+
+
+def trained(name: str, seed: int) -> tuple[dict[int, list[int]], MeasuredRun]:
+    """The steps compared, and the run with its networks at the starts; read where it is there already."""
     config = dataclasses.replace(BASE, seed=seed, **SETTINGS[name])
     steps = compared(config.epochs)
     config = dataclasses.replace(config, measure_steps=tuple(sorted(set(itertools.chain(*steps.values())))))
-    out = HERE / "runs" / "when_the_theorem_holds" / key
+    out = HERE / "runs" / "when_the_theorem_holds" / key_of(name, seed)
     run, networks = train(config, out, resume=out.exists(), keep_networks_at=sorted(steps))
-    measured = MeasuredRun.of(run, networks, config.build_splits().train)
+    return steps, MeasuredRun.of(run, networks, config.build_splits().train)
+
+
+def class_rates(name: str, seed: int) -> dict[int, dict[str, float]]:
+    """Start → −d ln‖R_class − R_global‖/dt there, by what moves the features; read where it is there already."""
+    file = HERE / "results" / "when_the_theorem_holds" / f"{key_of(name, seed)}_rates.json"
+    if not file.exists():
+        steps, run = trained(name, seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({start: _class_rates(run.start(start)) for start in steps}))
+    return {int(start): rates for start, rates in json.loads(file.read_text()).items()}
+
+
+def _class_rates(start: MeasuredStart) -> dict[str, float]:
+    """By −WᵀRK with the kernel's three numbers; by all of Θ^h; and with the batch statistics of training."""
+    network, state, classes = start.network, start.state, start.classes
+    R = state.logits - classes.Y
+    force = -(state.W.T @ R)
+
+    def moved(features: Any) -> Any:
+        def columns(params: Any) -> Any:
+            return features(params, network.inputs).T
+
+        gradient = jax.vjp(columns, network.params)[1](force)[0]
+        return jax.jvp(columns, (network.params,), (gradient,))[1]
+
+    moves = {"theorem": force @ start.block_kernel.as_matrix(classes), "feature kernel": moved(network.features)}
+    if network.coupled is not None:
+        moves["statistics move"] = moved(network.coupled)
+    W = -R @ state.H.T - start.weight_decay * state.W
+    b = -R.sum(1)
+    part, rates = classes.parts(R)[1], {}
+    for name, H in moves.items():
+        change = classes.parts(state.W @ H + W @ state.H + b[:, None])[1]
+        rates[name] = -float(np.sum(part * change) / np.sum(part * part))
+    return rates
+
+
+def comparisons(name: str, seed: int) -> list[dict[str, Any]]:
+    """One row a start: blocks there, and each theory's horizons and errors; read where it is there already."""
+    file = HERE / "results" / "when_the_theorem_holds" / f"{key_of(name, seed)}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    steps, measured = trained(name, seed)
     rows = []
     for start, at in steps.items():
         rows.append({"setting": name, "seed": seed, "start": start} | _from(measured.at_steps(at), start))
@@ -199,6 +246,15 @@ def correlations(rows: list[dict[str, Any]], theory: str) -> str:
     return table(["|log10 error| at 2 starts", "with", *(plots.described(name).symbol for name in NAMES)], lines)
 
 
+def rates_table(names: list[str], seed: int) -> str:
+    """The rate of R_class - R_global at each start."""
+    lines, columns = [], ("theorem", "feature kernel", "statistics move")
+    for name in names:
+        for start, rates in class_rates(name, seed).items():
+            lines.append([f"{name}, {start}", *(number(rates[c]) if c in rates else "" for c in columns)])
+    return table(["rate of R_class-R_global at step", *columns], lines)
+
+
 def figure_of(rows: list[dict[str, Any]]) -> Figure:
     """The theorem's error at a doubling of steps against how far blocks have formed, for three observables."""
     markers = dict(zip(SETTINGS, ("o", "s", "^", "D", "v"), strict=True))
@@ -210,7 +266,7 @@ def figure_of(rows: list[dict[str, Any]]) -> Figure:
                     if "failed" in row["frozen"]:
                         continue
                     filled = "batch norm" in row["setting"] or "resnet" in row["setting"]
-                    colour = plots.described(observable).colour
+                    colour = COLOURS[observable]
                     factor = 10 ** abs(row["frozen"][observable][when])
                     ax.plot(
                         row[key],
@@ -251,10 +307,11 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     # Kernels that are measured need not be ordered as the theorem assumes.
     warnings.simplefilter("ignore", UserWarning)
-    pairs = ((name, seed) for seed in flags.seeds for name in flags.settings)
-    rows = list(itertools.chain(*(comparisons(*pair) for pair in ([("digits", 0)] if flags.quick else pairs))))
+    names, seeds = (["digits"], [0]) if flags.quick else (flags.settings, flags.seeds)
+    rows = list(itertools.chain(*(comparisons(name, seed) for seed in seeds for name in names)))
     text = "\n\n".join(
         [f"{said}\n\n{rows_table(rows, theory)}" for theory, said in THEORIES.items()]
+        + [rates_table(names, seeds[0])]
         + [f"rank correlations, {THEORIES['frozen']}\n\n{correlations(rows, 'frozen')}"]
     )
     (HERE / "results" / "when_the_theorem_holds.txt").write_text(text + "\n")
