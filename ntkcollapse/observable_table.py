@@ -155,14 +155,14 @@ OBSERVABLES: dict[str, Observable] = {
             shown=(
                 "overview",
                 "simulate", "train", "test data", "sweep", "summary", "report", "figure", "layers", "depth figure",
-                "points",
+                "points", *_COMPARED,
             ),
         ),
         Observable(
             "nc1_seleznova2023", "NC1", r"NC1 mean feature std", "mean standard deviation of a feature within a class",
             colour=BLUE, group="Within-class variability", source=f"code of {_SELEZNOVA}", of=("statistics",),
             needs_columns=True, progress="nc1",
-            shown=("simulate", "train", "sweep", "summary", "report", "figure", "layers", *_COMPARED),
+            shown=("simulate", "train", "sweep", "summary", "report", "figure", "layers"),
         ),
         Observable(
             "nc1_papyan2020", "NC1 (Papyan)", r"NC1 $\mathrm{tr}(\Sigma_W\Sigma_B^{+})/C$",

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ntkcollapse import collapse, observable_table
+from ntkcollapse import Classes, LastLayer, collapse, observable_table
 from ntkcollapse.observable_table import OBSERVABLES, Observable, described, group, groups, metrics, shown_in
+from ntkcollapse.observables import observe
 
 PACKAGE = Path(inspect.getfile(observable_table)).parent
 
@@ -49,6 +50,17 @@ def test_a_panel_has_one_scale_and_tells_its_observables_apart(title):
     entries = [described(name) for name in group(title, "figure")]
     assert len({entry.scale for entry in entries}) == 1
     assert len({entry.colour for entry in entries}) == len({entry.label for entry in entries}) == len(entries)
+
+
+def test_what_has_a_price_does_not_depend_on_the_unit_of_features():
+    # f = W h is the same network with h twice as long and W half as long: so must be how wrong a prediction is.
+    classes, rng = Classes.balanced(3, 4), np.random.default_rng(0)
+    H, W, b = rng.normal(size=(5, 12)), rng.normal(size=(3, 5)), rng.normal(size=3)
+    one, other = (observe(LastLayer(H=s * H, W=W / s, b=b), classes) for s in (1.0, 2.0))
+    priced = [name for name in shown_in("prices") if name in one and name.startswith("nc")]
+    assert {name[:3] for name in priced} == {"nc1", "nc2", "nc3"}
+    for name in priced:
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-10, err_msg=name)
 
 
 def test_names_with_a_prefix_and_names_of_ones_own():
