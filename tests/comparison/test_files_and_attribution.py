@@ -11,7 +11,7 @@ from ntkcollapse.equation import Equation
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 TIMES = np.array([0.1, 0.2, 0.4, 0.8])
-NAMES = ("loss", "residual_single", "residual_class", "residual_global", "nc1_seleznova2023", "accuracy")
+NAMES = ("loss", "residual_single", "residual_class", "residual_global", "nc1_tirer2022", "accuracy")
 
 
 def decaying(rate: float, points: int = 4, statistics: dict | None = None, **settings) -> Trajectory:
@@ -102,7 +102,7 @@ def test_what_a_solver_does_not_resolve_has_no_price():
     np.testing.assert_allclose(sum(s.change for s in found.shares), found.gap, atol=1e-14)
     np.testing.assert_allclose(found.gap[-1], 39 * 0.3)
     # A metric that does not decay is what it is.
-    assert attribute(rungs, "nc1_seleznova2023").complete
+    assert attribute(rungs, "nc1_tirer2022").complete
     said = ladder_tables(rungs)
     line = next(line for line in said.splitlines() if "or at the last resolved step" in line)
     assert line.split()[-5:] == ["8", "4", "4", "4", "8"]
