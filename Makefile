@@ -45,8 +45,6 @@ types: .venv/installed
 notebooks: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/notebooks
 notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
-# A quarter of what is left is the compilation of fused loops.
-notebooks: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false
 notebooks: .venv/installed
 	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 $(NOTEBOOKS)
 
