@@ -15,6 +15,7 @@ Reference: Hairer and Wanner (1996), Solving Ordinary Differential Equations II,
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -39,6 +40,7 @@ CORRECTIONS = 2
 LENIENCE = 2.0
 
 
+@cache
 def _weights(most: int) -> tuple[np.ndarray, np.ndarray]:
     """w[k, j]: what column j counts in the extrapolation of columns 1 to k, and of columns 2 to k: one order lower."""
 
@@ -54,6 +56,7 @@ def _weights(most: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+@cache
 def _work(most: int) -> np.ndarray:
     """Work of k columns: evaluations, solves (1.3 evaluations each), and 2 a column for what τ changes."""
     k = np.arange(most + 1)
@@ -181,46 +184,69 @@ class _Jacobian(NamedTuple):
         r = xp.linalg.norm(self.E / self.root[None, :]) + s * xp.sqrt(xp.abs(self.a[-1] * self.σ[-1]))
         return 0.05 / (s * (k * xp.abs(self.a[-1]) + h) + xp.sqrt(k) * r + sum(self.problem.decay))
 
-    def solver(self, τ) -> Callable:
+    def solver(self, τ) -> "_Solver":
         """The function δ ↦ (1 − τ J)⁻¹ δ."""
-        problem, M, W, Γ, root, Q, V = self.problem, self.M, self.W, self.Γ, self.root, self.Q, self.V
+        return _Solver.at(self, τ)
+
+
+class _Solver(NamedTuple):
+    """δ ↦ (1 − τ J)⁻¹ δ: what of `_Jacobian` depends on τ."""
+
+    jacobian: _Jacobian
+    τ: Any
+    on_H: Any
+    on_P: Any
+    on_W: Any
+    on_b: Any
+    QW: Any
+    VM: Any
+    EΓ: Any
+    inverse: Any
+
+    @classmethod
+    def at(cls, jacobian: _Jacobian, τ) -> "_Solver":
+        problem, Γ, root = jacobian.problem, jacobian.Γ, jacobian.root
         decay_H, decay_W, decay_b = problem.decay
         τs, xp = τ * problem.scale, problem.steps.xp
         on_H, on_b = 1 + τ * decay_H, 1 + τ * decay_b
-        on_W = 1 / (1 + τ * decay_W + τs * self.σ)
-        QW, VM, EΓ = Q.T @ W, V.T @ M, self.E @ Γ
-        rates = (τs * self.rates)[:, None]
-        on_P = (rates / (on_H + rates * self.a[None, :]))[:, :, None]
+        on_W = 1 / (1 + τ * decay_W + τs * jacobian.σ)
+        QW, VM, EΓ = jacobian.Q.T @ jacobian.W, jacobian.V.T @ jacobian.M, jacobian.E @ Γ
+        rates = (τs * jacobian.rates)[:, None]
+        on_P = (rates / (on_H + rates * jacobian.a[None, :]))[:, :, None]
         ones = problem.ones[None, :]
         through_b = ones.T * ones / on_b if problem.free else 0.0
         through_W = root[:, None] * (VM.T @ (on_W[:, None] * VM) + through_b) * root[None, :]
         through_H = root[:, None] * Γ * root[None, :] / on_H
-        system = τs * (self.a[:, None, None] * through_H[None] + through_W[None])
+        system = τs * (jacobian.a[:, None, None] * through_H[None] + through_W[None])
         inverse = xp.linalg.inv(system + np.eye(len(root), dtype=root.dtype)[None])
+        return cls(jacobian, τ, on_H, on_P, on_W, on_b, QW, VM, EΓ, inverse)
 
-        def through_r(m, w, β):
-            m, w, β = m / on_H, ((w @ V) * on_W[None, :]) @ V.T, β / on_b
-            r = Q.T @ ((W @ m + w @ M + β[:, None] * ones) * root[None, :])
-            r = τs * (Q @ (r[:, None, :] @ inverse)[:, 0]) * root[None, :]
-            m = m - W.T @ (r @ Γ) / on_H
-            w = w - ((r @ VM.T) * on_W[None, :]) @ V.T
-            return m, w, β - (r * ones).sum(1) / on_b if problem.free else β
+    def through_r(self, m, w, β):
+        """The part without E: diagonal, and C systems of size R × R."""
+        jacobian, problem = self.jacobian, self.jacobian.problem
+        W, Q, V, root, ones = jacobian.W, jacobian.Q, jacobian.V, jacobian.root, problem.ones[None, :]
+        m, w, β = m / self.on_H, ((w @ V) * self.on_W[None, :]) @ V.T, β / self.on_b
+        r = Q.T @ ((W @ m + w @ jacobian.M + β[:, None] * ones) * root[None, :])
+        r = self.τ * problem.scale * (Q @ (r[:, None, :] @ self.inverse)[:, 0]) * root[None, :]
+        m = m - W.T @ (r @ jacobian.Γ) / self.on_H
+        w = w - ((r @ self.VM.T) * self.on_W[None, :]) @ V.T
+        return m, w, β - (r * ones).sum(1) / self.on_b if problem.free else β
 
-        def solve(δ):
-            m, p, w, β = problem.split(δ)
-            p = (p - QW.T @ (on_P * (QW @ p))) / on_H
-            moved = (W @ p) @ self.start_P + self.W_P_start @ p.swapaxes(-1, -2)
-            m, w, β = through_r(m, w - τs * moved.sum(0), β)
+    def corrected(self, carry):
+        """One correction for the part through E."""
+        m, w, β, dm, dw = carry
+        dm, dw, dβ = self.through_r(-self.τ * (dw.T @ self.EΓ), -self.τ * (self.jacobian.E @ dm.T), 0 * β)
+        return m + dm, w + dw, β + dβ, dm, dw
 
-            def corrected(_, carry):
-                m, w, β, dm, dw = carry
-                dm, dw, dβ = through_r(-τ * (dw.T @ EΓ), -τ * (self.E @ dm.T), 0 * β)
-                return m + dm, w + dw, β + dβ, dm, dw
-
-            m, w, β, _, _ = problem.steps.fori_loop(0, CORRECTIONS, corrected, (m, w, β, m, w))
-            return problem.join(m, p, w, β)
-
-        return solve
+    def __call__(self, δ):
+        jacobian, problem, QW = self.jacobian, self.jacobian.problem, self.QW
+        m, p, w, β = problem.split(δ)
+        p = (p - QW.T @ (self.on_P * (QW @ p))) / self.on_H
+        moved = (jacobian.W @ p) @ jacobian.start_P + jacobian.W_P_start @ p.swapaxes(-1, -2)
+        m, w, β = self.through_r(m, w - self.τ * problem.scale * moved.sum(0), β)
+        carry = m, w, β, m, w
+        m, w, β, _, _ = problem.steps.fori_loop(0, CORRECTIONS, lambda _, carry: self.corrected(carry), carry)
+        return problem.join(m, p, w, β)
 
 
 class _Tolerance(NamedTuple):
@@ -245,13 +271,20 @@ class _Course(NamedTuple):
     outcome: Any
 
 
+def _euler(problem: _Problem, solve: _Solver, course: _Course, begun_alike, i, carry):
+    """One linearly implicit Euler step of a column: all columns begin with the same slope."""
+    δ, slope = carry
+    f = problem.steps.cond(begun_alike, lambda: slope, lambda: problem.speed(course.t + i * solve.τ, course.y + δ))
+    return δ + solve(solve.τ * f), problem.steps.xp.where(i == 0, f, slope)
+
+
 def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
     """Makes columns of one step until they agree: h, their number, the first slope, errors by number, increment."""
-    steps, t, y = problem.steps, course.t, course.y
+    steps, y = problem.steps, course.y
     xp, single = steps.xp, y.dtype.itemsize == 4
     most = MOST_IN_SINGLE_PRECISION if single else MOST
     whole, lower = (xp.asarray(w, y.dtype) for w in _weights(most))
-    jacobian = _Jacobian.at(problem, t, y)
+    jacobian = _Jacobian.at(problem, course.t, y)
     # The first of all steps is not known yet; −h is how far there is to go.
     h = xp.where(h > 0, h, xp.minimum(jacobian.first_step(), -h))
     limit, size = xp.minimum(course.columns + 1, most), problem.rms(y)
@@ -265,13 +298,7 @@ def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
         j = j + 1
         τ = h / j
         solve = jacobian.solver(τ)
-
-        def euler(i, carry):
-            δ, slope = carry
-            # All columns begin with the same slope.
-            f = steps.cond((i == 0) & (j > 1), lambda: slope, lambda: problem.speed(t + i * τ, y + δ))
-            return δ + solve(τ * f), xp.where(i == 0, f, slope)
-
+        euler = lambda i, carry: _euler(problem, solve, course, (i == 0) & (j > 1), i, carry)  # noqa: E731
         δ, slope = steps.fori_loop(0, j, euler, (xp.zeros_like(y), slope))
         increments = steps.put(increments, j - 1, δ)
         reached, error = whole[j] @ increments, (whole[j] - lower[j]) @ increments
