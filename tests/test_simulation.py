@@ -291,7 +291,7 @@ def test_bad_input_is_refused_before_any_compute():
         simulate(START, Flow(KAPPA, CLASSES, bias="fixed"), times=TIMES)
     with pytest.raises(ValueError, match="reduction is exact for squared error"):
         simulate(START, Flow(KAPPA, CLASSES, loss=CrossEntropy()), times=TIMES, reduced=True)
-    with pytest.raises(ValueError, match="rtol: expected numbers above zero"):
+    with pytest.raises(ValueError, match="rtol: expected a relative tolerance from 1e-14 to below 1, got 0"):
         simulate(START, KAPPA, CLASSES, TIMES, method=Method(rtol=0.0))
     start = ReducedStart.of(START, KAPPA, CLASSES)
     with pytest.raises(ValueError, match="has no columns to integrate in full"):
