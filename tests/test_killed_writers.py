@@ -18,6 +18,9 @@ from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.sweep import _write
 from tests.killed import killed_at_each_step, killed_while_writing, said_of_a_full_disk
 
+# The killed process draws its figures, and so must what it is compared with.
+pytestmark = pytest.mark.drawn
+
 
 def _run(loss: float) -> Trajectory:
     return Trajectory(np.arange(300.0), {"loss": np.full(300, loss)}, Classes((2, 2)))

@@ -116,7 +116,8 @@ class BlockStatistics(eqx.Module):
                 f"which {dtype} resolves {step:.1g}; let JAX compute in double precision "
                 "(jax.config.update('jax_enable_x64', True)), or read the statistics' own `lambda_single`."
             )
-            if np.asarray(means.diagonal, dtype) <= np.asarray(means.within, dtype):
+            # Rounded, it would be nothing or a whole step.
+            if float(means.single) < step:
                 raise ValueError(message)
             warnings.warn(message, stacklevel=3)
 
