@@ -1,15 +1,16 @@
 """When does the theorem begin to hold? Its predictions from nine starts along trainings that end in collapse.
 
-    python simulations/when_the_theorem_holds.py              every setting and seed, a quarter of an hour on one core
+    python simulations/when_the_theorem_holds.py              every setting and seed, half an hour on one core
     python simulations/when_the_theorem_holds.py --quick      one setting, one seed
     python simulations/when_the_theorem_holds.py --settings resnet8-digits --seeds 0
 
 From each start the theorem is integrated under the kernel's three numbers as measured there and frozen, along their
 measured path, and with their proportions frozen but the size of κ_d as measured, and compared with the network at steps
 log-spaced since the start. Beside the errors stands how far the kernel is one of blocks at the start, and how fast the
-residual of class means falls there, as the theorem has it, by the whole feature kernel, and with batch statistics that
-move, as they do in training. Writes a table to simulations/results and a figure to simulations/figures. Runs and
-comparisons are kept in simulations/runs and simulations/results and not made twice.
+residual of class means falls there, as the theorem has it, by the whole feature kernel, with batch statistics that
+move, as they do in training, with the decay of all weights on top, and as measured. Writes tables (medians over seeds,
+and their range) to simulations/results and a figure to simulations/figures. Runs and comparisons are kept in
+simulations/runs and simulations/results and not made twice.
 """
 
 import argparse
@@ -23,13 +24,15 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import spearmanr
 
 import ntkcollapse as nc
 from ntkcollapse import ntk, plots
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import table
 from ntkcollapse.comparison import MeasuredRun, MeasuredStart, gaps
 from ntkcollapse.training import preset, train
 
@@ -71,8 +74,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 STARTS, RECORDS = 9, 8
 NAMES = ("residual_single", "residual_class", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023")
-# In one panel, where the table's own colours meet.
-COLOURS = {name: plots.described(name).colour for name in NAMES[1:]} | {"residual_class": "#0072B2"}
 THEORIES = {"frozen": "κ as at the start", "path": "κ as measured", "clock": "κ as at the start, with the κ_d measured"}
 BLOCKS = {
     "strength": r"block strength $(\kappa_c-\kappa_n)/\kappa_d$",
@@ -116,27 +117,31 @@ def class_rates(name: str, seed: int) -> dict[int, dict[str, float]]:
 
 
 def _class_rates(start: MeasuredStart) -> dict[str, float]:
-    """By −WᵀRK with the kernel's three numbers; by all of Θ^h; and with the batch statistics of training."""
+    """By −WᵀRK with the kernel's three numbers; by all of Θ^h; as training has it; and over the network's next step."""
     network, state, classes = start.network, start.state, start.classes
     R = state.logits - classes.Y
     force = -(state.W.T @ R)
 
-    def moved(features: Any) -> Any:
+    def moved(features: Any, decay: float = 0.0) -> Any:
         def columns(params: Any) -> Any:
             return features(params, network.inputs).T
 
         gradient = jax.vjp(columns, network.params)[1](force)[0]
-        return jax.jvp(columns, (network.params,), (gradient,))[1]
+        step = jax.tree.map(lambda g, p: g - decay * p if p.ndim > 1 else g, gradient, network.params)
+        return jax.jvp(columns, (network.params,), (step,))[1]
 
     moves = {"theorem": force @ start.block_kernel.as_matrix(classes), "feature kernel": moved(network.features)}
     if network.coupled is not None:
         moves["statistics move"] = moved(network.coupled)
+    moves["weights decay too"] = moved(network.coupled or network.features, start.weight_decay)
     W = -R @ state.H.T - start.weight_decay * state.W
     b = -R.sum(1)
     part, rates = classes.parts(R)[1], {}
     for name, H in moves.items():
         change = classes.parts(state.W @ H + W @ state.H + b[:, None])[1]
         rates[name] = -float(np.sum(part * change) / np.sum(part * part))
+    norms, times = np.asarray(start.network_run["residual_class"]), np.asarray(start.times)
+    rates["measured"] = -float(np.log(norms[1] / norms[0]) / (times[1] - times[0]))
     return rates
 
 
@@ -210,91 +215,130 @@ def _errors(start: MeasuredStart, theory: str) -> dict[str, Any]:
     return errors
 
 
-def rows_table(rows: list[dict[str, Any]], theory: str) -> str:
-    """Median over seeds: blocks at the start, steps within 10%, the factors when steps have doubled and at the end."""
-    header = ["from step", "strength", "alignment", "outside", "κ_d grows by"]
-    header += [f"{plots.described(name).symbol}: held, x at 2 starts, x at end" for name in NAMES]
+def over_seeds(values: Any, digits: int = 2) -> str:
+    """Median (smallest-largest); the number alone where all print alike."""
+    low, middle, high = (f"{v:.{digits}g}" for v in (np.min(values), np.median(values), np.max(values)))
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def by_start(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """("setting, start", its rows, one a seed), in order."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (list(SETTINGS).index(row["setting"]), row["start"], row["seed"])):
+        groups.setdefault((row["setting"], row["start"]), []).append(row)
+    return [(f"{name}, {start}", group) for (name, start), group in groups.items()]
+
+
+def blocks_table(rows: list[dict[str, Any]]) -> str:
+    """The kernel at each start, and by how much κ_d grows from there to the end."""
     lines = []
-    for name in dict.fromkeys(row["setting"] for row in rows):
-        for start in sorted({row["start"] for row in rows if row["setting"] == name}):
-            group = [row for row in rows if row["setting"] == name and row["start"] == start]
-            median = {key: float(np.median([row[key] for row in group])) for key in (*BLOCKS, "growth")}
-            line = [f"{name}, {start}", *(number(median[key]) for key in (*BLOCKS, "growth"))]
-            for observable in NAMES:
-                found = [row[theory][observable] for row in group if observable in row[theory]]
-                if not found:
-                    line.append("-")
-                    continue
-                held = np.median([one["held"] for one in found])
-                doubled, end = (10 ** np.median([one[key] for one in found]) for key in ("doubled", "end"))
-                line.append(f"{held:g}, x{doubled:.2g}, x{end:.2g}")
-            lines.append(line)
-    return table(header, lines)
+    for place, group in by_start(rows):
+        lines.append([place, *(over_seeds([row[key] for row in group], 3) for key in (*BLOCKS, "growth"))])
+    return table(["from step", "strength", "alignment", "outside", "κ_d grows by"], lines)
+
+
+def errors_table(rows: list[dict[str, Any]], theory: str, key: str) -> str:
+    """Of each observable and start: steps held within 10%, or the theory over the network at one moment."""
+    lines = []
+    for place, group in by_start(rows):
+        line = [place]
+        for name in NAMES:
+            values = np.array([row[theory][name][key] for row in group if name in row[theory]])
+            if key == "held":
+                line.append(over_seeds(values, 4) if values.size else "-")
+            else:
+                line.append(f"x{over_seeds(10**values)}" if values.size else "-")
+        lines.append(line)
+    return table(["from step", *(plots.described(name).symbol for name in NAMES)], lines)
 
 
 def correlations(rows: list[dict[str, Any]], theory: str) -> str:
-    """Spearman's rank correlation of |log₁₀ error| when steps have doubled with blocks at the start, by setting."""
+    """Spearman's rank correlation of |log₁₀ error| at 2 starts with blocks, over the starts of each seed."""
     lines = []
-    for name in dict.fromkeys(row["setting"] for row in rows):
+    for name, key in itertools.product(dict.fromkeys(row["setting"] for row in rows), BLOCKS):
         group = [row for row in rows if row["setting"] == name and "failed" not in row[theory]]
-        for key in BLOCKS:
-            line = [name, key]
-            for observable in NAMES:
-                error = [abs(row[theory][observable]["doubled"]) for row in group]
-                line.append(f"{spearmanr([row[key] for row in group], error)[0]:+.2f}")
-            lines.append(line)
+        line = [name, key]
+        for observable in NAMES:
+            ranks: list[Any] = []
+            for seed in dict.fromkeys(row["seed"] for row in group):
+                run = [row for row in group if row["seed"] == seed]
+                error = [abs(row[theory][observable]["doubled"]) for row in run]
+                ranks.append(spearmanr([row[key] for row in run], error)[0])
+            low, middle, high = (f"{r:+.2f}" for r in (min(ranks), np.median(ranks), max(ranks)))
+            line.append(middle if low == high else f"{middle} ({low} to {high})")
+        lines.append(line)
     return table(["|log10 error| at 2 starts", "with", *(plots.described(name).symbol for name in NAMES)], lines)
 
 
-def rates_table(names: list[str], seed: int) -> str:
+def rates_table(names: list[str], seeds: list[int]) -> str:
     """The rate of R_class - R_global at each start."""
-    lines, columns = [], ("theorem", "feature kernel", "statistics move")
+    columns = ("theorem", "feature kernel", "statistics move", "weights decay too", "measured")
+    lines = []
     for name in names:
-        for start, rates in class_rates(name, seed).items():
-            lines.append([f"{name}, {start}", *(number(rates[c]) if c in rates else "" for c in columns)])
+        rates = [class_rates(name, seed) for seed in seeds]
+        for start in rates[0]:
+            there = [rate[start] for rate in rates]
+            lines.append(
+                [f"{name}, {start}"]
+                + [over_seeds([rate[c] for rate in there], 3) if c in there[0] else "" for c in columns]
+            )
     return table(["rate of R_class-R_global at step", *columns], lines)
 
 
+def decades_axis(ax: Axes, factors: list[float]) -> None:
+    """Log axis of a ratio: a decade about 1 at least, with plain numbers as far as they are short."""
+    low, high = np.log10(min(0.32, *factors)) - 0.1, np.log10(max(3.2, *factors)) + 0.1
+    ax.set_yscale("log")
+    ax.set_ylim(10**low, 10**high)
+    ax.yaxis.set_minor_locator(NullLocator())
+    if high - low < 5:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,)))
+        ax.yaxis.set_major_formatter("{x:g}")
+
+
 def figure_of(rows: list[dict[str, Any]]) -> Figure:
-    """The theorem's error at a doubling of steps against how far blocks have formed, for three observables."""
-    markers = dict(zip(SETTINGS, ("o", "s", "^", "D", "v"), strict=True))
+    """The theorem over the network against how far blocks have formed at the start: one panel an observable."""
+    colours = dict(zip(SETTINGS, ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True))
+    seeds = dict(zip(sorted({row["seed"] for row in rows}), "o^sDv", strict=False))
+
+    def look(setting: str) -> dict[str, Any]:
+        filled = "batch norm" in setting or "resnet" in setting
+        return {"color": colours[setting], "markerfacecolor": colours[setting] if filled else "white"}
+
     with plots.style():
-        figure, axes = plt.subplots(2, 3, figsize=(10, 6.2), sharey=True, layout="constrained")
-        for row_axes, when in zip(axes, ("doubled", "end"), strict=True):
-            for ax, (key, label) in zip(row_axes, BLOCKS.items(), strict=True):
-                for observable, row in itertools.product(NAMES[1:], rows):
-                    if "failed" in row["frozen"]:
-                        continue
-                    filled = "batch norm" in row["setting"] or "resnet" in row["setting"]
-                    colour = COLOURS[observable]
-                    factor = 10 ** abs(row["frozen"][observable][when])
-                    ax.plot(
-                        row[key],
-                        factor,
-                        markers[row["setting"]],
-                        color=colour,
-                        markerfacecolor=colour if filled else "none",
-                        markersize=4,
-                        alpha=0.75,
-                    )
-                ax.set_yscale("log")
-                ax.axhline(1.1, color="black", linewidth=0.6, linestyle=":")
-                ax.set_xlabel(label)
-        axes[0, 0].set_ylabel("theorem over network (or inverse)\nwhen steps have doubled")
-        axes[1, 0].set_ylabel("theorem over network (or inverse)\nat the end of training")
+        figure, axes = plt.subplots(2, 4, figsize=(10, 5.6), sharex=True, layout="constrained")
+        for (line, when), (column, name) in itertools.product(enumerate(("doubled", "end")), enumerate(NAMES[1:])):
+            ax = axes[line, column]
+            ax.axhspan(1 / 1.1, 1.1, color="0.85", linewidth=0)
+            ax.axhline(1, color="black", linewidth=0.6)
+            for setting, seed in dict.fromkeys((row["setting"], row["seed"]) for row in rows):
+                run = [row for row in rows if (row["setting"], row["seed"]) == (setting, seed)]
+                run = [row for row in run if "failed" not in row["frozen"]]
+                ax.plot(
+                    [row["strength"] for row in run],
+                    [10 ** row["frozen"][name][when] for row in run],
+                    seeds[seed] + "-",
+                    linewidth=0.5,
+                    markersize=4.5,
+                    markeredgewidth=0.9,
+                    **look(setting),
+                )
+            decades_axis(ax, [10 ** row["frozen"][name][when] for row in rows if "failed" not in row["frozen"]])
+            if line == 0:
+                ax.set_title(plots.described(name).label)
+        for ax in axes[1]:
+            ax.set_xlabel(BLOCKS["strength"])
+        axes[0, 0].set_ylabel("theorem / network\nwhen steps have doubled")
+        axes[1, 0].set_ylabel("theorem / network\nat the end of training")
         handles = [
-            Line2D(
-                [], [], linestyle="none", marker="o", color=plots.described(n).colour, label=plots.described(n).label
-            )
-            for n in NAMES[1:]
+            Line2D([], [], linestyle="none", marker="o", label=name, **look(name))
+            for name in dict.fromkeys(row["setting"] for row in rows)
         ]
-        there = dict.fromkeys(row["setting"] for row in rows)
         handles += [
-            Line2D([], [], linestyle="none", marker=markers[n], color="black", label=n,
-                   markerfacecolor="black" if "batch norm" in n or "resnet" in n else "none")
-            for n in there
-        ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+            Line2D([], [], linestyle="none", marker=marker, color="0.4", label=f"seed {seed}")
+            for seed, marker in seeds.items()
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
@@ -309,11 +353,12 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     names, seeds = (["digits"], [0]) if flags.quick else (flags.settings, flags.seeds)
     rows = list(itertools.chain(*(comparisons(name, seed) for seed in seeds for name in names)))
-    text = "\n\n".join(
-        [f"{said}\n\n{rows_table(rows, theory)}" for theory, said in THEORIES.items()]
-        + [rates_table(names, seeds[0])]
-        + [f"rank correlations, {THEORIES['frozen']}\n\n{correlations(rows, 'frozen')}"]
-    )
+    moments = {"held": "steps within 10%", "doubled": "x, when steps have doubled", "end": "x, at the end of training"}
+    parts = ["median over seeds (range)", blocks_table(rows)]
+    for (theory, said), (key, when) in itertools.product(THEORIES.items(), moments.items()):
+        parts += [f"{said}: {when}", errors_table(rows, theory, key)]
+    parts += [rates_table(names, seeds), f"rank correlations, {THEORIES['frozen']}", correlations(rows, "frozen")]
+    text = "\n\n".join(parts)
     (HERE / "results" / "when_the_theorem_holds.txt").write_text(text + "\n")
     print(text)
     print(plots.save(figure_of(rows), HERE / "figures" / "when_the_theorem_holds")[-1])
