@@ -287,7 +287,8 @@ def rates_table(names: list[str], seeds: list[int]) -> str:
 
 def decades_axis(ax: Axes, factors: list[float]) -> None:
     """Log axis of a ratio: a decade about 1 at least, with plain numbers as far as they are short."""
-    low, high = np.log10(min(0.32, *factors)) - 0.1, np.log10(max(3.2, *factors)) + 0.1
+    low, high = np.log10(min(0.32, *factors)), np.log10(max(3.2, *factors))
+    low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
     ax.set_yscale("log")
     ax.set_ylim(10**low, 10**high)
     ax.yaxis.set_minor_locator(NullLocator())
