@@ -101,12 +101,32 @@ def compilation_announced(after: float = 1.5) -> Iterator[None]:
         jax.monitoring.unregister_event_listener(begun)
 
 
-# On a CPU: a fifth of the compile time, a seventh of which is the optimisation of LLVM, the rest that of fused loops.
-_LEAST_EFFORT = {
+# On a CPU a fifth of the compile time: no optimisation, and simple code for fused loops.
+_LEAST_EFFORT: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
+
+
+@cache
+def _options_of_least_effort() -> dict[str, Any] | None:
+    """Those that the compiler of this JAX has; none but on a CPU: other platforms have other trades."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return None
+
+    def has(options: dict[str, Any]) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    if has(_LEAST_EFFORT):
+        return _LEAST_EFFORT
+    return {name: value for name, value in _LEAST_EFFORT.items() if has({name: value})}
 
 
 def compiled_quickly(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -118,11 +138,8 @@ def compiled_quickly(function: Callable[_P, _T]) -> Callable[_P, _T]:
     @cache
     def program() -> Any:
         import equinox as eqx
-        import jax
 
-        # Which machine there is, is known when the first program runs; other platforms have other trades.
-        options = {"compiler_options": _LEAST_EFFORT if jax.default_backend() == "cpu" else None}
-        return eqx.filter_jit(function, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return eqx.filter_jit(function, **{"compiler_options": _options_of_least_effort()})  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ntkcollapse import enable_cache
+from ntkcollapse import compiled, enable_cache
 from ntkcollapse.compiled import compilation_announced, compiled_quickly
 from tests.processes import ended
 
@@ -108,3 +108,17 @@ def test_jax_reports_the_beginning_and_the_end_of_a_compilation():
         jax.monitoring.unregister_event_listener(listener)
         jax.monitoring.unregister_event_duration_listener(listener)
     assert events.index(BEGUN) < events.index(ENDED)
+
+
+def test_options_that_a_compiler_does_not_have_are_left_out(monkeypatch):
+    """As `xla_cpu_use_fusion_emitters` is unknown to JAX 0.12."""
+    monkeypatch.setitem(compiled._LEAST_EFFORT, "xla_cpu_no_such_option", True)
+    compiled._options_of_least_effort.cache_clear()
+    try:
+        options = compiled._options_of_least_effort()
+        assert options is not None
+        assert "xla_cpu_no_such_option" not in options
+        assert options["xla_backend_optimization_level"] == 0
+        assert compiled_quickly(lambda x: x + 1)(jnp.ones(2)).tolist() == [2.0, 2.0]
+    finally:
+        compiled._options_of_least_effort.cache_clear()
