@@ -17,7 +17,7 @@ from ntkcollapse.theory import fit_decay
 RUNS = Path(__file__).parent / "runs" / "when_the_theorem_holds"
 NAMES = ("residual_single", "residual_class", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023")
 # Run → last step: before the first excursion with batch norm, before the learning rate drops without.
-LAST = {"digits_batch_norm_0": 900, "digits_0": 4000}
+LAST = {"digits_batch_norm_0": 900, "digits_batch_norm_1": 900, "digits_0": 4000}
 
 
 def main() -> None:
