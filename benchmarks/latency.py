@@ -210,7 +210,12 @@ def without_figure() -> Call:
 def another_shape() -> Call:
     """The same with other numbers of features and times, in a process that has made the first run."""
     without_figure()()
-    return readme_lines(('run.plot().savefig("collapse.png")', ""), ("64", "48"), ("120)", "41)"))
+    return readme_lines(
+        ('run.plot().savefig("collapse.png")', ""),
+        ("(64, 1000)", "(48, 1000)"),
+        ("(10, 64)", "(10, 48)"),
+        ("120)", "41)"),
+    )
 
 
 def by_scipy() -> Call:
