@@ -81,22 +81,25 @@ def compilation_announced(after: float = 1.5) -> Iterator[None]:
 
     def begun(event: str, **_: Any) -> None:
         if event.endswith("/compile_requests_use_cache") and not said.is_set():
-            ended()
+            cancel()
             timers.append(threading.Timer(after, say))
             timers[-1].daemon = True
             timers[-1].start()
 
-    def ended(event: str = "/backend_compile_duration", *_: Any, **__: Any) -> None:
+    def ended(event: str, *_: Any, **__: Any) -> None:
         if event.endswith("/backend_compile_duration"):
-            while timers:
-                timers.pop().cancel()
+            cancel()
+
+    def cancel() -> None:
+        while timers:
+            timers.pop().cancel()
 
     jax.monitoring.register_event_listener(begun)
     jax.monitoring.register_event_duration_secs_listener(ended)
     try:
         yield
     finally:
-        ended()
+        cancel()
         jax.monitoring.unregister_event_duration_listener(ended)
         jax.monitoring.unregister_event_listener(begun)
 

@@ -158,7 +158,7 @@ class KrylovKernel(SampleKernel):
         N, C = classes.num_samples, classes.num_classes
         if blocks != 0:
             check_whole("blocks", blocks)
-        most = -(-(N - C) // C)
+        most = most_blocks(classes)
         if blocks > most:
             raise ValueError(
                 f"blocks: expected at most {most}, which fill the N - C = {N - C} directions beside the {C} class "
@@ -276,6 +276,11 @@ class KrylovKernel(SampleKernel):
         del classes
         V = self.basis if is_traced(deviations, self.basis) else np.asarray(self.basis)
         return (deviations - (deviations @ V) @ V.T)[None]
+
+
+def most_blocks(classes: Classes) -> int:
+    """How many blocks of C directions fill the N − C beside the class indicators; the last may have fewer."""
+    return -(-(classes.num_samples - classes.num_classes) // classes.num_classes)
 
 
 def _indicators(classes: Classes) -> np.ndarray:

@@ -6,6 +6,7 @@ from ntkcollapse._checks import check_choice
 from ntkcollapse.comparison._memory import fits_memory, pairs
 from ntkcollapse.comparison.rungs._course import Course
 from ntkcollapse.comparison.start import MeasuredStart
+from ntkcollapse.krylov_kernel import most_blocks
 
 Method = Literal["auto", "kernel", "products"]
 
@@ -24,7 +25,5 @@ def blocks(start: MeasuredStart, times: Any, *, blocks: int, method: Method = "a
     check_choice("method", method, get_args(Method))
     if method == "auto":
         method = "kernel" if fits_memory(pairs(start.classes.num_samples)) else "products"
-    C = start.classes.num_classes
-    room = -(-(start.classes.num_samples - C) // C)
-    kernel = start.krylov_kernel(min(blocks, room), by_products=method == "products")
+    kernel = start.krylov_kernel(min(blocks, most_blocks(start.classes)), by_products=method == "products")
     return Course.by_kernel(f"blocks:{blocks}", start, kernel, times, **options)
