@@ -157,6 +157,7 @@ MEASUREMENTS = Choices(
             "weights beside gradient outer products; only where named",
             f"{_MEASUREMENTS}.ansatz:feature_ansatz",
         ),
+        "blocks": ("the feature kernel in Krylov blocks; only where named", f"{_MEASUREMENTS}.blocks:krylov_blocks"),
     }
 )
 DEFAULT_MEASUREMENTS = ("batch", "train", "test", "kappa", "gamma", "last-layer", "parameters")

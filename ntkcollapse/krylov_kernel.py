@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse._arrays import as_array
-from ntkcollapse._checks import check_arrays, check_finite, check_shape, check_whole, is_traced
+from ntkcollapse._checks import check_arrays, check_finite, check_number, check_shape, check_whole, is_traced
+from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 
@@ -28,30 +29,26 @@ class _Products:
 
     def _product_of(self, operator: Any) -> Callable:
         """X ↦ K X of a matrix, a linear operator or a function."""
-        square, shape = (self.N, self.N), getattr(operator, "shape", None)
-        if hasattr(operator, "matmat"):
-            if tuple(operator.shape) != square:
-                raise ValueError(f"operator: expected one of shape {square}, got {tuple(operator.shape)}.")
-            return operator.matmat
-        if not callable(operator):
+        shape, many = getattr(operator, "shape", None), getattr(operator, "matmat", None)
+        if many is None and not callable(operator):
             if len(shape or ()) != 2:
                 raise TypeError(
                     "operator: expected a matrix, a kernel, an NTKOperator or a function X (N, k) -> K X, got "
                     f"{type(operator).__name__}."
                 )
-            check_shape("operator", operator, square, f"(N, N) for the N = {self.N} samples of classes")
+            check_shape("operator", operator, (self.N, self.N), f"(N, N) for the N = {self.N} samples of classes")
             K = np.asarray(DenseKernel(operator).matrix)
             self.trace = float(np.trace(K, dtype=float))
             return lambda X: K @ X.astype(K.dtype)
         if shape is None:
             return operator
-        if len(shape) == 2 and shape[1] != 1:
+        if tuple(shape) not in ((self.N,), (self.N, 1), (self.N, self.N)):
             raise ValueError(
-                f"operator: expected one number a sample, got an operator on {shape}; NTKOperator(..., outputs='mean') "
-                "is the kernel averaged over outputs."
+                f"operator: expected one number for each of the N = {self.N} samples of classes, got an operator on "
+                f"{tuple(shape)}; NTKOperator(..., outputs='mean') is the kernel averaged over outputs."
             )
-        if shape[0] != self.N:
-            raise ValueError(f"operator: expected one on the N = {self.N} samples of classes, got one on {shape[0]}.")
+        if many is not None:
+            return (lambda X: many(X[:, None])[:, 0]) if tuple(shape) == (self.N, 1) and self.N > 1 else many
         return lambda X: np.stack([np.reshape(np.asarray(operator(x.reshape(shape))), -1) for x in X.T], axis=1)
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
@@ -89,6 +86,7 @@ class KrylovKernel(SampleKernel):
 
     References:
         Golub & Underwood (1977), The block Lanczos method for computing eigenvalues.
+        Golub & Meurant (1994), Matrices, moments and quadrature.
 
     >>> classes = Classes.balanced(num_classes=3, per_class=4)
     >>> A = np.random.default_rng(0).normal(size=(12, 20))
@@ -154,26 +152,63 @@ class KrylovKernel(SampleKernel):
         Warns:
             UserWarning: directions that keep less than half of the digits when they are made orthogonal.
         """
-        classes = as_classes(classes)
-        N, C = classes.num_samples, classes.num_classes
-        if blocks != 0:
-            check_whole("blocks", blocks)
-        most = most_blocks(classes)
-        if blocks > most:
-            raise ValueError(
-                f"blocks: expected at most {most}, which fill the N - C = {N - C} directions beside the {C} class "
-                f"indicators, got {blocks}."
-            )
-        product = _Products(operator, classes)
-        U, images, block = _indicators(classes), np.zeros((N, 0)), _indicators(classes)
-        for j in range(blocks + 1):
-            images = np.concatenate([images, product(block)], axis=1)
-            if j < blocks:
-                block = _next_block(U, images, block.shape[1], product.eps, j + 1)
-                U = np.concatenate([U, block], axis=1)
-            if not block.shape[1]:
-                break
+        U, images, _, product, classes = _lanczos(operator, classes, blocks)
         return cls._measured(U, images, product, classes, product.trace if trace is None else trace, seed)
+
+    @classmethod
+    def ends_of(
+        cls,
+        operator: Any,
+        classes: Classes,
+        *,
+        blocks: int,
+        node: float | None = None,
+        trace: float | None = None,
+        seed: int = 0,
+    ) -> "tuple[KrylovKernel, KrylovKernel]":
+        r"""`of`, and the kernel that the same products give at the other end: how far what is left out may reach.
+
+        The second one adds the next block of directions, whose coupling B_(q+1) is known already, and the corner
+
+            A = a I + B_(q+1) (T − a I)⁻¹ B_(q+1)ᵀ
+
+        with which a is an eigenvalue, once for each direction of the block: the rules of Gauss and of Gauss-Radau. For
+        a below all eigenvalues of K they enclose what the flow under K does to labels, in the mean over any window
+        e^(−st), s ≥ 0,
+
+            Zᵀ (K_Gauss + s)⁻¹ Z ≤ Zᵀ (K + s)⁻¹ Z ≤ Zᵀ (K_Radau + s)⁻¹ Z,   (K + s)⁻¹ = ∫ e^(−st) e^(−Kt) dt,
+
+        as quadratic forms. Along the gradient flow of H and W, where this is no theorem, `comparison.krylov_error`
+        takes the distance of what the two predict for an estimate of the first one's error.
+
+        Args:
+            node: a. Half of the smaller of λ and the smallest eigenvalue of T by default, where ends are near to each
+                other; towards 0 for the widest.
+
+        Other arguments, errors and warnings are those of `of`.
+        """
+        U, images, block, product, classes = _lanczos(operator, classes, blocks)
+        first = cls._measured(U, images, product, classes, product.trace if trace is None else trace, seed)
+        more = _next_block(U, images, block.shape[1], product.eps, blocks + 1) if block.shape[1] else block
+        rest = U.shape[0] - U.shape[1]
+        if not more.shape[1]:
+            return first, first
+        T, rate = np.asarray(first.matrix, dtype=float), float(first.rates[0])
+        smallest = float(np.linalg.eigvalsh(T)[0])
+        a = min(rate, smallest) / 2 if node is None else node
+        check_number("node", a)
+        if not 0 < a < smallest:
+            raise ValueError(
+                f"node: expected one between 0 and the smallest eigenvalue on the directions, {smallest:.4g}, got {a}."
+            )
+        B, identity = more.T @ images, np.eye(more.shape[1])
+        corner = a * identity + B @ np.linalg.solve(T - a * np.eye(len(T)), B.T)
+        left = rest - len(corner)
+        rate = (rest * rate - np.trace(corner)) / left if left else rate
+        _check_positive_on("what is orthogonal to one block more (its mean)", rate)
+        matrix = np.block([[T, B.T], [B, (corner + corner.T) / 2]])
+        basis = np.concatenate([U[:, classes.num_classes :], more], axis=1)
+        return first, cls(basis, matrix, np.array([rate]))
 
     def of_same_directions(
         self, operator: Any, classes: Classes, *, trace: float | None = None, seed: int = 0
@@ -204,6 +239,19 @@ class KrylovKernel(SampleKernel):
         rate = _mean_rate(U, T, product, trace, classes, seed)
         _check_positive_on("what is orthogonal to the directions (its mean)", rate)
         return cls(U[:, classes.num_classes :], T, np.array([rate]), float(np.linalg.norm(rest, 2)))
+
+    def extended(self, rows: Float[AnyArray, "M N"], classes: Classes) -> Float[Array, "M R"]:
+        """Class indicators and directions as functions of a sample, K(x, X) U T⁻¹: Nyström's extension.
+
+        On the samples themselves it is U, but for what the directions leave out: that of the last block is off by
+        B_(q+1) T⁻¹. The C indicators come first, at length 1, that is 1/√m_c on the samples of a class.
+
+        Args:
+            rows: K(x, X) between M further samples and the N of classes.
+        """
+        check_shape("rows", rows, (None, classes.num_samples), "kernel values (M, N) with the samples of classes")
+        U = jnp.concatenate([jnp.asarray(_indicators(classes), self.matrix.dtype), self.basis], axis=1)
+        return jnp.linalg.solve(self.matrix, (jnp.asarray(rows) @ U).T).T
 
     @property
     def num_directions(self) -> int:
@@ -283,6 +331,32 @@ def most_blocks(classes: Classes) -> int:
     return -(-(classes.num_samples - classes.num_classes) // classes.num_classes)
 
 
+def _lanczos(
+    operator: Any, classes: Any, blocks: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, "_Products", Classes]:
+    """[Z D^(−1/2), Q_1, ..., Q_q], its images under K, the last block, the products and the classes."""
+    classes = as_classes(classes)
+    N, C = classes.num_samples, classes.num_classes
+    if blocks != 0:
+        check_whole("blocks", blocks)
+    most = most_blocks(classes)
+    if blocks > most:
+        raise ValueError(
+            f"blocks: expected at most {most}, which fill the N - C = {N - C} directions beside the {C} class "
+            f"indicators, got {blocks}."
+        )
+    product = _Products(operator, classes)
+    U, images, block = _indicators(classes), np.zeros((N, 0)), _indicators(classes)
+    for j in range(blocks + 1):
+        images = np.concatenate([images, product(block)], axis=1)
+        if j < blocks:
+            block = _next_block(U, images, block.shape[1], product.eps, j + 1)
+            U = np.concatenate([U, block], axis=1)
+        if not block.shape[1]:
+            break
+    return U, images, block, product, classes
+
+
 def _indicators(classes: Classes) -> np.ndarray:
     """Z D^(−1/2), (N, C)."""
     sizes = np.asarray(classes.sizes)
@@ -305,24 +379,29 @@ def _check_positive_on(where: str, eigenvalue: float) -> None:
 
 
 def _next_block(U: np.ndarray, images: np.ndarray, width: int, eps: float, number: int) -> np.ndarray:
-    """An orthonormal basis of what the last `width` images have beside the span of U, without rounding's part."""
+    """An orthonormal basis of what the last `width` images have beside the span of U, without rounding's part.
+
+    Where all of it counts, the one nearest to these images, (WᵀW)^(−1/2): a direction belongs to each image.
+    """
     W = images[:, images.shape[1] - width :]
     for _ in range(2):
         W = W - U @ (U.T @ W)
-    vectors, values, _ = np.linalg.svd(W, full_matrices=False)
+    vectors, values, onto = np.linalg.svd(W, full_matrices=False)
     room = U.shape[0] - U.shape[1]
     kept = min(int((values > 10 * eps * np.linalg.norm(images, 2)).sum()), room)
-    block = vectors[:, :kept]
+    block = vectors @ onto if kept == width else vectors[:, :kept]
     lost = np.abs(U.T @ block).max(initial=0.0)
     if lost > 1e-8:
         warnings.warn(
             f"operator: directions of block {number} lost orthogonality ({lost:.1g}) and were made orthogonal once "
             "more; they hold little beside the rounding of the products. Take fewer blocks, or products in double "
             "precision.",
-            stacklevel=4,
+            stacklevel=5,
         )
     for _ in range(2):
-        block = np.linalg.qr(block - U @ (U.T @ block))[0]
+        block, triangle = np.linalg.qr(block - U @ (U.T @ block))
+        # Nearly the identity, up to signs that qr leaves open.
+        block = block * np.where(np.diag(triangle) < 0, -1.0, 1.0)[None, :]
     return block
 
 

@@ -355,6 +355,22 @@ OBSERVABLES: dict[str, Observable] = {
         ),
         Observable("gradient_norm", "|gradient|", r"$\|\nabla_\theta\|$", "norm of the gradient of the last step"),
         Observable(
+            "blocks_matrix", "T", "$T$", "feature kernel between class indicators and Krylov directions",
+            scale="linear",
+        ),
+        Observable(
+            "blocks_rates", "eig T", r"$\lambda(T)$",
+            "eigenvalues of the feature kernel on class indicators and Krylov directions", group="Krylov blocks",
+        ),
+        Observable(
+            "blocks_rest", "λ rest", r"$\lambda$",
+            "mean eigenvalue of the feature kernel on what is orthogonal to them", group="Krylov blocks",
+        ),
+        Observable(
+            "blocks_residual", "‖B_(q+1)‖", r"$\|B_{q+1}\|$", "how strongly Krylov directions drive the rest",
+            group="Krylov blocks",
+        ),
+        Observable(
             "ansatz_correlation", "ansatz", "correlation with the AGOP",
             "correlation of WᵀW with the average gradient outer product, by layer", scale="linear",
             group="Neural feature ansatz",

@@ -1,32 +1,48 @@
 """How many blocks beside the theorem does it take to follow the whole sample kernel, and the network?
 
     python simulations/krylov_blocks.py --setting digits
-    python simulations/krylov_blocks.py --setting digits-200
-    python simulations/krylov_blocks.py --setting cnn
-    python simulations/krylov_blocks.py --setting mnist
-    python simulations/krylov_blocks.py --figure
+    python simulations/krylov_blocks.py --setting mnist --seeds 0 1
+    python simulations/krylov_blocks.py --setting digits-200 --estimate 1 2 3 --rest 3
+    python simulations/krylov_blocks.py --summary --figure
 
 Trains full batch on the squared loss, measures the feature kernel at one step, and predicts from there with the
 theorem's three numbers, with q Krylov blocks beside the class indicators, and with the whole kernel of N² numbers.
-Errors are relative to the latter. Rungs are kept in `results/krylov_blocks/` as they are done; `--figure` draws error
-against q of all settings that are there.
+Errors are relative to the latter; where N is too large for it (`fashion-6000`) blocks are made by products alone and
+errors are relative to the largest q. Rungs are kept in `results/krylov_blocks/` as they are done. `--estimate` sets
+what `comparison.krylov_error` says beside the true error, and two bounds of the norm of its residual; `--rest` gives
+what the blocks leave out several rates, or more directions, instead of one rate; `--summary` is how many blocks the
+settings that are there need, and `--figure` draws their errors against q.
 """
 
 import argparse
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+import ntkcollapse as nc
 from ntkcollapse import plots
 from ntkcollapse.commands import table
-from ntkcollapse.commands.network_runs import train_measured
-from ntkcollapse.comparison import RUNGS, Ladder, climb, joined, load_ladders, save_ladders
+from ntkcollapse.comparison import (
+    RUNGS,
+    Ladder,
+    MeasuredRun,
+    MeasuredStart,
+    climb,
+    joined,
+    krylov_error,
+    load_ladders,
+    save_ladders,
+)
+from ntkcollapse.data import Dataset
 from ntkcollapse.observable_table import described
-from ntkcollapse.training import TrainConfig
+from ntkcollapse.training import TrainConfig, train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "krylov_blocks"
@@ -36,7 +52,10 @@ WHOLE = "sample-frozen"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One network on one set: full-batch gradient descent, predicted from step `start` on and compared at `steps`."""
+    """One network on one set: full-batch gradient descent, predicted from step `start` on and compared at `steps`.
+
+    classes: the first so many of the set; by_products: there is no rung of the whole kernel.
+    """
 
     title: str
     dataset: str
@@ -47,12 +66,35 @@ class Setting:
     steps: tuple[int, ...]
     blocks: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)
     learning_rate: float = 0.3
+    classes: int = 10
+    image_size: int | None = None
+    by_products: bool = False
+
+    @property
+    def whole(self) -> str:
+        """The rung that the others are compared with."""
+        return f"blocks:{self.blocks[-1]}" if self.by_products else WHOLE
 
 
-PERCEPTRON = ("widths=(128,128,32)",)
+DIGITS = Setting("8x8 digits, 64-128-128-32-10", "digits", 20, "mlp", ("widths=(128,128,32)",), 80, (320, 1280, 2560))
+FASHION = Setting(
+    "Fashion-MNIST 14x14, 196-128-128-32-10", "fashion-mnist", 60, "mlp", ("widths=(128,128,32)",), 80, (320, 1280),
+    image_size=14,
+)  # fmt: skip
+NORMALISED = ("widths=(128,128,32)", "batch_norm=true")
 SETTINGS = {
-    "digits": Setting("8x8 digits, 64-128-128-32-10", "digits", 60, "mlp", PERCEPTRON, 80, (320, 1280, 2560)),
-    "digits-200": Setting("8x8 digits, 64-128-128-32-10", "digits", 20, "mlp", PERCEPTRON, 80, (320, 1280, 2560)),
+    "digits-200": DIGITS,
+    "digits": dataclasses.replace(DIGITS, per_class=60),
+    "digits-1200": dataclasses.replace(DIGITS, per_class=120),
+    "two-classes": dataclasses.replace(
+        DIGITS, title="two digits, 64-128-128-32-2", classes=2, per_class=100, blocks=(0, 1, 2, 3, 4, 6, 8, 12, 16),
+    ),
+    "deep": dataclasses.replace(
+        DIGITS, title="8x8 digits, six layers of 128, 32-10", options=("widths=(128,128,128,128,128,128,32)",),
+    ),
+    "batch-norm": dataclasses.replace(
+        DIGITS, title="8x8 digits, batch norm", options=NORMALISED, learning_rate=0.05,
+    ),
     "cnn": Setting(
         "8x8 digits, convolutions 12-24-32", "digits", 20, "cnn", ("widths=(12,24,32)", "batch_norm=false"), 200,
         (800, 1600, 3200, 6000),
@@ -61,11 +103,15 @@ SETTINGS = {
         "MNIST, 784-256-256-64-10", "mnist", 30, "mlp", ("widths=(256,256,64)",), 80, (589, 1116, 2113, 4000),
         blocks=(0, 1, 2, 3, 4, 6, 8),
     ),
+    "fashion-600": FASHION,
+    "fashion-1500": dataclasses.replace(FASHION, per_class=150),
+    "fashion-3000": dataclasses.replace(FASHION, per_class=300),
+    "fashion-6000": dataclasses.replace(FASHION, per_class=600, blocks=(0, 1, 2, 3, 4, 5, 6, 9), by_products=True),
 }  # fmt: skip
 
 
-def ladder_of(name: str, seed: int) -> Ladder:
-    """The theorem, the blocks and the whole kernel from the setting's start; what is there already is kept."""
+def trained(name: str, seed: int) -> MeasuredStart:
+    """Trains the setting's network, and gives its state and kernels at the start of the prediction."""
     setting = SETTINGS[name]
     config = TrainConfig(
         network=setting.network,
@@ -73,6 +119,7 @@ def ladder_of(name: str, seed: int) -> Ladder:
         seed=seed,
         dataset=setting.dataset,
         per_class=setting.per_class,
+        image_size=setting.image_size,
         learning_rate=setting.learning_rate,
         momentum=0.0,
         nesterov=False,
@@ -81,36 +128,63 @@ def ladder_of(name: str, seed: int) -> Ladder:
         batch_size=0,
         epochs=setting.steps[-1],
         ntk_engine="layerwise",
+        probe_per_class=0,
+        measure=("kappa", "last-layer"),
+        measure_log=0,
+        measure_steps=(setting.start, *setting.steps),
+        recompute_statistics=True,
     )
-    out = RESULTS / f"{name}_{seed}"
+    splits = config.build_splits()
+    if setting.classes < splits.train.classes.num_classes:
+        splits = splits._replace(train=_first(splits.train, setting.classes), test=_first(splits.test, setting.classes))
+    run, networks = train(config, splits=splits, keep_networks_at=[setting.start], statistics_batch_size=0)
+    return MeasuredRun.of(run, networks, splits.train).start(setting.start)
+
+
+def _first(part: Dataset, classes: int) -> Dataset:
+    """The first classes of a set."""
+    kept = part.labels < classes
+    return Dataset.of(part.inputs[kept], part.labels[kept], name=f"{part.name}, {classes} classes")
+
+
+def folder_of(name: str, seed: int) -> Path:
+    """Where the rungs of a run are kept."""
+    return RESULTS / f"{name}_{seed}"
+
+
+def ladder_of(name: str, seed: int, start: MeasuredStart | None = None) -> Ladder:
+    """The theorem, the blocks and the whole kernel from the setting's start; what is there already is kept."""
+    setting, out = SETTINGS[name], folder_of(name, seed)
     out.mkdir(parents=True, exist_ok=True)
     ladder = load_ladders(out)[setting.start] if (out / "comparison.nc").exists() else None
-    rungs = ["block-frozen", "class-pairs", *(f"blocks:{q}" for q in setting.blocks), WHOLE]
+    rungs = ["block-frozen", *(f"blocks:{q}" for q in setting.blocks)]
+    rungs += [] if setting.by_products else ["class-pairs", WHOLE]
     missing = [rung for rung in rungs if ladder is None or rung not in ladder.rungs]
-    if ladder is not None and not missing:
-        return ladder
-    run = train_measured(config, at={0, setting.start, *setting.steps}, networks_at=[setting.start])
-    start = run.start(setting.start)
+    if missing and start is None:
+        start = trained(name, seed)
     for rung in missing:
+        assert start is not None
         began = time.process_time()
-        ladder = joined(ladder, climb(start, [rung], throw=True))
+        options = {rung: {"method": "products"}} if setting.by_products and rung.startswith("blocks") else {}
+        ladder = joined(ladder, climb(start, [rung], throw=True, options=options))
         print(f"{name}: {rung}, {time.process_time() - began:.1f} processor seconds", flush=True)
         save_ladders(out, {setting.start: ladder})
     assert ladder is not None
     return ladder
 
 
-def errors(ladder: Ladder, part: str) -> dict[str, np.ndarray]:
+def errors(name: str, ladder: Ladder, part: str) -> dict[str, np.ndarray]:
     """How far each rung, and the network, are from the rung of the whole kernel, at each record after the start."""
-    whole = np.asarray(ladder.rungs[WHOLE][part])[1:]
-    runs = {rung: run for rung, run in ladder.rungs.items() if rung != WHOLE} | {"network": ladder.network}
+    reference = SETTINGS[name].whole
+    whole = np.asarray(ladder.rungs[reference][part])[1:]
+    runs = {rung: run for rung, run in ladder.rungs.items() if rung != reference} | {"network": ladder.network}
     return {name: np.asarray(run[part])[1:] / whole - 1 for name, run in runs.items()}
 
 
 def error_table(name: str, ladder: Ladder) -> str:
     """Errors in percent at the setting's steps."""
     setting = SETTINGS[name]
-    found = {part: errors(ladder, part) for part in PARTS}
+    found = {part: errors(name, ladder, part) for part in PARTS}
     rows = []
     for rung in found[PARTS[0]]:
         title = "the network itself" if rung == "network" else RUNGS[rung].title
@@ -120,27 +194,217 @@ def error_table(name: str, ladder: Ladder) -> str:
     return table([head, *(described(part).symbol for part in PARTS)], rows)
 
 
+def there() -> Iterator[tuple[str, str, Ladder]]:
+    """The runs whose rungs are kept: setting, seed, ladder."""
+    for name in SETTINGS:
+        for path in sorted(RESULTS.glob(f"{name}_[0-9]*/comparison.nc")):
+            yield name, path.parent.name.removeprefix(f"{name}_"), load_ladders(path.parent)[SETTINGS[name].start]
+
+
+def needed(name: str, ladder: Ladder, within: float = 0.05) -> list[str]:
+    """For each step, the least q from which on every larger one keeps both parts within 5% up to that step."""
+    found, q = [errors(name, ladder, part) for part in PARTS], [q for q in SETTINGS[name].blocks]
+    q = [k for k in q if f"blocks:{k}" in found[0]]
+    answers = []
+    for at in range(len(SETTINGS[name].steps)):
+        good = [all(np.abs(part[f"blocks:{k}"][: at + 1]).max() < within for part in found) for k in q]
+        bad = max((i for i, yes in enumerate(good) if not yes), default=-1)
+        answers.append(f"{q[bad + 1]}" if bad + 1 < len(q) else f"more than {q[-1]}")
+    return answers
+
+
+def summary() -> str:
+    """How many blocks each setting needs, and what the theorem errs by."""
+    rows = []
+    for name, seed, ladder in there():
+        setting, classes = SETTINGS[name], ladder.network.classes
+        theorem = [errors(name, ladder, part)["block-frozen"][-1] for part in PARTS]
+        rows.append(
+            [
+                f"{setting.title}, N = {classes.num_samples}, seed {seed}",
+                " / ".join(map(str, setting.steps)),
+                " / ".join(needed(name, ladder)),
+                " / ".join(f"{100 * x:+.0f}%" for x in theorem),
+            ]
+        )
+    return table(["", "steps", "blocks within 5% up to them", "the theorem at the last, single / class"], rows)
+
+
+class SeveralRates(nc.SampleKernel):
+    """U T Uᵀ and, on what is orthogonal to U, groups with a rate each: the first one holds all that is in no basis."""
+
+    basis: jax.Array
+    matrix: jax.Array
+    rates: jax.Array
+    groups: tuple[jax.Array, ...]
+    reducible: ClassVar[bool] = True
+
+    def _as_blocks(self) -> nc.KrylovKernel:
+        return nc.KrylovKernel(self.basis, self.matrix, self.rates[:1])
+
+    def mv(self, X, classes):
+        more = [(r - self.rates[0]) * (X @ G) @ G.T for r, G in zip(self.rates[1:], self.groups, strict=True)]
+        return self._as_blocks().mv(X, classes) + sum(more)
+
+    def solve(self, X, classes):
+        more = [(1 / r - 1 / self.rates[0]) * (X @ G) @ G.T for r, G in zip(self.rates[1:], self.groups, strict=True)]
+        return self._as_blocks().solve(X, classes) + sum(more)
+
+    def as_matrix(self, classes):
+        return self.mv(jnp.eye(classes.num_samples), classes)
+
+    def eigenvalues(self, classes):
+        values = jnp.concatenate([jnp.linalg.eigvalsh(self.matrix), self.rates])
+        counts = [g.shape[1] for g in self.groups]
+        left = classes.num_samples - len(self.matrix) - sum(counts)
+        order = np.argsort(values)
+        return values[order], np.asarray([*np.ones(len(self.matrix)), left, *counts])[order]
+
+    @property
+    def num_directions(self):
+        return self.basis.shape[1]
+
+    def directions(self, classes):
+        return self.basis
+
+    def direction_gram(self, sizes):
+        return self._as_blocks().direction_gram(sizes)
+
+    def group_rates(self, num_classes):
+        return self.rates
+
+    def split(self, deviations, classes):
+        parts = [(deviations @ np.asarray(G)) @ np.asarray(G).T for G in self.groups]
+        return np.stack([self._as_blocks().split(deviations, classes)[0] - sum(parts), *parts])
+
+
+def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[str, nc.SampleKernel]]:
+    """q blocks, with other accounts of what they leave out; and one block more."""
+    H, W, classes = np.asarray(start.state.H), np.asarray(start.state.W), start.classes
+    kernel = nc.KrylovKernel.of(K, classes, blocks=q)
+    N, U, V = len(K), basis_of(kernel, classes), np.asarray(kernel.basis)
+    yield "one rate, the mean of the rest's", kernel
+    H_rest = H - H @ U @ U.T
+    yield (
+        "one rate, as the features weigh it",
+        nc.KrylovKernel(V, kernel.matrix, [np.sum(H_rest @ K * H_rest) / np.sum(H_rest**2)]),
+    )
+    rest = np.eye(N) - U @ U.T
+    values, vectors = (x[..., U.shape[1] :] for x in np.linalg.eigh(rest @ K @ rest))
+    energy = np.sum((W @ H_rest @ vectors) ** 2, axis=0)
+    for g in (2, 4, 8):
+        # As much of the residual in each, with the rate that this part has at the start: no choice is better informed.
+        group = np.minimum(np.searchsorted(np.arange(1, g) / g, np.cumsum(energy) / energy.sum()), g - 1)
+        rates = [np.average(values[group == i], weights=energy[group == i]) for i in range(g)]
+        groups = tuple(jnp.asarray(vectors[:, group == i]) for i in range(1, g))
+        yield f"{g} groups of eigenvectors", SeveralRates(kernel.basis, kernel.matrix, jnp.asarray(rates), groups)
+    second = np.linalg.svd(H_rest, full_matrices=False)[2].T
+    for r in (classes.num_classes, second.shape[1]):
+        more = nc.KrylovKernel(np.concatenate([V, second[:, :r]], axis=1), np.eye(U.shape[1] + r), [1.0])
+        yield f"a second start: {r} directions of the features", more.of_same_directions(K, classes)
+    yield "one block more", nc.KrylovKernel.of(K, classes, blocks=q + 1)
+
+
+def basis_of(kernel: nc.KrylovKernel, classes: nc.Classes) -> np.ndarray:
+    """U, orthonormal: class indicators and directions."""
+    indicators = np.asarray(classes.Y).T / np.sqrt(np.asarray(classes.sizes))
+    return np.concatenate([indicators, np.asarray(kernel.basis)], axis=1)
+
+
+def parts_under(start: MeasuredStart, kernel: nc.SampleKernel, times: Any = None) -> nc.Trajectory:
+    """The flow from the start under a kernel, as the ladder integrates it."""
+    method = nc.Method(rtol=1e-8, atol=1e-14)
+    return nc.simulate(start.state, kernel, start.classes, start.times if times is None else times, method=method)
+
+
+def rest_table(name: str, start: MeasuredStart, ladder: Ladder, q: int) -> str:
+    """What the rest's account changes, and what it costs in numbers of the state."""
+    K, rows, n, C = np.asarray(start.sample_kernel.matrix), [], *start.state.W.shape[::-1]
+    for label, kernel in other_rests(K, start, q):
+        run = parts_under(start, kernel)
+        groups = len(np.asarray(kernel.group_rates(C)))
+        numbers = n * (C + kernel.num_directions) + groups * n * n + C * n + C
+        apart = [np.asarray(run[part])[1:] / np.asarray(ladder.rungs[WHOLE][part])[1:] - 1 for part in PARTS]
+        rows.append([label, f"{numbers:,}", *(" / ".join(f"{100 * x:+.1f}%" for x in part) for part in apart)])
+    return table([f"{name}, q = {q}", "numbers", *(described(part).symbol for part in PARTS)], rows)
+
+
+def estimate_table(name: str, start: MeasuredStart, ladder: Ladder, blocks: list[int]) -> str:
+    """What `krylov_error` says, the true error, and two bounds of ‖δR‖ beside it; all relative."""
+    K, rows = np.asarray(start.sample_kernel.matrix), []
+
+    def percents(values: Any) -> str:
+        return " / ".join(f"{100 * x:.2g}%" for x in values)
+
+    for q in blocks:
+        ends = nc.KrylovKernel.ends_of(K, start.classes, blocks=q)
+        estimate = krylov_error(start.state, ends, start.classes, start.times)
+        true = [np.abs(errors(name, ladder, part)[f"blocks:{q}"]) for part in PARTS]
+        rows.append([f"q = {q}, true", *map(percents, true), percents(residual_error(start, ends[0], K))])
+        widest = nc.KrylovKernel.ends_of(K, start.classes, blocks=q, node=1e-3 * float(np.linalg.eigvalsh(K)[0]))
+        far = krylov_error(start.state, widest, start.classes, start.times)
+        rows.append(["estimated", *(percents(estimate[part][1:]) for part in PARTS), ""])
+        rows.append(["estimated, a near 0", *(percents(far[part][1:]) for part in PARTS), ""])
+        rows.extend([label, "", "", percents(values)] for label, values in bounds(start, ends[0], K).items())
+    return table([name, *(described(part).symbol for part in PARTS), "vector R"], rows)
+
+
+def residual_error(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> np.ndarray:
+    """‖R̂ − R‖/‖R‖ at the records after the start."""
+    Y = np.asarray(start.classes.Y)
+    runs = [parts_under(start, k) for k in (kernel, nc.DenseKernel(K))]
+    pairs = [[np.asarray(run.last_layer(i).logits) - Y for run in runs] for i in range(1, len(start.times))]
+    return np.array([np.linalg.norm(ours - whole) / np.linalg.norm(whole) for ours, whole in pairs])
+
+
+def bounds(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> dict[str, np.ndarray]:
+    """The bound of Gronwall's kind and the integral of the defect, over ‖R̂‖ (docs/theory/krylov_blocks.md)."""
+    times = np.asarray(start.times)
+    since = np.geomspace((times[1] - times[0]) / 100, times[-1] - times[0], 60)
+    fine = np.unique(np.concatenate([times, times[0] + since[:-1], times[0] + np.linspace(0, times[1] - times[0], 20)]))
+    run, Y = parts_under(start, kernel, fine), np.asarray(start.classes.Y)
+    values, vectors = np.linalg.eigh(K)
+    left_out = K - np.asarray(kernel.as_matrix(start.classes))
+    root, inverse = ((vectors * values**p) @ vectors.T for p in (0.5, -0.5))
+    rows = []
+    for i in range(len(fine)):
+        layer = run.last_layer(i)
+        H, W, R = np.asarray(layer.H), np.asarray(layer.W), np.asarray(layer.logits) - Y
+        defect = W.T @ R @ left_out
+        top = np.sqrt(np.linalg.norm(W, 2) ** 2 * values[-1] + np.linalg.norm(H.T @ H + 1, 2))
+        rows.append([np.linalg.norm(x) for x in (W @ defect, defect @ inverse, R)] + [np.linalg.norm(R @ root, 2), top])
+    moved, forced, size, growth, top = np.array(rows).T
+
+    def integral(y: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0.0], np.cumsum((y[1:] + y[:-1]) / 2 * np.diff(fine))])
+
+    grown = np.exp(integral(growth))
+    at = np.searchsorted(fine, times[1:])
+    return {
+        "integral of the defect": (integral(moved) / size)[at],
+        "bound": (top * grown * integral(forced / grown) / size)[at],
+    }
+
+
 def figure() -> None:
     """Error of each residual part at the last step, against the number of blocks."""
-    there = {path.parent.name: load_ladders(path.parent) for path in sorted(RESULTS.glob("*_0/comparison.nc"))}
-    fig, axes = plt.subplots(1, len(PARTS), figsize=(7.2, 3.0), sharey=True, layout="constrained")
-    for ax, part in zip(axes, PARTS, strict=True):
-        for i, (name, ladders) in enumerate(there.items()):
-            setting = SETTINGS[name.removesuffix("_0")]
-            ladder = ladders[setting.start]
-            found = errors(ladder, part)
+    fig, axes = plt.subplots(1, len(PARTS), figsize=(7.2, 3.6), sharey=True, layout="constrained")
+    names = list(dict.fromkeys(name for name, _, _ in there()))
+    for name, seed, ladder in there():
+        setting, colour = SETTINGS[name], f"C{names.index(name) % 10}"
+        dashed = "--" if names.index(name) >= 10 else "-"
+        for ax, part in zip(axes, PARTS, strict=True):
+            found = errors(name, ladder, part)
             q = [q for q in setting.blocks if f"blocks:{q}" in found]
-            for column, (style, step) in enumerate(
-                zip(("--", "-"), (setting.steps[1], setting.steps[-1]), strict=True)
-            ):
-                at = setting.steps.index(step)
-                y = [abs(found[f"blocks:{k}"][at]) for k in q]
-                label = f"{setting.title}, N = {ladder.network.classes.num_samples}" if column else None
-                ax.plot(q, y, style, marker="o", markersize=3, color=f"C{i}", label=label)
+            label = f"{setting.title}, N = {ladder.network.classes.num_samples}, step {setting.steps[-1]}"
+            y = [abs(found[f"blocks:{k}"][-1]) for k in q]
+            label = label if seed == "0" else None
+            ax.plot(q, y, dashed, marker="o", markersize=3, color=colour, label=label, alpha=1 if seed == "0" else 0.4)
+    for ax, part in zip(axes, PARTS, strict=True):
         ax.axhline(0.05, color="0.6", linewidth=0.8)
         ax.set(yscale="log", xlabel="blocks q", title=described(part).label)
     axes[0].set_ylabel("|error| beside the whole kernel")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=6)
     plots.save(fig, HERE / "figures" / "krylov_blocks")
 
 
@@ -148,12 +412,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=tuple(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initial weights, a run each")
+    parser.add_argument("--estimate", type=int, nargs="*", default=[], help="estimates of the error of so many blocks")
+    parser.add_argument("--rest", type=int, nargs="*", default=[], help="what several rates change at so many blocks")
+    parser.add_argument("--summary", action="store_true", help="blocks needed, of what is there")
     parser.add_argument("--figure", action="store_true", help="error against q, of what is there")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    if flags.setting:
-        for seed in flags.seeds:
-            print(f"seed {seed}\n{error_table(flags.setting, ladder_of(flags.setting, seed))}\n", flush=True)
+    for seed in flags.seeds if flags.setting else ():
+        start = trained(flags.setting, seed) if flags.estimate or flags.rest else None
+        ladder = ladder_of(flags.setting, seed, start)
+        print(f"seed {seed}\n{error_table(flags.setting, ladder)}\n", flush=True)
+        if start is not None and flags.estimate:
+            print(f"{estimate_table(flags.setting, start, ladder, flags.estimate)}\n", flush=True)
+        for q in () if start is None else flags.rest:
+            print(f"{rest_table(flags.setting, start, ladder, q)}\n", flush=True)
+    if flags.summary:
+        print(summary())
     if flags.figure:
         figure()
 

@@ -23,6 +23,7 @@ from ntkcollapse import (
     observables,
     simulate,
 )
+from ntkcollapse.comparison import krylov_error
 from ntkcollapse.theory import exact, extrapolation
 from ntkcollapse.theory.rates import within_class_decay
 from ntkcollapse.theory.reduced import ReducedFlow
@@ -61,7 +62,8 @@ def dense_by_hand(K, classes, blocks):
     """U T Uᵀ + λ (1 − U Uᵀ) entry by entry."""
     U, N = basis_by_hand(K, classes, blocks), len(K)
     rest = np.eye(N) - U @ U.T
-    return U @ U.T @ K @ U @ U.T + np.trace(rest @ K) / np.trace(rest) * rest
+    rate = np.trace(rest @ K) / np.trace(rest) if U.shape[1] < N else 0.0
+    return U @ U.T @ K @ U @ U.T + rate * rest
 
 
 def by_scipy(start, K_at, classes, times, decay=(0.0, 0.0, 0.0), free=True):
@@ -114,6 +116,85 @@ def test_all_blocks_are_the_kernel_itself_and_none_the_class_pairs():
     np.testing.assert_allclose(none.as_matrix(UNEQUAL), block.as_matrix(UNEQUAL), atol=1e-13)
     # Indicators span what a block kernel does to class means: no block is left to make.
     np.testing.assert_allclose(KrylovKernel.of(block, UNEQUAL, blocks=3).basis.shape, (15, 0))
+
+
+@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL], ids=["balanced", "unequal"])
+def test_a_direction_of_each_block_belongs_to_each_class(classes):
+    """What couples a block to the one before it is symmetric and positive, and there is no other coupling."""
+    kernel, C = KrylovKernel.of(measured(classes), classes, blocks=2), classes.num_classes
+    for j in range(1, 3):
+        B = np.asarray(kernel.matrix[C * j : C * (j + 1), C * (j - 1) : C * j])
+        np.testing.assert_allclose(B, B.T, atol=1e-11)
+        assert np.linalg.eigvalsh(B)[0] > 0
+    np.testing.assert_allclose(kernel.matrix[2 * C :, :C], 0, atol=1e-11)
+
+
+@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL], ids=["balanced", "unequal"])
+def test_two_ends_enclose_what_the_kernel_does_to_labels(classes):
+    """Moments, the prescribed eigenvalue, and resolvents in the order of quadratic forms, from the same products."""
+    K, Z, asked = measured(classes), np.asarray(classes.Y).T, []
+    smallest = np.linalg.eigvalsh(K)[0]
+
+    def product(X):
+        asked.append(X.shape)
+        return K @ X
+
+    ends = KrylovKernel.ends_of(product, classes, blocks=1, node=smallest, trace=np.trace(K))
+    assert len(asked) == 2
+    lower, upper = (np.asarray(end.as_matrix(classes)) for end in ends)
+    np.testing.assert_allclose(lower, KrylovKernel.of(K, classes, blocks=1).as_matrix(classes), atol=1e-12)
+    np.testing.assert_allclose(np.trace(upper), np.trace(K), rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.eigvalsh(ends[1].matrix)[:3], smallest, rtol=1e-8)
+    for j in range(1, 6):
+        expected = Z.T @ np.linalg.matrix_power(K, j) @ Z
+        apart = np.linalg.norm(Z.T @ np.linalg.matrix_power(upper, j) @ Z - expected) / np.linalg.norm(expected)
+        assert (apart < 1e-11) == (j <= 4), (j, apart)
+    for s in (0.0, 0.1, 1.0):
+        least, exact, most = (Z.T @ np.linalg.solve(A + s * np.eye(len(K)), Z) for A in (lower, K, upper))
+        for larger, smaller in ((exact, least), (most, exact)):
+            assert np.linalg.eigvalsh(larger - smaller)[0] > 1e-11 * np.linalg.norm(exact)
+    for node in (0.0, -1.0, 1.01 * float(np.linalg.eigvalsh(ends[0].matrix)[0])):
+        with pytest.raises(ValueError, match="node: expected one between 0 and the smallest eigenvalue"):
+            KrylovKernel.ends_of(K, classes, blocks=1, node=node)
+    whole = KrylovKernel.ends_of(K, classes, blocks=5 if classes == BALANCED else 4)
+    assert whole[0] is whole[1]
+
+
+def test_directions_as_functions_of_a_sample():
+    """With all blocks they are known on every sample; with fewer, up to what the last one leaves out."""
+    K, Z = measured(UNEQUAL), np.asarray(UNEQUAL.Y).T / np.sqrt(UNEQUAL.sizes)
+    whole, one = (KrylovKernel.of(K, UNEQUAL, blocks=q) for q in (4, 1))
+    np.testing.assert_allclose(whole.extended(K[:7], UNEQUAL), np.hstack([Z, whole.basis])[:7], atol=1e-9)
+    U = np.hstack([Z, one.basis])
+    left_out = (K @ U - U @ (U.T @ K @ U)) @ np.linalg.inv(U.T @ K @ U)
+    np.testing.assert_allclose(one.extended(K, UNEQUAL), U + left_out, atol=1e-9)
+    with pytest.raises(ValueError, match="rows: expected shape"):
+        one.extended(K[:, :4], UNEQUAL)
+
+
+def test_estimated_error_is_of_the_size_of_the_true_one():
+    """Within a factor of three of scipy's under the kernel itself, where features leave class means by it alone."""
+    classes, decay = Classes(sizes=(6, 8, 7)), {"H": 0.01, "W": 0.02, "b": 0.0}
+    K, start, times = measured(classes), a_start(classes), np.array([0.0, 3.0, 8.0])
+    start = LastLayer(H=classes.expand(classes.means(start.H)), W=start.W, b=0 * start.b)
+    names = ("residual_single", "residual_class", "residual_global")
+    norms = {}
+    kernels = {q: dense_by_hand(K, classes, q) for q in (1, 2)} | {"all": K}
+    for q, dense in kernels.items():
+        H, W, b = by_scipy(start, lambda t, dense=dense: dense, classes, times, tuple(decay.values()))[-1]
+        parts = classes.parts(W @ H + b[:, None] - np.asarray(classes.Y))
+        norms[q] = dict(zip(names, (float(np.linalg.norm(part)) for part in parts), strict=True))
+    estimates = {}
+    for q in (1, 2):
+        ends = KrylovKernel.ends_of(K, classes, blocks=q)
+        estimates[q] = krylov_error(start, ends, classes, times, weight_decay=decay)
+        assert estimates[q].keys() == set(names)
+        for name in names[:2]:
+            true = abs(norms[q][name] / norms["all"][name] - 1)
+            assert true / 3 < estimates[q][name][-1] < 3 * true, (q, name, true, estimates[q][name])
+            assert estimates[q][name][0] < 1e-12
+    for name in names[:2]:
+        assert 0 < estimates[2][name][-1] < estimates[1][name][-1] / 2
 
 
 def test_products_alone_are_asked_for():
@@ -182,6 +263,51 @@ def test_reduced_flow_is_the_full_flow(classes, options):
         expected = observables.observe(LastLayer(H=H, W=W, b=b), classes, DenseKernel(dense))
         for name, value in expected.items():
             np.testing.assert_allclose(run[name][-1], value, rtol=2e-7, atol=2e-8, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "features", "blocks", "size", "options"),
+    [
+        ((3, 7, 5), 1, 2, 1.0, {}),
+        ((3, 7, 5), 2, 1, 1.0, {"weight_decay": {"H": 0.4, "W": 0.0, "b": 0.0}}),
+        ((5, 4), 5, 2, 1.0, {}),
+        ((1, 6, 4), 4, 2, 1.0, {}),
+        ((1, 1, 1), 4, 0, 1.0, {}),
+        ((3, 7, 5), 5, 2, 1e8, {}),
+        ((3, 7, 5), 5, 2, 1e-8, {}),
+    ],
+    ids=["one feature", "n below C, decay of H alone", "two classes", "a class of one sample", "one sample a class",
+         "kernel of 1e8", "kernel of 1e-8"],
+)  # fmt: skip
+def test_reduced_flow_of_unusual_shapes_and_sizes(sizes, features, blocks, size, options):
+    """Against scipy in all columns; the start has features of rank one beside the class means."""
+    classes, rng = Classes(sizes=sizes), np.random.default_rng(6)
+    N, C = classes.num_samples, classes.num_classes
+    K = size * measured(classes)
+    kernel, dense = KrylovKernel.of(K, classes, blocks=blocks), size * dense_by_hand(K / size, classes, blocks)
+    H = rng.normal(size=(features, C)) @ np.asarray(classes.Y) + np.outer(rng.normal(size=features), rng.normal(size=N))
+    start = LastLayer(H=0.3 * H, W=0.5 * rng.normal(size=(C, features)), b=np.zeros(C))
+    times = np.array([0.0, 0.1, 0.6]) / max(size, 1.0)
+    decay = tuple(options.get("weight_decay", {"H": 0.0, "W": 0.0, "b": 0.0}).values())
+    solved = by_scipy(start, lambda t: dense, classes, times, decay)
+    run = simulate(start, Flow(kernel, classes, **options), times=times, method=TIGHT, observed=False)
+    assert run.settings["flow"] == "reduced"
+    for i, expected in enumerate(solved):
+        for name, part in zip("HWb", expected, strict=True):
+            size_of_part = np.abs(part).max() + np.abs(getattr(start, name)).max()
+            np.testing.assert_allclose(getattr(run.last_layer(i), name), part, atol=1e-8 * size_of_part)
+
+
+@pytest.mark.filterwarnings("ignore:simulate. the start is float32")
+def test_reduced_flow_in_single_precision():
+    start, times, K = a_start(UNEQUAL), np.array([0.0, 0.3, 1.5]), measured(UNEQUAL)
+    solved = by_scipy(start, lambda t: dense_by_hand(K, UNEQUAL, 1), UNEQUAL, times)
+    single = jax.tree.map(lambda x: x.astype(np.float32), start)
+    kernel = KrylovKernel.of(K.astype(np.float32), UNEQUAL, blocks=1)
+    run = simulate(single, kernel, UNEQUAL, times.astype(np.float32), method=Method(rtol=1e-5), observed=False)
+    assert run.states.W.dtype == np.float32
+    for name, part in zip("HWb", solved[-1], strict=True):
+        np.testing.assert_allclose(getattr(run.last_layer(-1), name), part, atol=1e-4 * np.abs(part).max())
 
 
 def test_reduced_flow_of_no_blocks_is_that_of_the_block_kernel():

@@ -141,7 +141,9 @@ class CompareConfig(Settings):
         (),
         "rungs of the ladder, from strong assumptions to weak; default: three quick ones without a run, with a run all "
         "but the sample kernel's path",
-        choices=Rungs({"all": "every rung that is listed; blocks:q for any other q by its name", **RUNGS}),
+        choices=Rungs(
+            {"all": "every rung that is listed; blocks:q for any other q, and blocks-path:q, by their names", **RUNGS}
+        ),
     )
     records: int = setting(
         40,

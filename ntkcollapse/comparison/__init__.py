@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ntkcollapse.comparison.attribution import Attribution, Share, attribute
     from ntkcollapse.comparison.files import load_ladders, save_ladders
     from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
+    from ntkcollapse.comparison.krylov_error import krylov_error
     from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
     from ntkcollapse.comparison.measured_run import MeasuredRun
     from ntkcollapse.comparison.network_at import NetworkAt
@@ -56,6 +57,7 @@ __all__ = [
     "implied_rates",
     "invariant_course",
     "joined",
+    "krylov_error",
     "load_ladders",
     "measured_rates",
     "save_ladders",

@@ -217,8 +217,24 @@ class MeasuredStart:
         if not by_products:
             return KrylovKernel.of(self.sample_kernel, self.classes, blocks=blocks)
         trace = float(jnp.sum(self.classes.weights * self.class_pair_kernel.diagonal))
-        operator = ntk.NTKOperator(*self.network.as_trained, outputs="mean")
-        return KrylovKernel.of(operator, self.classes, blocks=blocks, trace=trace)
+        return KrylovKernel.of(_products_of(self.network), self.classes, blocks=blocks, trace=trace)
+
+    def krylov_path(self, blocks: int, *, by_products: bool = False) -> KernelPath:
+        """The kernels at every record from the start on between the directions of `krylov_kernel`, as a path.
+
+        It needs the network at all of them, one N × N array at a time; by_products: none, with traces that are means
+        over random vectors orthogonal to the directions from the second record on.
+
+        Raises:
+            ValueError: a record without its network.
+            MemoryError: N² numbers do not fit.
+        """
+        self.require("network along the path")
+        first, kernels = self.krylov_kernel(blocks, by_products=by_products), []
+        for i in range(self.index + 1, self.run.times.shape[0]):
+            kernel_of = _products_of if by_products else self._sample_kernel_of
+            kernels.append(first.of_same_directions(kernel_of(self.networks[i]), self.classes))
+        return KernelPath.of(self.times, [first, *kernels])
 
     @cached_property
     def sample_path(self) -> KernelPath:
@@ -244,6 +260,11 @@ class MeasuredStart:
         N = self.classes.num_samples
         require_memory("sample-frozen", pairs(N), self._least)
         return DenseKernel(network.feature_kernel(outputs="mean"))
+
+
+def _products_of(network: NetworkAt) -> ntk.NTKOperator:
+    """Products with Θ^h averaged over features."""
+    return ntk.NTKOperator(*network.as_trained, outputs="mean")
 
 
 def check_clock(run: Trajectory) -> None:

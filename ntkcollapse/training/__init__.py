@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
     from ntkcollapse.training.kept_networks import KeptNetwork
     from ntkcollapse.training.measurements.ansatz import FeatureAnsatz
+    from ntkcollapse.training.measurements.blocks import KrylovBlocks
     from ntkcollapse.training.measurements.held_out import HeldOutCollapse
     from ntkcollapse.training.measurements.layers import LayerCollapse, saved_profile
     from ntkcollapse.training.measurements.moment import Measurement, Moment
@@ -41,6 +42,7 @@ __all__ = [
     "HeldOutCollapse",
     "Interrupted",
     "KeptNetwork",
+    "KrylovBlocks",
     "LayerCollapse",
     "Measurement",
     "Moment",

@@ -94,16 +94,19 @@ def test_every_number_of_blocks_is_a_rung():
     assert [name for name in RUNGS if name.startswith("blocks")] == ["blocks:3"]
     assert "blocks:12" in RUNGS
     assert RUNGS["blocks:12"].label == "class pairs and 12 Krylov blocks"
-    for name in ("blocks:", "blocks:-1", "blocks:03", "blocks:x", "block", 3):
+    assert RUNGS["blocks-path:1"].label == "class pairs and 1 Krylov block, measured path"
+    for name in ("blocks:", "blocks:-1", "blocks:03", "blocks:x", "block", "blocks-path", "blocks-path:-1", 3):
         assert name not in RUNGS
     with pytest.raises(KeyError):
         RUNGS["blocks:x"]
-    named = ("sample-frozen", "blocks:12", "class-pairs", "blocks:2")
-    assert RUNGS.in_order(named) == ("class-pairs", "blocks:2", "blocks:12", "sample-frozen")
+    named = ("sample-frozen", "blocks:12", "class-pairs", "blocks-path:2", "blocks:2")
+    assert RUNGS.in_order(named) == ("class-pairs", "blocks:2", "blocks-path:2", "blocks:12", "sample-frozen")
     assert _chosen(("blocks:5", "all")) == (*list(RUNGS)[:5], "blocks:5", *list(RUNGS)[5:])
     assert CompareConfig(rungs=("blocks:5",)).rungs == ("blocks:5",)
     assert joint_name(given_up("class-pairs", "blocks:5", batch_norm=False)) == "no cross terms of means and deviations"
     assert joint_name(given_up("blocks:5", "sample-frozen", batch_norm=False)) == "one rate within classes"
+    assert joint_name(given_up("blocks-path:5", "sample-path", batch_norm=False)) == "one rate within classes"
+    assert joint_name(given_up("blocks:5", "blocks-path:5", batch_norm=False)) == "lazy features"
 
 
 def test_a_new_rung_is_seen_in_tables_figures_and_report(tmp_path, monkeypatch):

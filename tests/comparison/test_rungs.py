@@ -1,5 +1,6 @@
 """Rungs against closed forms: where an assumption holds exactly, dropping it changes nothing."""
 
+import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 import pytest
 
-from ntkcollapse import Classes, Method, Trajectory, simulate
+from ntkcollapse import Classes, DenseKernel, KernelPath, Method, Trajectory, simulate
 from ntkcollapse.comparison import (
     RUNGS,
     Course,
@@ -553,3 +554,25 @@ def test_rung_of_blocks_is_the_flow_under_its_dense_kernel():
     np.testing.assert_allclose(ladder.rungs["blocks:9"]["loss"], ladder.rungs["sample-frozen"]["loss"], rtol=1e-5)
     # A block away from the whole kernel it is still another one.
     assert abs(float(one["residual_single"][-1] / ladder.rungs["sample-frozen"]["residual_single"][-1]) - 1) > 1e-4
+
+
+@pytest.mark.parametrize("method", ["kernel", "products"])
+def test_rung_of_the_path_of_blocks_is_the_flow_under_its_dense_kernels(method):
+    """T and the rate of the rest of each record, on the directions of the first one."""
+    networks = [cases.tanh_network(n=4, seed=1)]
+    networks += [eqx.tree_at(lambda x: x.params, networks[0], (s * networks[0].params[0], networks[0].params[1] / s))
+                 for s in (1.1, 1.3, 1.5)]  # fmt: skip
+    start = MeasuredStart(cases.run_of([x.last_layer for x in networks], TIMES), 0, dict(enumerate(networks)))
+    kernels = [np.asarray(network.feature_kernel(outputs="mean")) for network in networks]
+    Z = np.asarray(CLASSES.Y).T
+    U = np.linalg.qr(np.concatenate([Z, kernels[0] @ Z, kernels[0] @ kernels[0] @ Z], axis=1))[0]
+    rest = np.eye(12) - U @ U.T
+    dense = [U @ U.T @ K @ U @ U.T + np.trace(rest @ K) / 3 * rest for K in kernels]
+    # C random vectors fill the three dimensions of the rest: its trace by products is exact.
+    run = climb(start, ["blocks-path:2"], options={"blocks-path:2": {"method": method}}, throw=True, keep_states=True)
+    path = KernelPath.of(TIMES, [DenseKernel(K) for K in dense])
+    exact = simulate(start.state, path, CLASSES, TIMES, method=Method(rtol=1e-10), observed=False)
+    for i in range(len(TIMES)):
+        np.testing.assert_allclose(run.rungs["blocks-path:2"].last_layer(i).H, exact.last_layer(i).H, atol=1e-6)
+    with pytest.raises(ValueError, match="networks: expected the network at every record"):
+        climb(MeasuredStart(start.run, 0, {0: networks[0]}), ["blocks-path:2"], throw=True)

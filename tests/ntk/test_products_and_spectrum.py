@@ -36,8 +36,22 @@ def test_product_with_a_vector(memory):
     np.testing.assert_allclose(mean(v[:, 0]), mean_kernel(theta) @ v[:, 0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "memory"), [("plain", None), ("plain", SMALL), ("convolutions", 10 * SMALL)])
+def test_products_with_many_vectors(name, memory):
+    """All of them at once, in groups and chunks of any size, against the dense kernel."""
+    c, theta = case(name), dense_ntk(name)
+    X = normal(0, *theta.shape[1:3], 4)
+    every = NTKOperator(c.f, c.params, c.x, memory=memory)
+    np.testing.assert_allclose(every.matmat(X), np.einsum("ijks,jsc->ikc", theta, X), rtol=1e-11, atol=1e-11)
+    mean = NTKOperator(c.f, c.params, c.x, outputs="mean", memory=memory)
+    np.testing.assert_allclose(mean.matmat(X[:, 0]), mean_kernel(theta) @ X[:, 0], rtol=1e-11, atol=1e-11)
+    assert mean.matmat(X[:, 0, :0]).shape == (theta.shape[1], 0)
+
+
 def test_product_refuses_another_shape():
     c = case("plain")
+    with pytest.raises(ValueError, match=r"X: expected shape \(5, any\)"):
+        NTKOperator(c.f, c.params, c.x, outputs="mean").matmat(np.ones(5))
     with pytest.raises(ValueError, match=r"v: expected shape \(5, 3\)"):
         ntk_vector_product(c.f, c.params, c.x, np.ones(5))
 

@@ -6,19 +6,21 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from ntkcollapse import Trajectory, collapse, plots
+from ntkcollapse import Trajectory, collapse, ntk, plots
 from ntkcollapse.plots.collapse import HELD_OUT_LINES, profile_panels
 from ntkcollapse.training import (
     DEFAULT_MEASUREMENTS,
     MEASUREMENTS,
     FeatureAnsatz,
     HeldOutCollapse,
+    KrylovBlocks,
     LayerCollapse,
     Moment,
     TrainConfig,
     saved_profile,
     train,
 )
+from ntkcollapse.training.measurements import moment as moment_module
 
 CONFIG = TrainConfig(
     network="mlp",
@@ -84,6 +86,37 @@ def test_layers_and_ansatz_are_measured_along_training():
 
         panels = plots.ansatz_figure(run).axes
         np.testing.assert_allclose(np.asarray(panels[1].lines[0].get_ydata()), run["ansatz_root_correlation"][:, 0])
+
+
+def test_blocks_of_the_feature_kernel_are_measured_along_training(monkeypatch):
+    """Against the projection of the kernel itself on powers of it; from the kernel, and by products alone."""
+    kernels = []
+
+    def keep(moment):
+        kernels.append((ntk.empirical_ntk(
+            moment.network.evaluation(moment.variables.batch_stats)[0], moment.variables.params, moment.probe.inputs,
+            outputs="mean",
+        ), moment.probe.classes))  # fmt: skip
+        return {}
+
+    config = dataclasses.replace(CONFIG, epochs=1, probe_per_class=3)
+    runs, values = [], np.zeros(1)
+    for dense in (1000, 0):
+        monkeypatch.setattr(moment_module, "DENSE", dense)
+        runs.append(train(config, measurements={"blocks": KrylovBlocks(blocks=1), "keep": keep}))
+    for i in range(len(runs[0].times)):
+        K, classes = np.asarray(kernels[i][0], float), kernels[i][1]
+        U = np.linalg.qr(np.concatenate([classes.Y.T, K @ classes.Y.T], axis=1))[0]
+        values = np.linalg.eigvalsh(U.T @ K @ U)
+        for run in runs:
+            assert run["blocks_matrix"].shape[1:] == (20, 20)
+            np.testing.assert_allclose(run["blocks_rates"][i], values, rtol=1e-4, atol=1e-5 * values[-1])
+            # No further direction than these, and the mean over what is left.
+            left = np.linalg.norm(K @ U - U @ (U.T @ K @ U), 2)
+            np.testing.assert_allclose(run["blocks_residual"][i], left, rtol=1e-3)
+            rest = (np.trace(K) - values.sum()) / 10
+            np.testing.assert_allclose(run["blocks_rest"][i], rest, rtol=1e-3)
+    np.testing.assert_allclose(runs[0]["blocks_matrix"], runs[1]["blocks_matrix"], atol=2e-4 * values[-1])
 
 
 def test_test_collapse_is_that_of_all_features():

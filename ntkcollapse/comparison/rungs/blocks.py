@@ -1,4 +1,6 @@
-"""Rungs 2c: class pairs and q blocks of the directions through which means and deviations drive each other."""
+"""Rungs 2c: class pairs and q blocks of the directions through which means and deviations drive each other; at the
+start, and along their measured path.
+"""
 
 from typing import Any, Literal, get_args
 
@@ -22,8 +24,26 @@ def blocks(start: MeasuredStart, times: Any, *, blocks: int, method: Method = "a
     Raises:
         ValueError: another method.
     """
+    q, by_products = _of_start(start, blocks, method)
+    return Course.by_kernel(
+        f"blocks:{blocks}", start, start.krylov_kernel(q, by_products=by_products), times, **options
+    )
+
+
+def blocks_path(start: MeasuredStart, times: Any, *, blocks: int, method: Method = "auto", **options: Any) -> Course:
+    """The same with T and λ as they are at every record, between the directions of the start.
+
+    Raises:
+        ValueError: another method.
+    """
+    q, by_products = _of_start(start, blocks, method)
+    path = start.krylov_path(q, by_products=by_products)
+    return Course.by_kernel(f"blocks-path:{blocks}", start, path, times, **options)
+
+
+def _of_start(start: MeasuredStart, blocks: int, method: Method) -> tuple[int, bool]:
+    """How many blocks there is room for, and whether the kernel is made by products."""
     check_choice("method", method, get_args(Method))
     if method == "auto":
         method = "kernel" if fits_memory(pairs(start.classes.num_samples)) else "products"
-    kernel = start.krylov_kernel(min(blocks, most_blocks(start.classes)), by_products=method == "products")
-    return Course.by_kernel(f"blocks:{blocks}", start, kernel, times, **options)
+    return min(blocks, most_blocks(start.classes)), method == "products"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from ntkcollapse._palette import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+from ntkcollapse._palette import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 from ntkcollapse.comparison.rungs.assumptions import (
     AVERAGE,
     BLOCKS,
@@ -84,13 +84,15 @@ class Rung:
 
 
 class Rungs(dict[str, Any]):
-    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q` for every q."""
+    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q` and `blocks-path:q` for
+    every q.
+    """
 
     def __missing__(self, name: str) -> Rung:
         match = _OF_BLOCKS.fullmatch(name)
         if match is None:
             raise KeyError(name)
-        return _of_blocks(int(match[1]))
+        return _of_blocks(int(match["q"]), path=match["path"] is not None)
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (isinstance(name, str) and _OF_BLOCKS.fullmatch(name) is not None)
@@ -99,29 +101,31 @@ class Rungs(dict[str, Any]):
         """These names in the ladder's order, each once."""
         listed = {name: place for place, name in enumerate(self)}
 
-        def place(name: str) -> tuple[int, int]:
+        def place(name: str) -> tuple[int, int, bool]:
             match = _OF_BLOCKS.fullmatch(name)
-            return (listed[name], 0) if match is None else (listed[_LISTED_BLOCKS], int(match[1]))
+            if match is None:
+                return listed[name], 0, False
+            return listed[_LISTED_BLOCKS], int(match["q"]), match["path"] is not None
 
         return tuple(sorted(set(names), key=place))
 
 
-_OF_BLOCKS = re.compile(r"blocks:(0|[1-9][0-9]{0,5})")
+_OF_BLOCKS = re.compile(r"blocks(?P<path>-path)?:(?P<q>0|[1-9][0-9]{0,5})")
 # The one of the family that stands for it where rungs are listed.
 _LISTED_BLOCKS = "blocks:3"
 
 
-def _of_blocks(q: int) -> Rung:
-    """The rung of q blocks beside the class indicators."""
+def _of_blocks(q: int, *, path: bool = False) -> Rung:
+    """The rung of q blocks beside the class indicators, at the start or along the measured path."""
     return Rung(
-        name=f"blocks:{q}",
-        number=f"2c:{q}",
-        label=f"class pairs and {q} Krylov block{'' if q == 1 else 's'}",
-        function="blocks:blocks",
-        needs="network",
-        assumes=(ONE_RATE, *_FROZEN_KERNEL),
+        name=f"blocks-path:{q}" if path else f"blocks:{q}",
+        number=f"2c':{q}" if path else f"2c:{q}",
+        label=f"class pairs and {q} Krylov block{'' if q == 1 else 's'}{', measured path' if path else ''}",
+        function="blocks:blocks_path" if path else "blocks:blocks",
+        needs="network along the path" if path else "network",
+        assumes=(ONE_RATE, *(_MOVING_KERNEL if path else _FROZEN_KERNEL)),
         chains=(),
-        colour=ORANGE,
+        colour=YELLOW if path else ORANGE,
         line=":",
         options={"blocks": q},
     )
