@@ -274,8 +274,8 @@ class SeveralRates(nc.SampleKernel):
         return self.rates
 
     def split(self, deviations, classes):
-        parts = [(deviations @ np.asarray(G)) @ np.asarray(G).T for G in self.groups]
-        return np.stack([self._as_blocks().split(deviations, classes)[0] - sum(parts), *parts])
+        parts = [(deviations @ G) @ G.T for G in self.groups]
+        return jnp.stack([self._as_blocks().split(deviations, classes)[0] - sum(parts), *parts])
 
 
 def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[str, nc.SampleKernel]]:
@@ -311,20 +311,30 @@ def basis_of(kernel: nc.KrylovKernel, classes: nc.Classes) -> np.ndarray:
     return np.concatenate([indicators, np.asarray(kernel.basis)], axis=1)
 
 
-def parts_under(start: MeasuredStart, kernel: nc.SampleKernel, times: Any = None) -> nc.Trajectory:
-    """The flow from the start under a kernel, as the ladder integrates it."""
-    method = nc.Method(rtol=1e-8, atol=1e-14)
-    return nc.simulate(start.state, kernel, start.classes, start.times if times is None else times, method=method)
+def flow_under(start: MeasuredStart, kernel: nc.SampleKernel, times: Any = None) -> list[nc.LastLayer]:
+    """The states that follow the start under a kernel, as the ladder integrates them."""
+    times = start.times if times is None else times
+    solver = "chebyshev" if isinstance(kernel, nc.DenseKernel) else None
+    method = nc.Method(solver=solver, rtol=1e-8, atol=1e-14)
+    run = nc.simulate(start.state, kernel, start.classes, times, method=method, observed=False)
+    return [run.last_layer(i) for i in range(len(run.times))]
+
+
+def residual(layer: nc.LastLayer, classes: nc.Classes) -> np.ndarray:
+    """R = W H + b 1ᵀ − Y."""
+    return np.asarray(layer.logits - classes.Y)
 
 
 def rest_table(name: str, start: MeasuredStart, ladder: Ladder, q: int) -> str:
     """What the rest's account changes, and what it costs in numbers of the state."""
     K, rows, n, C = np.asarray(start.sample_kernel.matrix), [], *start.state.W.shape[::-1]
     for label, kernel in other_rests(K, start, q):
-        run = parts_under(start, kernel)
+        parts = [start.classes.parts(residual(x, start.classes))[:2] for x in flow_under(start, kernel)]
+        norms = np.linalg.norm(np.asarray(parts), axis=(2, 3)).T
         groups = len(np.asarray(kernel.group_rates(C)))
         numbers = n * (C + kernel.num_directions) + groups * n * n + C * n + C
-        apart = [np.asarray(run[part])[1:] / np.asarray(ladder.rungs[WHOLE][part])[1:] - 1 for part in PARTS]
+        whole = [np.asarray(ladder.rungs[WHOLE][part]) for part in PARTS]
+        apart = [(x / y - 1)[1:] for x, y in zip(norms, whole, strict=True)]
         rows.append([label, f"{numbers:,}", *(" / ".join(f"{100 * x:+.1f}%" for x in part) for part in apart)])
     return table([f"{name}, q = {q}", "numbers", *(described(part).symbol for part in PARTS)], rows)
 
@@ -351,10 +361,8 @@ def estimate_table(name: str, start: MeasuredStart, ladder: Ladder, blocks: list
 
 def residual_error(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> np.ndarray:
     """‖R̂ − R‖/‖R‖ at the records after the start."""
-    Y = np.asarray(start.classes.Y)
-    runs = [parts_under(start, k) for k in (kernel, nc.DenseKernel(K))]
-    pairs = [[np.asarray(run.last_layer(i).logits) - Y for run in runs] for i in range(1, len(start.times))]
-    return np.array([np.linalg.norm(ours - whole) / np.linalg.norm(whole) for ours, whole in pairs])
+    runs = [[residual(x, start.classes) for x in flow_under(start, k)[1:]] for k in (kernel, nc.DenseKernel(K))]
+    return np.array([np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(*runs, strict=True)])
 
 
 def bounds(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> dict[str, np.ndarray]:
@@ -362,14 +370,12 @@ def bounds(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> dict
     times = np.asarray(start.times)
     since = np.geomspace((times[1] - times[0]) / 100, times[-1] - times[0], 60)
     fine = np.unique(np.concatenate([times, times[0] + since[:-1], times[0] + np.linspace(0, times[1] - times[0], 20)]))
-    run, Y = parts_under(start, kernel, fine), np.asarray(start.classes.Y)
     values, vectors = np.linalg.eigh(K)
     left_out = K - np.asarray(kernel.as_matrix(start.classes))
     root, inverse = ((vectors * values**p) @ vectors.T for p in (0.5, -0.5))
     rows = []
-    for i in range(len(fine)):
-        layer = run.last_layer(i)
-        H, W, R = np.asarray(layer.H), np.asarray(layer.W), np.asarray(layer.logits) - Y
+    for layer in flow_under(start, kernel, fine):
+        H, W, R = np.asarray(layer.H), np.asarray(layer.W), residual(layer, start.classes)
         defect = W.T @ R @ left_out
         top = np.sqrt(np.linalg.norm(W, 2) ** 2 * values[-1] + np.linalg.norm(H.T @ H + 1, 2))
         rows.append([np.linalg.norm(x) for x in (W @ defect, defect @ inverse, R)] + [np.linalg.norm(R @ root, 2), top])
@@ -422,9 +428,11 @@ def main() -> None:
         start = trained(flags.setting, seed) if flags.estimate or flags.rest else None
         ladder = ladder_of(flags.setting, seed, start)
         print(f"seed {seed}\n{error_table(flags.setting, ladder)}\n", flush=True)
-        if start is not None and flags.estimate:
+        if start is None:
+            continue
+        if flags.estimate:
             print(f"{estimate_table(flags.setting, start, ladder, flags.estimate)}\n", flush=True)
-        for q in () if start is None else flags.rest:
+        for q in flags.rest:
             print(f"{rest_table(flags.setting, start, ladder, q)}\n", flush=True)
     if flags.summary:
         print(summary())

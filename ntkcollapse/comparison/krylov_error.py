@@ -40,7 +40,10 @@ def krylov_error(
         "residual_single", "residual_class" and "residual_global" → the estimate at each time, 0 at the start.
     """
     method = Method(rtol=1e-8, atol=1e-14) if method is None else method
-    runs = [
-        simulate(start, Flow(kernel, classes, **flow), times=times, method=method, columns=False) for kernel in ends
-    ]
-    return {name: np.abs(np.asarray(runs[1][name]) / np.asarray(runs[0][name]) - 1) for name in group("Residual parts")}
+    norms = []
+    for kernel in ends:
+        run = simulate(start, Flow(kernel, classes, **flow), times=times, method=method, observed=False)
+        layers = [run.last_layer(i) for i in range(len(run.times))]
+        parts = [classes.parts(layer.logits - classes.Y) for layer in layers]
+        norms.append(np.linalg.norm(np.asarray(parts), axis=(2, 3)))
+    return dict(zip(group("Residual parts"), np.abs(norms[1] / norms[0] - 1).T, strict=True))
