@@ -6,9 +6,9 @@ from ntkcollapse._lazy import import_on_use
 
 if TYPE_CHECKING:
     from ntkcollapse.comparison.attribution import Attribution, Share, attribute
+    from ntkcollapse.comparison.blocks_error import krylov_error
     from ntkcollapse.comparison.files import load_ladders, save_ladders
     from ntkcollapse.comparison.invariant import CollapsePoint, InvariantCourse, collapse_points, invariant_course
-    from ntkcollapse.comparison.krylov_error import krylov_error
     from ntkcollapse.comparison.ladder import Ladder, available_rungs, climb, joined
     from ntkcollapse.comparison.measured_run import MeasuredRun
     from ntkcollapse.comparison.network_at import NetworkAt
