@@ -32,14 +32,16 @@ class Grouping(NamedTuple):
 def group(order: np.ndarray, classes: Classes, batch: int, *, multiple_of: int = 1) -> Grouping:
     """Groups over `order`, sample indices class by class, for batches of about `batch` samples.
 
-    The size of a group divides the largest class nearly evenly, so that balanced classes need little filling up;
-    `multiple_of` is a number of devices that share a batch. Both sizes are rounded up by at most an eighth, so that
-    samples of nearly the same number have one shape, for which code is compiled once.
+    A group is as large as a batch where that fills up the largest class by no more than an eighth, so that any large
+    number of samples has one shape, for which code is compiled once. Otherwise its size divides that class nearly
+    evenly, rounded up by at most an eighth, as is the number of groups a batch. `multiple_of` is a number of devices
+    that share a batch.
     """
     largest = max(classes.sizes)
     parts = -(-largest // max(1, min(batch, largest)))
-    size = -(-largest // parts)
-    size = _rounded(size)
+    size = _rounded(-(-largest // parts))
+    if 8 * parts * batch <= 9 * largest:
+        size = batch
     size = -(-size // multiple_of) * multiple_of
     index, mask, group_class = [], [], []
     start = 0

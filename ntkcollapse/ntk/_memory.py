@@ -39,3 +39,8 @@ def step() -> int:
 def fit(available: int, each: int, most: int) -> int:
     """How many things of `each` bytes fit into `available`: at least 1, at most `most`."""
     return max(1, min(most, available // max(each, 1)))
+
+
+def evened(number: int, most: int) -> int:
+    """How many of `number` things are done at a time, in as many equal turns as `most` at a time take."""
+    return -(-number // -(-number // most))

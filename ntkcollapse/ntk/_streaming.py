@@ -18,8 +18,10 @@ from ntkcollapse.ntk._grouping import Grouping
 from ntkcollapse.ntk._partial import PartialResults, fingerprint
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines import Chunks, Engine
-from ntkcollapse.ntk.engines._contract import EXACT
 from ntkcollapse.ntk.engines._engine import Batch, Sums
+
+# Numbers of the sums that stand in double precision at a time.
+_PIECE = 2**20
 
 
 class OutputTotals(NamedTuple):
@@ -91,12 +93,15 @@ def stream(
                     split,
                 )
                 sums = engine.add(placed, sums, batch, devices.everywhere(jnp.asarray(first)))
+                # What a batch needs is given back before the next one asks for as much.
+                jax.block_until_ready(sums)
                 if i == start:
                     check_finite("gradients of f", devices.fetch(sums.scatter))
                 bar.update()
                 if i + 1 < len(grouping):
                     saved.save(f"sums{turn}", i + 1, lambda sums=sums: jax.tree.leaves(devices.fetch(sums)))
-            done.append(devices.fetch(_totals(sums, keep)))
+            done.append(_totals(devices.fetch(sums), keep))
+            del sums
             check_finite("gradients of f", (done[-1].scatter, done[-1].gram))
             saved.save(f"sums{turn}", len(grouping), lambda: jax.tree.leaves(done[-1]), at_once=True)
     saved.remove(*(f"sums{turn}" for turn in range(len(turns))))
@@ -124,21 +129,25 @@ def from_kernel(theta: Float[AnyArray, "N N K ..."], membership: np.ndarray, sig
     return Totals(squares - np.diagonal(gram, axis1=1, axis2=2)[:, :C] / sizes, gram, outputs)
 
 
-@eqx.filter_jit
 def _totals(sums: Sums, keep: int) -> Totals:
-    def over_leaves(equation, gradients):
-        return jnp.stack([jnp.einsum(equation, g, g, precision=EXACT) for g in gradients]).sum(0)
-
-    gram = over_leaves("ckp,dkp->kcd", sums.gradients)
+    """Inner products of the first `keep` outputs' sums, in double precision on the host, piece by piece."""
+    (C, k), W = sums.scatter.shape[:2], sums.gradients[0].shape[0]
+    gram, of_classes, everything = np.zeros((k, W, W)), np.zeros((C, k, k)), np.zeros((k, k))
+    for leaf in sums.gradients:
+        size = max(1, _PIECE // (W * k))
+        for start in range(0, leaf.shape[2], size):
+            # (k, W, size)
+            g = np.asarray(leaf[:, :, start : start + size], float).swapaxes(0, 1)
+            gram += g @ g.swapaxes(1, 2)
+            if sums.output_pairs:
+                by_class, total = g[:, :C].swapaxes(0, 1), g[:, :C].sum(1)
+                of_classes += by_class @ by_class.swapaxes(1, 2)
+                everything += total @ total.T
+    scatter = np.asarray(sums.scatter, float)
     if not sums.output_pairs:
-        return Totals(sums.scatter.T[:keep], gram[:keep], None)
-    of_classes = [g[: sums.scatter.shape[0]] for g in sums.gradients]
-    outputs = OutputTotals(
-        sums.scatter.sum(0),
-        over_leaves("ckp,csp->cks", of_classes),
-        over_leaves("kp,sp->ks", [g.sum(0) for g in of_classes]),
-    )
-    return Totals(jnp.diagonal(sums.scatter, axis1=1, axis2=2).T, gram, outputs)
+        return Totals(scatter.T[:keep], gram[:keep], None)
+    own = np.diagonal(scatter, axis1=1, axis2=2)
+    return Totals(own.T, gram, OutputTotals(scatter.sum(0), of_classes, everything))
 
 
 def _like_totals(k: int, C: int, q: int, output_pairs: bool) -> Totals:

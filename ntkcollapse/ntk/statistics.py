@@ -214,8 +214,9 @@ def block_statistics(
         labels: integer class of each sample, (N,).
         engine, parameters: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N, and "auto" is the faster
             of the two; the others make the whole kernel first, whose entries' rounding λ_single then has.
-        memory: bytes for intermediate arrays: half for the C·P sums an output, half for one batch of samples. Where
-            not all K outputs fit, they are taken in turns.
+        memory: bytes for everything but x and params: three eighths for the C·P sums an output, two for one batch of
+            samples, the rest for what the system and the compiled code take. Where not all K outputs fit, they are
+            taken in turns.
         output_pairs: means of Θ_ks for k ≠ s too, where all outputs fit.
         residual: distance of the output-mean kernel from block structure. "exact" makes the N × N kernel; "estimate"
             adds `probes` random sums: exact on class means, unbiased in its squares on the rest, with a standard error.

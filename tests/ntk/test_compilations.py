@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkcollapse.ntk import block_statistics, empirical_ntk
+from ntkcollapse.ntk import block_statistics, empirical, empirical_ntk
 from ntkcollapse.ntk.engines import Layerwise, layerwise
 from tests.ntk.zoo import case, dense_ntk, normal
 
@@ -78,6 +78,36 @@ def test_f_runs_once_for_each_of_its_shapes(monkeypatch):
     empirical_ntk(f, PARAMS, X, outputs="mean")
     block_statistics(f, PARAMS, X, LABELS)
     assert sorted(calls) == [1, 3]
+
+
+def test_statistics_of_another_number_of_samples_are_the_same_programs():
+    def statistics(m):
+        x, labels = normal(m, 2 * m, 6), np.arange(2 * m) % 2
+        block_statistics(two_layers, PARAMS, x, labels, memory=6e4)
+
+    statistics(121)
+    with programs() as count:
+        # In nearly equal groups these would be of 14 samples and of 15.
+        statistics(130)
+        statistics(400)
+        assert count() == 0
+
+
+def test_a_kernel_is_held_once():
+    """JAX takes over the array that was filled on the host."""
+    theta = np.asarray(empirical_ntk(two_layers, PARAMS, X))
+    filled = []
+    zeros = empirical._zeros
+
+    def kept(*given):
+        filled.append(zeros(*given))
+        return filled[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(empirical, "_zeros", kept)
+        again = empirical_ntk(two_layers, PARAMS, X)
+    np.testing.assert_array_equal(again, theta)
+    assert again.unsafe_buffer_pointer() == filled[0].ctypes.data
 
 
 @pytest.mark.parametrize("name", ["plain", "convolutions", "unusual"])

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ntkcollapse.ntk import block_statistics, empirical_ntk
@@ -25,21 +27,23 @@ if port != "none":
     assert jax.process_count() == 2
 assert len(jax.devices()) == 8, jax.devices()
 np.savez(out, *measured(folder))
+from tests.ntk.test_compilations import programs
+with programs() as count:
+    measured(folder)
+    assert count() == 0, count()
 """
+
+
+def network(p, x):
+    h = jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.tanh(h).mean((1, 2)) @ p["w"] + p["b"][None, :]
 
 
 def measured(folder):
     """Kernels and statistics of a small convolutional network on 11 samples: eight devices share unevenly."""
-    import jax
-    import jax.numpy as jnp
-
+    f = network
     params = {"conv": normal(0, 3, 3, 1, 4), "w": normal(1, 4, 3), "b": normal(2, 3)}
     x, labels = normal(3, 11, 5, 5, 1), np.arange(11) % 3
-
-    def f(p, x):
-        h = jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return jnp.tanh(h).mean((1, 2)) @ p["w"] + p["b"][None, :]
-
     theta = empirical_ntk(f, params, x)
     plain = empirical_ntk(f, params, x, engine="jacobian")
     sums = block_statistics(f, params, x, labels, engine="jacobian").output_pairs

@@ -11,6 +11,10 @@ from jaxtyping import Array, Float, Int
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import GroupSums, Outputs, scatter_of
 
+# Eighths of the memory for sums over classes and for one batch of samples. The rest is for what no plan knows: compiled
+# code, products before they are added, and what the allocator of the system keeps of arrays that are gone.
+SUMS, BATCH = 3, 2
+
 
 class Chunks(eqx.Module):
     """How much is done at a time: samples of a chunk, and outputs of it; plain: by Jacobians of all parameters."""

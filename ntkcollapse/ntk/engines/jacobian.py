@@ -4,10 +4,20 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
-from ntkcollapse.ntk._memory import fit
+from ntkcollapse.ntk._memory import evened, fit
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums
-from ntkcollapse.ntk.engines._engine import Batch, Chunks, Engine, Sums, add_groups, marked, unit_cotangents
+from ntkcollapse.ntk.engines._engine import (
+    BATCH,
+    SUMS,
+    Batch,
+    Chunks,
+    Engine,
+    Sums,
+    add_groups,
+    marked,
+    unit_cotangents,
+)
 
 
 class Jacobian(Engine):
@@ -27,8 +37,8 @@ class Jacobian(Engine):
     def sum_chunks(self, problem, x, num_sums, available):
         # An output's sums, and its gradients in one batch.
         size = problem.num_params * problem.dtype.itemsize
-        outputs = fit(available // 2, num_sums * size, problem.num_outputs)
-        return Chunks(samples=fit(available // 2, 2 * outputs * size, 4096), outputs=outputs)
+        outputs = evened(problem.num_outputs, fit(SUMS * available // 8, num_sums * size, problem.num_outputs))
+        return Chunks(samples=fit(BATCH * available // 8, 2 * outputs * size, 4096), outputs=outputs)
 
     def add(self, problem, sums, batch, first_output):
         return _add((problem, batch, first_output), sums)

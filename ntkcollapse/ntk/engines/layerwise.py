@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ntkcollapse.ntk._memory import fit, step
+from ntkcollapse.ntk._memory import evened, fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
 from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, kernel_shape, mirror
-from ntkcollapse.ntk.engines._engine import Chunks, Engine, Sums, add_groups, marked, unit_cotangents
+from ntkcollapse.ntk.engines._engine import BATCH, SUMS, Chunks, Engine, Sums, add_groups, marked, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, saving, sum_factors
 from ntkcollapse.ntk.engines.jacobian import plain_kernel
 
@@ -65,7 +65,7 @@ class Layerwise(Engine):
         again = fit(room - sizes.inputs, sizes.backward, K)
         if again >= _FORWARD_AGAIN:
             k = again
-        return Chunks(samples=samples, outputs=max(least, -(-K // -(-K // k))))
+        return Chunks(samples=samples, outputs=max(least, evened(K, k)))
 
     def kernel(self, problem, x1, x2, outputs, chunks):
         K, count = problem.num_outputs, chunks.outputs
@@ -86,9 +86,9 @@ class Layerwise(Engine):
     def sum_chunks(self, problem, x, num_sums, available):
         sizes = _plan(problem, x)
         stored = num_sums * problem.num_params * problem.dtype.itemsize
-        outputs = fit(available // 2, stored, problem.num_outputs)
+        outputs = evened(problem.num_outputs, fit(SUMS * available // 8, stored, problem.num_outputs))
         each = sizes.forward + sizes.patches + outputs * (sizes.backward + sizes.gradient)
-        return Chunks(samples=fit(available // 2, each, 4096), outputs=outputs)
+        return Chunks(samples=fit(BATCH * available // 8, each, 4096), outputs=outputs)
 
     def add(self, problem, sums, batch, first_output):
         plan = _plan(problem, one_like(batch.x))
