@@ -1,5 +1,6 @@
 """Compiled programs that outlive the process: what was compiled once is loaded by every later one."""
 
+import math
 import os
 import sys
 import threading
@@ -104,16 +105,18 @@ def compilation_announced(after: float = 1.5) -> Iterator[None]:
         jax.monitoring.unregister_event_listener(begun)
 
 
-# On a CPU a fifth of the compile time: no optimisation, and simple code for fused loops.
+# On a CPU half of the compile time: simple code for fused loops, which runs as fast.
+_SIMPLE_LOOPS: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+# A fifth of it: no optimisation besides. Long loops over large arrays then take up to twice as long.
 _LEAST_EFFORT: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
+    **_SIMPLE_LOOPS,
 }
 
 
 @cache
-def _options_of_least_effort() -> dict[str, Any] | None:
+def _compiler_options(least_effort: bool) -> dict[str, Any] | None:
     """Those that the compiler of this JAX has; none but on a CPU: other platforms have other trades."""
     import jax
 
@@ -127,33 +130,49 @@ def _options_of_least_effort() -> dict[str, Any] | None:
             return False
         return True
 
-    if has(_LEAST_EFFORT):
-        return _LEAST_EFFORT
-    return {name: value for name, value in _LEAST_EFFORT.items() if has({name: value})}
+    wanted = _LEAST_EFFORT if least_effort else _SIMPLE_LOOPS
+    return wanted if has(wanted) else {name: value for name, value in wanted.items() if has({name: value})}
 
 
-def compiled_quickly(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """The function, compiled with the least effort: for what runs for a shorter time than it is compiled.
+def compiled_quickly(below: float = math.inf) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """A decorator: compiled with the least effort, for what runs for a shorter time than it is compiled.
 
+    That holds below a number of numbers in all arguments together; from there on the loops alone are kept simple.
     Arrays are traced, everything else is static. Within another compiled function it is a part of that.
     """
 
-    @cache
-    def program() -> Any:
-        import equinox as eqx
+    def decorated(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        @cache
+        def program(least_effort: bool) -> Any:
+            import equinox as eqx
 
-        return eqx.filter_jit(function, **{"compiler_options": _options_of_least_effort()})  # pyright: ignore[reportCallIssue, reportArgumentType]
+            return eqx.filter_jit(function, **{"compiler_options": _compiler_options(least_effort)})  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-    @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if is_traced(args, kwargs):
-            return function(*args, **kwargs)
-        try:
-            return program()(*args, **kwargs)
-        except ValueError as error:
-            # Values known beforehand, within a function that is being compiled: JAX takes options of that alone.
-            if "compiler_options" not in str(error):
-                raise
-            return function(*args, **kwargs)
+        @cache
+        def part() -> Any:
+            import equinox as eqx
 
-    return call
+            return eqx.filter_jit(function)
+
+        @wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            if is_traced(args, kwargs):
+                return part()(*args, **kwargs)
+            try:
+                return program(_count(args, kwargs) < below)(*args, **kwargs)
+            except ValueError as error:
+                # Values known beforehand, within a function that is being compiled: JAX takes options of that alone.
+                if "compiler_options" not in str(error):
+                    raise
+                return part()(*args, **kwargs)
+
+        return call
+
+    return decorated
+
+
+def _count(*trees: Any) -> int:
+    """The number of numbers in all arrays."""
+    import jax
+
+    return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(trees))

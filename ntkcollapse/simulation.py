@@ -36,6 +36,7 @@ from ntkcollapse.observables import (
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.constraints import Unconstrained
 from ntkcollapse.theory.extrapolation import integrate_reduced
+from ntkcollapse.theory.extrapolation_adjoint import integrate_differentiably
 from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.method import Method
@@ -394,53 +395,35 @@ def _deliver(run: Trajectory, out: Integration, throw: bool) -> Trajectory:
 
 
 def _extrapolate(problem, method: Method, steady: float | None, progress: bool) -> Integration:
-    """Integrates a reduced flow by the default method; where derivatives are taken through it, by another."""
+    """Integrates a reduced flow by the default method."""
     options = {"rtol": method.rtol, "atol": method.atol, "max_steps": method.max_steps, "steady": steady}
     if is_traced(problem):
-        return _differentiable(problem, options)
+        return integrate_differentiably(problem, options)
     return integrate_reduced(*problem, **options, progress=progress)
 
 
-@eqx.filter_custom_vjp
-def _differentiable(problem, options):
-    return integrate_reduced(*problem, **options)
+def _solve(*problem) -> Integration:
+    """By diffrax, from flow, start, times and how it is integrated; for reverse mode where anything is traced."""
+    return _solve_differentiably(*problem) if is_traced(problem) else _solve_alone(*problem)
 
 
-@_differentiable.def_fwd
-def _forward(perturbed, problem, options):
-    from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-    from ntkcollapse.theory.integrate import integrate
-
-    del perturbed
-
-    def solved(problem):
-        out = integrate(*problem, solver=RungeKuttaChebyshev(spectral_radius), **options)
-        # It counts evaluations in another place.
-        return eqx.tree_at(lambda out: out.statistics, out, out.statistics | {"num_evaluations": jnp.asarray(0)})
-
-    out, pulled_back = eqx.filter_vjp(solved, problem)
-    return out, (pulled_back, out)
-
-
-@_differentiable.def_bwd
-def _backward(residuals, grad_out, perturbed, problem, options):
-    del perturbed, problem, options
-    pulled_back, out = residuals
-    # What nothing depends on comes without a gradient.
-    full = jax.tree.map(
-        lambda g, x: jnp.zeros_like(x) if g is None and eqx.is_inexact_array(x) else g,
-        grad_out, out, is_leaf=lambda g: g is None,
-    )  # fmt: skip
-    return pulled_back(full)[0]
+# Steps number in the hundreds: from a few thousand numbers on they take longer than to be compiled.
+@compiled_quickly(below=4e3)
+def _solve_alone(*problem) -> Integration:
+    return _integrated(*problem, differentiable=False)
 
 
 @eqx.filter_jit
-def _solve(flow, start, times, solver, tolerances, max_steps, progress, key, steady) -> Integration:
+def _solve_differentiably(*problem) -> Integration:
+    return _integrated(*problem, differentiable=True)
+
+
+def _integrated(flow, start, times, solver, tolerances, max_steps, progress, key, steady, *, differentiable):
     from ntkcollapse.theory.integrate import integrate
 
     rtol, atol = tolerances
     options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "progress": progress, "key": key, "steady": steady}
-    return integrate(flow, start, times, solver=solver, **options)
+    return integrate(flow, start, times, solver=solver, differentiable=differentiable, **options)
 
 
 # Times that are observed together: a run of another number of times needs no other program.
@@ -470,7 +453,7 @@ def _in_chunks(function, *parts):
     return observed
 
 
-@compiled_quickly
+@compiled_quickly()
 def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedState, times):
     """Everything that class means and scatter tell; deviations and their classes add the scatter class by class.
 
@@ -540,7 +523,7 @@ def _observe_columns(kappa, deviations, classes: Classes, states: ReducedState, 
     return jax.lax.map(at, (times, states))
 
 
-@eqx.filter_jit
+@compiled_quickly(below=3e6)
 def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observables:
     def at(inputs):
         t, state = inputs
@@ -553,7 +536,7 @@ def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observable
     return observables | _drift(weight_gram, gram)
 
 
-@compiled_quickly
+@compiled_quickly()
 def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> Observables:
     """‖I(t) − I(0)‖ over ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖: rounding and solver error alone, where I is conserved."""
     invariants = weight_gram - gram

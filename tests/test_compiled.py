@@ -61,7 +61,7 @@ def test_a_cache_that_is_set_up_stays(tmp_path):
 
 
 def test_compiled_quickly_is_a_part_of_what_is_compiled_around_it():
-    @compiled_quickly
+    @compiled_quickly()
     def squares(x, names):
         return {name: jnp.square(x) for name in names}
 
@@ -113,12 +113,12 @@ def test_jax_reports_the_beginning_and_the_end_of_a_compilation():
 def test_options_that_a_compiler_does_not_have_are_left_out(monkeypatch):
     """As `xla_cpu_use_fusion_emitters` is unknown to JAX 0.12."""
     monkeypatch.setitem(compiled._LEAST_EFFORT, "xla_cpu_no_such_option", True)
-    compiled._options_of_least_effort.cache_clear()
+    compiled._compiler_options.cache_clear()
     try:
-        options = compiled._options_of_least_effort()
+        options = compiled._compiler_options(True)
         assert options is not None
         assert "xla_cpu_no_such_option" not in options
         assert options["xla_backend_optimization_level"] == 0
-        assert compiled_quickly(lambda x: x + 1)(jnp.ones(2)).tolist() == [2.0, 2.0]
+        assert compiled_quickly()(lambda x: x + 1)(jnp.ones(2)).tolist() == [2.0, 2.0]
     finally:
-        compiled._options_of_least_effort.cache_clear()
+        compiled._compiler_options.cache_clear()

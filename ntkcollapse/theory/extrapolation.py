@@ -259,12 +259,16 @@ class _Tolerance(NamedTuple):
 
 
 class _Course(NamedTuple):
-    """Where an integration stands: time, state, next step and columns; how often it stepped, and how it ended."""
+    """Where an integration stands: time, state, next step and columns; how often it stepped, and how it ended.
+
+    `made` is the number of columns of the step that led here.
+    """
 
     t: Any
     y: Any
     h: Any
     columns: Any
+    made: Any
     steps: Any
     rejected: Any
     evaluations: Any
@@ -344,6 +348,7 @@ def _step(problem: _Problem, course: _Course, goal, tolerance: _Tolerance) -> _C
         y=xp.where(moved, y + reached, y),
         h=after,
         columns=xp.where(kept, columns, xp.minimum(columns, course.columns)),
+        made=j,
         steps=steps,
         rejected=course.rejected + xp.where(kept, 0, 1),
         evaluations=course.evaluations + 1 + (j * (j - 1)) // 2,
@@ -380,12 +385,33 @@ def integrate_reduced(
     does, is held to 1000 rounding units as well, less than the labels, which are 0 and 1, can tell.
 
     Outside of JAX's transformations it runs in numpy and double precision, whatever the start's. Under `vmap` and
-    `jit`, in the precision of the start, with rtol at least 32 rounding units. Not differentiable.
+    `jit`, in the precision of the start, with rtol at least 32 rounding units. Not differentiable; see
+    `extrapolation_adjoint`.
 
     A failure is a result, not an exception: see `Integration`. What double precision cannot hold is refused before: a
     ValueError, outside of JAX's transformations. With `steady` it stops as soon as
     ‖d state/dt‖ < steady · ‖state‖.
     """
+    traced = is_traced(flow, start, times)
+    problem, course, tolerance = _begin(flow, start, times, rtol, atol, max_steps, steady)
+    times = problem.steps.xp.asarray(times, course.y.dtype)
+    if traced:
+        course, states = jax.lax.scan(lambda c, goal: _advance(problem, c, goal, tolerance), course, times)
+        return _integration(problem, start, course, states)
+    _check_resolved(problem, course.y, times)
+    states = []
+    with tqdm(total=float(times[-1] - times[0]), disable=not progress, bar_format=_BAR) as bar:
+        # Overflow is a bad step, which is taken again. Threads cost more than such small products.
+        with np.errstate(all="ignore"), threadpool_limits(1):
+            for before, goal in zip([times[0], *times[:-1]], times, strict=True):
+                course, state = _advance(problem, course, goal, tolerance)
+                states.append(state)
+                bar.update(float(goal - before))
+    return _integration(problem, start, course, np.stack(states))
+
+
+def _begin(flow, start, times, rtol, atol, max_steps, steady) -> tuple[_Problem, _Course, _Tolerance]:
+    """The problem, where it stands at times[0], and what a step must keep: traced, or in numpy's double precision."""
     traced = is_traced(flow, start, times)
     dtype = np.dtype(start.W.dtype if traced else np.float64)
     eps = float(np.finfo(dtype).eps)
@@ -399,25 +425,15 @@ def integrate_reduced(
         max_steps=xp.asarray(max_steps),
     )
     none = xp.asarray(0)
-    times = xp.asarray(times, dtype)
-    if not traced:
-        _check_resolved(problem, y, times)
-    course = _Course(times[0], y, xp.zeros((), dtype), none + 4, none, none, none, none)
-    if traced:
-        course, states = jax.lax.scan(lambda c, goal: _advance(problem, c, goal, tolerance), course, times)
-    else:
-        states = []
-        with tqdm(total=float(times[-1] - times[0]), disable=not progress, bar_format=_BAR) as bar:
-            # Overflow is a bad step, which is taken again. Threads cost more than such small products.
-            with np.errstate(all="ignore"), threadpool_limits(1):
-                for before, goal in zip([times[0], *times[:-1]], times, strict=True):
-                    course, state = _advance(problem, course, goal, tolerance)
-                    states.append(state)
-                    bar.update(float(goal - before))
-        states = np.stack(states)
-    M, *X, P, W, b = (as_array(part.astype(start.W.dtype)) for part in problem.parts(states))
+    begun = xp.asarray(times, dtype)[0]
+    course = _Course(begun, y, xp.zeros((), dtype), none + 4, none, none, none, none, none)
+    return problem, course, tolerance
+
+
+def _integration(problem: _Problem, start: ReducedState, course: _Course, states) -> Integration:
+    """What an integration gives, from the vectors (T, ·) at all times."""
     return Integration(
-        states=jax.tree.unflatten(jax.tree.structure(start), [M, P, W, b, *X]),
+        states=_state(problem, start, states),
         statistics={
             "num_steps": as_array(course.steps),
             "num_accepted_steps": as_array(course.steps - course.rejected),
@@ -426,6 +442,12 @@ def integrate_reduced(
         },
         outcome=as_array(course.outcome),
     )
+
+
+def _state(problem: _Problem, start: ReducedState, y) -> ReducedState:
+    """The state of a vector, or of each of several."""
+    M, *X, P, W, b = (as_array(part.astype(start.W.dtype)) for part in problem.parts(y))
+    return jax.tree.unflatten(jax.tree.structure(start), [M, P, W, b, *X])
 
 
 def _check_resolved(problem: _Problem, y, times) -> None:

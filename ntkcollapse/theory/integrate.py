@@ -46,13 +46,14 @@ def integrate(
     key: Key[Array, ""] | None = None,
     steady: float | None = None,
     by_part: bool = True,
+    differentiable: bool = True,
 ) -> Integration:
     """Integrates a vector field `flow(t, state, args)` from times[0] to times[-1], saving at all of them.
 
     Steps adapt to the largest, over the parts of the state (H, W and b; or M, P, W and b), of the root mean square of
     error / (atol + rtol rms(y)), or without `by_part` of error / (atol + rtol |y|). Reverse-mode differentiable by
-    checkpointing. A failure is a result, not an exception: `successful` is False, and the states that were not reached
-    are infinite.
+    checkpointing, unless `differentiable` is False: less to compile. A failure is a result, not an exception:
+    `successful` is False, and the states that were not reached are infinite.
 
     With `steady` it stops as soon as ‖d state/dt‖ < steady · ‖state‖ (root mean squares): times after are infinite, and
     `is_steady` is True.
@@ -84,6 +85,7 @@ def integrate(
         saveat=diffrax.SaveAt(ts=times, solver_state=retracted),
         stepsize_controller=controller,
         max_steps=max_steps,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if differentiable else diffrax.ForwardMode(),
         throw=False,
         event=None if steady is None else diffrax.Event(diffrax.steady_state_event(rtol=steady, atol=0.0)),
         progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),

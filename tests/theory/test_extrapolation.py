@@ -176,7 +176,7 @@ def test_runs_under_vmap_and_jit_are_the_run_on_the_host():
 
 
 def test_default_method_is_differentiable():
-    """Through another method: the derivative of the loss against a difference quotient of default runs."""
+    """The derivative of the loss against a difference quotient of default runs."""
     start, flow = small_problem(10, sizes=(4, 4, 4))
 
     def loss(between):

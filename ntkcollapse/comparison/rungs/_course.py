@@ -139,7 +139,8 @@ def solve(
 
 @eqx.filter_jit
 def _integrate(flow, start, times, **options):
-    return integrate(flow, start, times, solver=RungeKuttaChebyshev(scan_kind="lax"), **options)
+    solver = RungeKuttaChebyshev(scan_kind="lax")
+    return integrate(flow, start, times, solver=solver, differentiable=False, **options)
 
 
 @eqx.filter_jit
