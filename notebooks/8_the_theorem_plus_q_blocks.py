@@ -78,7 +78,9 @@ ladder = climb(start, rungs)
 steps = np.asarray(ladder.network["step"])[1:]
 colours = dict(zip(rungs, ["C3", *plt.get_cmap("viridis")(np.linspace(0.85, 0.15, 4)), "k"], strict=True))
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-for ax, part, title in zip(axes, ("residual_single", "residual_class"), ("within classes", "class means"), strict=True):
+for ax, part, title in zip(
+    axes, ("residual_single", "residual_class"), ("within classes", "of class means"), strict=True
+):
     ax.plot(steps, ladder.network[part][1:], "o", color="0.6", markersize=4, label="the network")
     for name in rungs:
         ax.plot(steps, ladder.rungs[name][part][1:], color=colours[name], label=RUNGS[name].label)
@@ -183,7 +185,7 @@ for q in (1, 2, 3):
 # %% [markdown]
 # ## Along training
 # "blocks" among the measurements of `train` follows $T$: its eigenvalues are the theorem's three rates, grown to
-# forty. The lowest, the rate of the rest and the residual say how long a frozen kernel will do.
+# forty. After a hundred steps they rise: what a frozen kernel holds still does not stand still.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")

@@ -26,8 +26,8 @@ def krylov_error(
 ) -> dict[str, Float[np.ndarray, " T"]]:
     r"""An estimate of the relative error of ‖R − R_class‖, ‖R_class − R_global‖ and ‖R_global‖ under the first kernel.
 
-    It is the distance of the two predictions, |r_Radau / r_Gauss − 1|. What it sees is the coupling of the directions
-    to the rest; that the rest has many rates and not one is seen by neither kernel.
+    It is the distance of the two predictions, |r_Radau − r_Gauss| over the larger one. What it sees is the coupling of
+    the directions to the rest; that the rest has many rates and not one is seen by neither kernel.
 
     Args:
         start: the state at the first time.
@@ -46,4 +46,4 @@ def krylov_error(
         layers = [run.last_layer(i) for i in range(len(run.times))]
         parts = [classes.parts(layer.logits - classes.Y) for layer in layers]
         norms.append(np.linalg.norm(np.asarray(parts), axis=(2, 3)))
-    return dict(zip(group("Residual parts"), np.abs(norms[1] / norms[0] - 1).T, strict=True))
+    return dict(zip(group("Residual parts"), (np.abs(norms[1] - norms[0]) / np.maximum(*norms)).T, strict=True))
