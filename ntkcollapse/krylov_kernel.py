@@ -226,6 +226,8 @@ class KrylovKernel(SampleKernel):
     @classmethod
     def _measured(cls, U, images, product: _Products, classes: Classes, trace, seed) -> "KrylovKernel":
         """The kernel on the span of U, from its images K U."""
+        if trace is not None:
+            check_number("trace", trace)
         T = U.T @ images
         asymmetry = np.abs(T - T.T).max() / np.abs(T).max() if T.any() else 0.0
         if asymmetry > 1e-4:
@@ -234,7 +236,8 @@ class KrylovKernel(SampleKernel):
                 "directions; rows and columns must be the same samples in the same order."
             )
         T = (T + T.T) / 2
-        _check_positive_on("the directions", np.linalg.eigvalsh(T)[0])
+        values = np.linalg.eigvalsh(T)
+        _check_positive_on("the directions", values[0], rounding=2 * product.eps * values[-1])
         rest = images - U @ (U.T @ images)
         rate = _mean_rate(U, T, product, trace, classes, seed)
         _check_positive_on("what is orthogonal to the directions (its mean)", rate)
@@ -337,7 +340,7 @@ def _lanczos(
     """[Z D^(−1/2), Q_1, ..., Q_q], its images under K, the last block, the products and the classes."""
     classes = as_classes(classes)
     N, C = classes.num_samples, classes.num_classes
-    if blocks != 0:
+    if blocks != 0 or isinstance(blocks, bool | float):
         check_whole("blocks", blocks)
     most = most_blocks(classes)
     if blocks > most:
@@ -370,11 +373,12 @@ def _sums_vanish(basis: Any, classes: Classes) -> bool:
     return not basis.shape[1] or bool(np.abs(np.add.reduceat(np.asarray(basis), starts, axis=0)).max() < 1e-4)
 
 
-def _check_positive_on(where: str, eigenvalue: float) -> None:
-    if eigenvalue <= 0:
+def _check_positive_on(where: str, eigenvalue: float, rounding: float = 0.0) -> None:
+    if eigenvalue <= rounding:
         raise ValueError(
-            f"operator: expected a positive-definite kernel, got the eigenvalue {eigenvalue:.3g} on {where}; take "
-            "fewer blocks, or add a positive multiple of the identity."
+            f"operator: expected a positive-definite kernel, got the eigenvalue {eigenvalue:.3g} on {where}"
+            f"{' (of the size of rounding)' if eigenvalue > 0 else ''}; take fewer blocks, or add a positive multiple "
+            "of the identity."
         )
 
 

@@ -298,7 +298,8 @@ def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[s
         rates = [np.average(values[group == i], weights=energy[group == i]) for i in range(g)]
         groups = tuple(jnp.asarray(vectors[:, group == i]) for i in range(1, g))
         yield f"{g} groups of eigenvectors", SeveralRates(kernel.basis, kernel.matrix, jnp.asarray(rates), groups)
-    second = np.linalg.svd(H_rest, full_matrices=False)[2].T
+    _, sizes, second = np.linalg.svd(H_rest, full_matrices=False)
+    second = second[sizes > 1e-6 * sizes[0]].T
     for r in (classes.num_classes, second.shape[1]):
         more = nc.KrylovKernel(np.concatenate([V, second[:, :r]], axis=1), np.eye(U.shape[1] + r), [1.0])
         yield f"a second start: {r} directions of the features", more.of_same_directions(K, classes)

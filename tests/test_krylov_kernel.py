@@ -390,8 +390,16 @@ def test_bad_input_says_what_is_wrong():
     K = measured(UNEQUAL)
     with pytest.raises(ValueError, match=r"blocks: expected at most 4, which fill the N - C = 12 .* got 5"):
         KrylovKernel.of(K, UNEQUAL, blocks=5)
-    with pytest.raises(ValueError, match="blocks: expected"):
-        KrylovKernel.of(K, UNEQUAL, blocks=-1)
+    for blocks in (-1, False, True):
+        with pytest.raises(ValueError, match="blocks: expected"):
+            KrylovKernel.of(K, UNEQUAL, blocks=blocks)
+    for trace in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="trace: expected"):
+            KrylovKernel.of(K, UNEQUAL, blocks=1, trace=trace)
+    with pytest.raises(ValueError, match="sizes: expected"):
+        KrylovKernel.of(K, Classes(sizes=(3, 0, 12)), blocks=1)
+    with pytest.raises(ValueError, match="got an operator on"):
+        KrylovKernel.of(OneVector(K[:9, :9]), UNEQUAL, blocks=1)
     with pytest.raises(ValueError, match=r"operator: expected shape \(15, 15\)"):
         KrylovKernel.of(K[:4, :4], UNEQUAL, blocks=1)
     with pytest.raises(ValueError, match="operator: expected a symmetric kernel, got a relative asymmetry"):
@@ -412,6 +420,19 @@ def test_bad_input_says_what_is_wrong():
         simulate(a_start(Classes(sizes=(5, 5, 5))), kernel, Classes(sizes=(5, 5, 5)), [0.0, 1.0])
     with pytest.raises(ValueError, match="basis: expected shape"):
         simulate(a_start(BALANCED), kernel, BALANCED, [0.0, 1.0])
+    with pytest.raises(ValueError, match="H: expected"):
+        simulate(a_start(BALANCED), kernel, UNEQUAL, [0.0, 1.0])
+
+
+def test_a_kernel_of_low_rank_serves_as_far_as_it_is_positive():
+    """Rank 8 of 15: positive on six directions and not on nine, whichever sign rounding gives the last eigenvalue."""
+    for seed in range(6):
+        A = np.random.default_rng(seed).normal(size=(15, 8))
+        kernel = KrylovKernel.of(A @ A.T, UNEQUAL, blocks=1)
+        np.testing.assert_allclose(kernel.as_matrix(UNEQUAL), dense_by_hand(A @ A.T, UNEQUAL, 1), atol=1e-11)
+        for blocks in (2, 3, 4):
+            with pytest.raises(ValueError, match=r"positive-definite kernel, got the eigenvalue .*e-1[0-9] on the dir"):
+                KrylovKernel.of(A @ A.T, UNEQUAL, blocks=blocks)
 
 
 def test_blocks_that_lose_rank_are_made_smaller():
