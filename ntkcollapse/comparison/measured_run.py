@@ -8,7 +8,7 @@ import numpy as np
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.data import Dataset
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -23,7 +23,9 @@ class MeasuredRun(NamedTuple):
     networks: dict[int, NetworkAt]
 
     @classmethod
-    def of(cls, trajectory: Trajectory, kept: Mapping[int, tuple[Network, Variables]], data: Dataset) -> "MeasuredRun":
+    def of(
+        cls, trajectory: Trajectory, kept: Mapping[int, tuple[AbstractNetwork, Variables]], data: Dataset
+    ) -> "MeasuredRun":
         """The run of a network on `data`, and what was kept on the way: optimiser step → network and its variables.
 
         What `training.train(..., keep_networks_at=steps)` returns is of this kind.

@@ -14,7 +14,7 @@ from ntkcollapse._checks import check_real, check_shape
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.ntk._problem import parameters_alone
 
 
@@ -76,19 +76,18 @@ class NetworkAt(eqx.Module):
         check_shape("features", made, (N, n), "(N samples, n features) with the n of W")
 
     @classmethod
-    def of(cls, network: Network, variables: Variables, data: Dataset) -> "NetworkAt":
-        """A `Network` with these variables on all of `data`, the set that it is trained on.
+    def of(cls, network: AbstractNetwork, variables: Variables, data: Dataset) -> "NetworkAt":
+        """A network with these variables on all of `data`, the set that it is trained on.
 
         Features are those of evaluation mode; with batch normalisation, `coupled` are those of training mode, which are
         the same numbers at this moment if the running statistics are those of `data`.
         """
-        features, coupled = network.evaluation(variables.batch_stats)[0], None
-        if variables.batch_stats:
-            coupled = jax.tree_util.Partial(_training_features, _Trunk(network), _cast(variables.batch_stats))
-        layer = variables.params["last_layer"]
-        W = jnp.asarray(layer["kernel"]).T
-        b = layer.get("bias", np.zeros(W.shape[0], W.dtype))
-        return cls(features, variables.params, data.inputs, W, b, data.classes, bias="bias" in layer, coupled=coupled)
+        features = network.evaluation(variables.batch_stats)[0]
+        coupled = network.coupled(_cast(variables.batch_stats)) if network.couples(variables) else None
+        W, bias = (None if part is None else jnp.asarray(part) for part in network.head(variables.params))
+        assert W is not None
+        b = np.zeros(W.shape[0], W.dtype) if bias is None else bias
+        return cls(features, variables.params, data.inputs, W, b, data.classes, bias=bias is not None, coupled=coupled)
 
     @property
     def in_training(self) -> "NetworkAt":
@@ -183,26 +182,6 @@ class _Inside(eqx.Module):
     def __call__(self, params, x):
         features, params, x = (_cast(part, self.precision) for part in (self.features, params, x))
         return _cast(features(params, x))
-
-
-@jax.tree_util.register_static
-class _Trunk:
-    """A network as part of a pytree's structure."""
-
-    def __init__(self, network: Network):
-        self.network = network
-
-    def __eq__(self, other):
-        return isinstance(other, _Trunk) and self.network == other.network
-
-    def __hash__(self):
-        return hash(jax.tree.structure(self.network))
-
-
-def _training_features(trunk: _Trunk, batch_stats, params, x):
-    """h(x) normalised by the statistics of all of x."""
-    variables = {"params": params["trunk"], "batch_stats": batch_stats.get("trunk", {})}
-    return trunk.network.trunk.apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
 
 @eqx.filter_jit

@@ -1,26 +1,17 @@
 """A network in two parts: features, and the last linear layer that reads them."""
 
-from collections.abc import Callable
+import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ntkcollapse.classes import Classes
-from ntkcollapse.last_layer import LastLayer
+from ntkcollapse.networks.abstract_network import AbstractNetwork, Variables
 from ntkcollapse.networks.initialisers import LAST_LAYER, LECUN_NORMAL, Initialiser
-
-
-class Variables(NamedTuple):
-    """All numbers of a network: what is trained, and the running averages of its batch normalisations (or {})."""
-
-    params: PyTree
-    batch_stats: PyTree
 
 
 class _Split(nn.Module):
@@ -41,7 +32,7 @@ class _Split(nn.Module):
         return self.last_layer(self.features(x, train))
 
 
-class Network(eqx.Module):
+class Network(AbstractNetwork, eqx.Module):
     """A trunk x ↦ h(x) of any kind and the linear layer f(x) = W h(x) + b on it, as pure functions.
 
     Rows everywhere: inputs (N, ...), features (N, n), outputs (N, C). Parameters are flax's dictionaries; those of the
@@ -110,24 +101,23 @@ class Network(eqx.Module):
         outputs, moved = self.module.apply(collections, x, train=True, mutable=["batch_stats"])  # pyright: ignore
         return outputs, moved.get("batch_stats", {})
 
-    def evaluation(self, batch_stats: PyTree = None) -> tuple[Callable, Callable]:
-        """(features, outputs) as functions of (params, x) alone, for what differentiates in all of its first argument.
+    def training_features(self, params: PyTree, x: Float[Array, "N *shape"] | Any, batch_stats: PyTree = None) -> Array:
+        """h(x) normalised by the statistics of all of `x`."""
+        variables = {"params": params["trunk"], "batch_stats": (batch_stats or {}).get("trunk", {})}
+        return self.trunk.apply(variables, x, train=True, mutable=["batch_stats"])[0]  # pyright: ignore
 
-        They are pytrees that carry the batch statistics: passed through `jax.jit` they do not compile anew.
-        """
-        return (
-            Partial(_features, _Static(self), batch_stats or {}),
-            Partial(_outputs, _Static(self), batch_stats or {}),
-        )
+    def couples(self, variables: Variables) -> bool:
+        """Whether there is a batch normalisation in the trunk."""
+        return bool(variables.batch_stats)
 
-    def last_layer(
-        self, variables: Variables, x: Any, labels: Int[Array, " N"] | Any, *, features: Any = None
-    ) -> tuple[LastLayer, Classes]:
-        """(H, W, b) on labelled samples, in class order; `features` where they are known already."""
-        if features is None:
-            features = _jitted_features(self, variables.params, x, variables.batch_stats)
-        layer = variables.params[LAST_LAYER]
-        return LastLayer.from_rows(features, labels, layer["kernel"], layer.get("bias"))
+    def head(self, params: PyTree) -> tuple[Float[Array, "C n"], Float[Array, " C"] | None]:
+        """W and b of the last layer."""
+        layer = params[LAST_LAYER]
+        return layer["kernel"].T, layer.get("bias")
+
+    def as_stepped(self) -> "Network":
+        """Networks that differ in how weights began alone share one compiled step."""
+        return dataclasses.replace(self, initialiser=None)
 
     def _apply(self, variables: PyTree, x: Array, method: str | None = None) -> Array:
         return self.module.apply(variables, x, train=False, method=method)  # pyright: ignore[reportReturnType]
@@ -147,35 +137,3 @@ def _init(network: Network, key: PRNGKeyArray, shape: tuple[int, ...]) -> Variab
 
 # One compilation: drawn one by one, the weights of a deep network take minutes to compile.
 _jitted_init = partial(jax.jit, static_argnums=2)(_init)
-
-
-@eqx.filter_jit
-def _jitted_features(network: Network, params, x, batch_stats):
-    return network.features(params, x, batch_stats)
-
-
-@jax.tree_util.register_static
-class _Static:
-    """A network as part of a pytree's structure: equal networks make equal structures."""
-
-    def __init__(self, network: Network):
-        self.network = network
-
-    def __eq__(self, other):
-        return isinstance(other, _Static) and self.network == other.network
-
-    def __hash__(self):
-        return hash(jax.tree.structure(self.network))
-
-
-def _features(static: _Static, batch_stats, params, x):
-    return static.network.features(params, x, batch_stats)
-
-
-def _outputs(static: _Static, batch_stats, params, x):
-    return static.network.outputs(params, x, batch_stats)
-
-
-def num_params(params: PyTree) -> int:
-    """How many numbers are trained."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

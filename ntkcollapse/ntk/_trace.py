@@ -17,22 +17,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, PyTree
 
+from ntkcollapse._flat_trace import Operation, bind, flatten, like, read
 from ntkcollapse.ntk._uses import Use, recognise
-
-
-class Equation(NamedTuple):
-    """One operation; operands are numbers of values, or literals."""
-
-    primitive: Any
-    params: dict[str, Any]
-    operands: tuple[int | Literal, ...]
-    shapes: tuple[jax.ShapeDtypeStruct, ...]
-    results: tuple[int, ...]
-    result_shapes: tuple[jax.ShapeDtypeStruct, ...]
 
 
 class Tap(NamedTuple):
@@ -84,12 +73,10 @@ class Traced:
     def __init__(self, f: Callable, params: PyTree, x: jax.ShapeDtypeStruct):
         closed, _ = trace(f, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
         leaves, self.treedef = jax.tree.flatten(params)
-        self._equations: list[Equation] = []
-        self._constants: dict[int, Any] = {}
-        self._count = 0
-        inputs = [self._new() for _ in closed.jaxpr.invars]
-        (self._output,) = self._flatten(closed, inputs)
-        self._params, self._x = inputs[: len(leaves)], inputs[-1]
+        flat = flatten(closed)
+        self._equations, self._constants = flat.operations, flat.constants
+        (self._output,) = flat.outputs
+        self._params, self._x = flat.inputs[: len(leaves)], flat.inputs[-1]
         self._split(leaves, closed.jaxpr.outvars[0].aval)
 
     def entries(self, leaves: Sequence[Array], wanted: Iterable[int] | None = None) -> dict[int, Array]:
@@ -103,7 +90,7 @@ class Traced:
                 needed.update(o for o in e.operands if isinstance(o, int))
                 steps.append(e)
         for e in reversed(steps):
-            results = _bind(e, [self._read(o, values) for o in e.operands])
+            results = bind(e, [read(o, values) for o in e.operands])
             values.update(zip(e.results, results, strict=True))
         return {number: values[number] for number in wanted}
 
@@ -113,19 +100,19 @@ class Traced:
         inputs: dict[int, Array] = {}
         for i in self._after:
             equation = self._equations[i]
-            operands = [self._read(o, values) for o in equation.operands]
+            operands = [read(o, values) for o in equation.operands]
             for n in self._taps_at.get(i, ()):
                 tap = self.taps[n]
                 if tap.use is None:
                     operands[tap.operand] = operands[tap.operand] + taps[n]
                 else:
                     inputs[n] = operands[1 - tap.operand]
-            results = _bind(equation, operands)
+            results = bind(equation, operands)
             for n in self._taps_at.get(i, ()):
                 if self.taps[n].use is not None:
                     results[0] = results[0] + taps[n]
             values.update(zip(equation.results, results, strict=True))
-        y = self._read(self._output, values)
+        y = read(self._output, values)
         for n in self._taps_at.get(-1, ()):
             y = y + taps[n]
         return y[0], [inputs[n] for n in sorted(inputs)]
@@ -146,46 +133,11 @@ class Traced:
 
     # ---- reading the trace
 
-    def _new(self) -> int:
-        self._count += 1
-        return self._count - 1
-
-    def _flatten(self, closed: ClosedJaxpr, inputs: Sequence[int | Literal]) -> list[int | Literal]:
-        """Appends the equations, those of called functions in their place; returns the results."""
-        jaxpr = closed.jaxpr
-        number: dict[Var, int | Literal] = dict(zip(jaxpr.invars, inputs, strict=True))
-        for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
-            number[var] = self._new()
-            self._constants[number[var]] = value  # pyright: ignore
-
-        def read(v):
-            return v if isinstance(v, Literal) else number[v]
-
-        for eqn in jaxpr.eqns:
-            operands = [read(v) for v in eqn.invars]
-            inner = _called(eqn)
-            if inner is not None:
-                results = self._flatten(inner, operands)
-            else:
-                results = [self._new() for _ in eqn.outvars]
-                self._equations.append(
-                    Equation(
-                        eqn.primitive,
-                        eqn.params,
-                        tuple(operands),
-                        tuple(_like(v.aval) for v in eqn.invars),
-                        tuple(results),
-                        tuple(_like(v.aval) for v in eqn.outvars),
-                    )
-                )
-            number.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in jaxpr.outvars]
-
     def _split(self, leaves: Sequence[Array], output) -> None:
         """Equations before data is met and after; entries, taps and components."""
         data = {self._x}
         depends = {n: frozenset([i]) for i, n in enumerate(self._params)}
-        shape_of = {n: _like(jax.typeof(leaf)) for n, leaf in zip(self._params, leaves, strict=True)}
+        shape_of = {n: like(jax.typeof(leaf)) for n, leaf in zip(self._params, leaves, strict=True)}
         rearranged = {n for n, leaf in zip(self._params, leaves, strict=True)}
         self._before, self._after = [], []
         for i, e in enumerate(self._equations):
@@ -217,13 +169,13 @@ class Traced:
                 # What a parameter became a complex number for (a Fourier transform, say) is left to JAX.
                 if len(tapped) == 1 and jnp.issubdtype(e.shapes[j].dtype, jnp.floating):
                     use = recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, j)
-                like = e.shapes[j] if use is None else e.result_shapes[0]
+                zero = e.shapes[j] if use is None else e.result_shapes[0]
                 beside = None if use is None else e.shapes[1 - j]
-                self.taps.append(Tap(i, j, e.operands[j], use, like, beside, e.shapes[j].dtype))  # pyright: ignore
+                self.taps.append(Tap(i, j, e.operands[j], use, zero, beside, e.shapes[j].dtype))  # pyright: ignore
         if not isinstance(self._output, Literal) and self._output not in data:
             self._meeting.add(self._output)
             if meets(self._output):
-                self.taps.append(Tap(-1, -1, self._output, None, _like(output), None, output.dtype))
+                self.taps.append(Tap(-1, -1, self._output, None, like(output), None, output.dtype))
         self._taps_at: dict[int, list[int]] = {}
         for n, tap in enumerate(self.taps):
             self._taps_at.setdefault(tap.equation, []).append(n)
@@ -244,34 +196,8 @@ class Traced:
                 components.append(Component(leaves, taps, direct))
         return components
 
-    # ---- running it
 
-    @staticmethod
-    def _read(operand, values):
-        return operand.val if isinstance(operand, Literal) else values[operand]
-
-
-def _bind(equation: Equation, operands) -> list[Array]:
-    # JAX before 0.10 hands functions and other parameters back apart.
-    bound = equation.primitive.get_bind_params(equation.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    results = equation.primitive.bind(*functions, *operands, **params)
-    return list(results) if equation.primitive.multiple_results else [results]
-
-
-def _like(aval) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(getattr(aval, "shape", ()), getattr(aval, "dtype", np.dtype(bool)))
-
-
-def _called(eqn) -> ClosedJaxpr | None:
-    """The function behind a call that may be written out in its place; a custom derivative rule may not."""
-    if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"):
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, [])
-    return None
-
-
-def _only_rearranges(e: Equation) -> bool:
+def _only_rearranges(e: Operation) -> bool:
     """Whether every number of the first operand stands exactly once in the result."""
     if e.primitive.name in _REARRANGE:
         return True

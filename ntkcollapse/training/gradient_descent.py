@@ -10,7 +10,7 @@ import optax
 
 from ntkcollapse._checks import check_positive, check_whole
 from ntkcollapse.data import Dataset
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.errors import NonFiniteLoss
 from ntkcollapse.training.step import Stepper
 
@@ -28,7 +28,7 @@ class Snapshot(NamedTuple):
 
 
 def gradient_descent(
-    network: Network,
+    network: AbstractNetwork,
     variables: Variables,
     data: Dataset,
     *,

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ntkcollapse.checkpoints import Arrays, Checkpoint
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.plan import Plan
 
 
 class KeptNetwork(NamedTuple):
     """A network at a step of its training, with the batch statistics that it was measured with."""
 
-    network: Network
+    network: AbstractNetwork
     variables: Variables
 
 
@@ -26,7 +26,7 @@ def network_notes(plan: Plan) -> dict[str, Any]:
     return {"classes": train.classes.num_classes, "inputs": list(train.inputs.shape[1:])}
 
 
-def variables_from(saved: Checkpoint, network: Network, where: str | os.PathLike) -> Variables:
+def variables_from(saved: Checkpoint, network: AbstractNetwork, where: str | os.PathLike) -> Variables:
     """The variables in a checkpoint.
 
     Raises:

@@ -171,7 +171,7 @@ class Output:
             clock=plan.clock,
             outcome=outcome,
             parameters=num_params(plan.initial.params),
-            features=int(plan.initial.params["last_layer"]["kernel"].shape[0]),
+            features=int(plan.network.head(plan.initial.params)[0].shape[1]),
             data=train.name,
             data_sha256=plan.digests["train"],
             devices=[str(device) for device in progress.placed.devices],

@@ -14,7 +14,7 @@ import optax
 from ntkcollapse._config import as_mapping
 from ntkcollapse.clock import Clock, Staircase
 from ntkcollapse.data import Batches, Dataset, Splits
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.measurements import Measurement, chosen
 from ntkcollapse.training.step import Stepper
@@ -45,7 +45,7 @@ class Plan:
     config: TrainConfig
     splits: Splits
     probe: Dataset
-    network: Network
+    network: AbstractNetwork
     initial: Variables
     stepper: Stepper
     batches: Batches
@@ -63,7 +63,7 @@ class Plan:
         *,
         measurements: Mapping[str, Measurement] | None = None,
         splits: Splits | None = None,
-        network: Network | None = None,
+        network: AbstractNetwork | None = None,
         optimizer: optax.GradientTransformation | None = None,
         clock: Clock | None = None,
         statistics_batch_size: int | None = None,

@@ -9,7 +9,7 @@ import optax
 
 from ntkcollapse.clock import Clock
 from ntkcollapse.data import Splits
-from ntkcollapse.networks import Network
+from ntkcollapse.networks import AbstractNetwork
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.announcer import Announcer, Progressing
 from ntkcollapse.training.config import TrainConfig
@@ -29,7 +29,7 @@ class _Options(TypedDict, total=False):
     overwrite: bool
     measurements: Mapping[str, Measurement] | None
     splits: Splits | None
-    network: Network | None
+    network: AbstractNetwork | None
     optimizer: optax.GradientTransformation | None
     clock: Clock | None
     statistics_batch_size: int | None
@@ -65,7 +65,7 @@ def train(
     overwrite: bool = False,
     measurements: Mapping[str, Measurement] | None = None,
     splits: Splits | None = None,
-    network: Network | None = None,
+    network: AbstractNetwork | None = None,
     optimizer: optax.GradientTransformation | None = None,
     clock: Clock | None = None,
     keep_networks_at: Iterable[int] | None = None,

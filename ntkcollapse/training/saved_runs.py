@@ -6,7 +6,7 @@ from typing import Any
 
 from ntkcollapse.checkpoints import Checkpoints
 from ntkcollapse.data import Splits
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.kept_networks import KeptNetwork, check_data, variables_from
@@ -28,8 +28,8 @@ def read_status(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def saved_variables(
-    config: TrainConfig, out: str | os.PathLike, *, splits: Splits | None = None, network: Network | None = None
-) -> tuple[Network, Variables, int]:
+    config: TrainConfig, out: str | os.PathLike, *, splits: Splits | None = None, network: AbstractNetwork | None = None
+) -> tuple[AbstractNetwork, Variables, int]:
     """The network of a run, its variables in the newest checkpoint, and the step they are of.
 
     Args:
@@ -51,7 +51,7 @@ def saved_variables(
 
 
 def saved_networks(
-    config: TrainConfig, out: str | os.PathLike, *, network: Network | None = None
+    config: TrainConfig, out: str | os.PathLike, *, network: AbstractNetwork | None = None
 ) -> dict[int, KeptNetwork]:
     """The networks that `train` kept in a run's directory (``keep_networks_at``), by step; {} where it kept none.
 

@@ -1,6 +1,5 @@
 """One optimiser step: everything that training changes, in one compiled function."""
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.objectives import batch_loss
 from ntkcollapse.training.optimizers import TakesRate
 
@@ -52,20 +51,19 @@ class Stepper(eqx.Module):
         weight_decay: λ of the penalty λ/2 Σ ‖p‖² over tensors with more than one axis, in the loss.
     """
 
-    network: Network
+    network: AbstractNetwork
     optimizer: optax.GradientTransformationExtraArgs = eqx.field(static=True)
     loss: str = eqx.field(static=True)
     weight_decay: float = eqx.field(static=True)
 
     def __init__(
         self,
-        network: Network,
+        network: AbstractNetwork,
         optimizer: optax.GradientTransformation,
         loss: str = "squared",
         weight_decay: float = 0.0,
     ):
-        # Steps know nothing of how weights began: networks that differ in that alone share one compiled step.
-        self.network = dataclasses.replace(network, initialiser=None)
+        self.network = network.as_stepped()
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.loss = loss
         self.weight_decay = weight_decay

@@ -17,7 +17,7 @@ from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.data import Dataset, Splits
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.networks import Network, Variables
+from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.step import StepRecord
 
 Measurement = Callable[["Moment"], Mapping[str, Any]]
@@ -44,7 +44,7 @@ class Moment:
 
     def __init__(
         self,
-        network: Network,
+        network: AbstractNetwork,
         variables: Variables,
         probe: Dataset,
         splits: Splits,
@@ -132,7 +132,7 @@ class MeasuredKernel(NamedTuple):
 
 
 @eqx.filter_jit
-def features_of(network: Network, variables: Variables, x):
+def features_of(network: AbstractNetwork, variables: Variables, x):
     """h(x), (N, n), in evaluation mode."""
     return network.features(variables.params, x, variables.batch_stats)
 
