@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ntkcollapse.theory.flow import AbstractFlow, Flow
     from ntkcollapse.theory.method import Method
     from ntkcollapse.theory.reduced import ReducedStart
+    from ntkcollapse.training.gradient_descent import log_spaced
+    from ntkcollapse.training.recorder import Recorder
     from ntkcollapse.trajectory import Trajectory
     from ntkcollapse.weight_decay import WeightDecay
 
@@ -48,6 +50,7 @@ __all__ = [
     "LastLayer",
     "Loss",
     "Method",
+    "Recorder",
     "ReducedStart",
     "ResidualParts",
     "SampleKernel",
@@ -61,6 +64,7 @@ __all__ = [
     "comparison",
     "data",
     "enable_cache",
+    "log_spaced",
     "models",
     "networks",
     "ntk",

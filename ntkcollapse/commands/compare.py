@@ -243,17 +243,17 @@ def _homogeneity(config: CompareConfig, measured: MeasuredRun, step: int, held: 
     network = measured.networks.get(measured.record(step))
     if network is None or network.coupled is not None:
         why = "features do not decay: batch normalisation makes them blind to the scale of their weights"
-        return 0.0, why if network is not None or config.run is None or _normalised(config) else (
+        return 0.0, why if network is not None or config.run is None or _normalised(config, measured.trajectory) else (
             "features do not decay, as their network is not known; --homogeneity names the degree"
         )
     p, share = network.degree()
     return max(p, 0.0), f"features decay at {p:.3g} λ, the pull of the decay on them to {100 * (1 - share):.0f}%"
 
 
-def _normalised(config: CompareConfig) -> bool:
-    """Whether the run's settings are there and name a network with batch normalisation."""
+def _normalised(config: CompareConfig, run: Trajectory) -> bool:
+    """Whether the run's settings make it again and name a network with batch normalisation."""
     assert config.run is not None
-    return RunDirectory(config.run).settings.exists() and has_batch_norm(training_settings(Path(config.run)))
+    return can_be_trained_again(Path(config.run), run) and has_batch_norm(training_settings(Path(config.run)))
 
 
 def _need(rungs: Iterable[str], what: Needs) -> bool:

@@ -292,6 +292,7 @@ def _cannot_be_trained_again(path: Path, run: Trajectory, at: Collection[int]) -
         return f"start: expected a recorded step of a run that cannot be made again, among {some}; got {lost}."
     return (
         f"{path}: expected a run that its settings make again, got one whose network or data were given from "
-        f"Python, or without its {RunDirectory(path).settings.name}; climb from a MeasuredStart with its network, or "
-        "name rungs that need none: --rungs block-frozen block-path."
+        f"Python, or without its {RunDirectory(path).settings.name}; climb from Python with its "
+        "network, comparison.MeasuredRun.load(run, network, data), or name rungs that need none: --rungs block-frozen "
+        "block-path."
     )

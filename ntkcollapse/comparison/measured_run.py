@@ -1,14 +1,18 @@
 """A measured run together with its network at some of its records: what ladders are climbed from."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from ntkcollapse.checkpoints import Checkpoints
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import MeasuredStart
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import AbstractNetwork, Variables
+from ntkcollapse.networks.kept import variables_from
+from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -38,6 +42,32 @@ class MeasuredRun(NamedTuple):
             run.record(step): NetworkAt.of(network, variables, data) for step, (network, variables) in kept.items()
         }
         return run._replace(networks=networks)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, network: AbstractNetwork, data: Dataset) -> "MeasuredRun":
+        """The run in a directory with the networks that were kept in it, of a network that only its own code can build.
+
+        Args:
+            path: of a run of `Recorder` or `train` with `keep_networks_at`.
+            network: built again as it was, its weights do not matter. data: as it was.
+        Raises:
+            FileNotFoundError: no run there.
+            ValueError: it is of another network or of other data, or none was kept.
+        """
+        directory = RunDirectory(path)
+        trajectory, folder = Trajectory.load(path), Checkpoints(directory.networks, keep=None)
+        if not folder.steps():
+            raise ValueError(
+                f"{path}: expected a run that kept its network at some steps, got one that kept none; record it with "
+                "keep_networks_at=steps."
+            )
+        if trajectory.training_classes != data.classes:
+            raise ValueError(
+                f"data: expected the set that the run in {path} was trained on, of classes of "
+                f"{trajectory.training_classes.sizes}, got {data.classes.sizes}."
+            )
+        kept = {step: (network, variables_from(folder.at(step), network, directory)) for step in folder.steps()}
+        return cls.of(trajectory, kept, data)
 
     @property
     def steps(self) -> list[int]:

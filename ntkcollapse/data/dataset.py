@@ -1,5 +1,6 @@
 """A labelled set of samples in class order, which every loader and every synthetic set returns."""
 
+import hashlib
 from typing import NamedTuple
 
 import equinox as eqx
@@ -77,6 +78,11 @@ class Dataset(eqx.Module):
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.inputs.shape[1:]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the numbers and labels."""
+        return hashlib.sha256(self.inputs.tobytes() + self.labels.tobytes()).hexdigest()
 
     def balanced(self, per_class: int, *, seed: int | None = None, argument: str = "per_class") -> "Dataset":
         """`per_class` samples of each class: the first ones, or drawn without replacement where a seed is given.

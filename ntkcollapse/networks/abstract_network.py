@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
@@ -38,6 +37,10 @@ class AbstractNetwork(abc.ABC):
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, x: Any) -> Variables:
         """Variables before the first step, for inputs of the shape of `x` (its values are not used)."""
+
+    def variables(self, params: Any, state: Any = None) -> Variables:
+        """The variables that a training loop has, as params and batch statistics or as both."""
+        return params if isinstance(params, Variables) else Variables(params, {} if state is None else state)
 
     @abc.abstractmethod
     def head(self, params: PyTree) -> tuple[Float[Array, "C n"], Float[Array, " C"] | None]:
@@ -102,7 +105,7 @@ class AbstractNetwork(abc.ABC):
         if features is None:
             features = _jitted_features(self, variables.params, x, variables.batch_stats)
         W, b = self.head(variables.params)
-        return LastLayer.from_rows(features, labels, jnp.asarray(W).T, b)
+        return LastLayer.from_rows(features, labels, W.T, b)
 
 
 @eqx.filter_jit

@@ -113,7 +113,7 @@ class Network(AbstractNetwork, eqx.Module):
     def head(self, params: PyTree) -> tuple[Float[Array, "C n"], Float[Array, " C"] | None]:
         """W and b of the last layer."""
         layer = params[LAST_LAYER]
-        return layer["kernel"].T, layer.get("bias")
+        return jnp.asarray(layer["kernel"]).T, jnp.asarray(layer["bias"]) if "bias" in layer else None
 
     def as_stepped(self) -> "Network":
         """Networks that differ in how weights began alone share one compiled step."""

@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from ntkcollapse._options import parse_options
     from ntkcollapse.checkpoints import Checkpoint, CheckpointError, Checkpoints
     from ntkcollapse.choices import DEFAULT_MEASUREMENTS, LOSSES, MEASUREMENTS, OPTIMIZERS
+    from ntkcollapse.networks.kept import KeptNetwork
     from ntkcollapse.run_directory import RunInUse
     from ntkcollapse.training.announcer import Progressing
     from ntkcollapse.training.config import TrainConfig
     from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
     from ntkcollapse.training.evaluation import evaluate, recomputed_statistics
     from ntkcollapse.training.gradient_descent import Snapshot, gradient_descent, log_spaced
-    from ntkcollapse.training.kept_networks import KeptNetwork
     from ntkcollapse.training.measurements.ansatz import FeatureAnsatz
     from ntkcollapse.training.measurements.blocks import KrylovBlocks
     from ntkcollapse.training.measurements.held_out import HeldOutCollapse
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ntkcollapse.training.objectives import batch_loss, loss_scale
     from ntkcollapse.training.optimizers import TakesRate, optimizer
     from ntkcollapse.training.presets import PRESETS, about_preset, preset, preset_table
+    from ntkcollapse.training.recorder import Recorder, Writer
     from ntkcollapse.training.run import train
     from ntkcollapse.training.saved_runs import read_status, saved_config, saved_networks, saved_variables
     from ntkcollapse.training.step import Stepper, StepRecord, TrainingState
@@ -48,6 +49,7 @@ __all__ = [
     "Moment",
     "NonFiniteLoss",
     "Progressing",
+    "Recorder",
     "RunInUse",
     "Snapshot",
     "StepRecord",
@@ -55,6 +57,7 @@ __all__ = [
     "TakesRate",
     "TrainConfig",
     "TrainingState",
+    "Writer",
     "about_preset",
     "batch_loss",
     "combinations",

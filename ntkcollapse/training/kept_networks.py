@@ -1,60 +1,9 @@
-"""Networks in checkpoints: those of a run's newest state, and those kept on the way."""
+"""Whether a saved run is of the data at hand."""
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from jaxtyping import PyTree
-
-from ntkcollapse.checkpoints import Arrays, Checkpoint
-from ntkcollapse.networks import AbstractNetwork, Variables
-from ntkcollapse.training.plan import Plan
-
-
-class KeptNetwork(NamedTuple):
-    """A network at a step of its training, with the batch statistics that it was measured with."""
-
-    network: AbstractNetwork
-    variables: Variables
-
-
-def network_notes(plan: Plan) -> dict[str, Any]:
-    """What it takes to know a network again without its data."""
-    train = plan.splits.train
-    return {"classes": train.classes.num_classes, "inputs": list(train.inputs.shape[1:])}
-
-
-def variables_from(saved: Checkpoint, network: AbstractNetwork, where: str | os.PathLike) -> Variables:
-    """The variables in a checkpoint.
-
-    Raises:
-        ValueError: they are those of another network.
-    """
-    inputs = jax.ShapeDtypeStruct((2, *saved.notes["network"]["inputs"]), np.float32)
-    like = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    return from_arrays("variables", saved, like, where)
-
-
-def as_arrays(name: str, tree: PyTree) -> tuple[Arrays, dict[str, str]]:
-    """The leaves of a tree for a checkpoint, and the note of its structure."""
-    leaves, structure = jax.tree.flatten(tree)
-    return {f"{name}/{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}, {f"{name}_structure": str(structure)}
-
-
-def from_arrays(name: str, saved: Checkpoint, like: PyTree, where: str | os.PathLike) -> Any:
-    """The tree that `as_arrays` took apart; `like` has its structure and shapes.
-
-    Raises:
-        ValueError: what was saved is of another structure or other shapes.
-    """
-    expected, structure = jax.tree.flatten(like)
-    leaves = [value for key, value in saved.arrays.items() if key.startswith(f"{name}/")]
-    same = saved.notes[f"{name}_structure"] == str(structure)
-    if not same or [leaf.shape for leaf in leaves] != [leaf.shape for leaf in expected]:
-        raise ValueError(f"network: what was saved in {where} is of another network or optimiser.")
-    return jax.tree.unflatten(structure, leaves)
+from ntkcollapse.checkpoints import Checkpoint
 
 
 def check_data(saved: Checkpoint, digests: Mapping[str, str], where: str | os.PathLike) -> None:
@@ -64,7 +13,7 @@ def check_data(saved: Checkpoint, digests: Mapping[str, str], where: str | os.Pa
         ValueError: on others.
     """
     for part, said in (("train", "training"), ("test", "test")):
-        if saved.notes["data"][part] != digests[part]:
+        if part in digests and saved.notes["data"][part] != digests[part]:
             raise ValueError(
                 f"data: the {said} set differs from the one that the run in {where} was started on; resume with the "
                 "same files."

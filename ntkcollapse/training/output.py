@@ -9,15 +9,9 @@ import numpy as np
 
 from ntkcollapse.checkpoints import Checkpoint, Checkpoints
 from ntkcollapse.networks import num_params
+from ntkcollapse.networks.kept import KeptNetwork, as_arrays, from_arrays, network_notes, variables_from
 from ntkcollapse.run_directory import RunDirectory
-from ntkcollapse.training.kept_networks import (
-    KeptNetwork,
-    as_arrays,
-    check_data,
-    from_arrays,
-    network_notes,
-    variables_from,
-)
+from ntkcollapse.training.kept_networks import check_data
 from ntkcollapse.training.plan import Plan
 from ntkcollapse.training.progress import Progress
 from ntkcollapse.training.recorded import recorded_trajectory
@@ -135,7 +129,7 @@ class Output:
         if self.directory is None:
             return
         progress.look()
-        network = {"network": network_notes(self.plan)}
+        network = {"network": network_notes(self.plan.splits.train)}
         for step in progress.networks.keys() - set(self.networks.steps()):
             arrays, structure = as_arrays("variables", progress.networks[step].variables)
             self.networks.save(step, arrays, network | structure)

@@ -136,7 +136,7 @@ class Plan:
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the training and of the test part."""
-        return {name: data_digest(part) for name, part in self.splits._asdict().items()}
+        return {name: part.digest for name, part in self.splits._asdict().items()}
 
     @property
     def settings_digest(self) -> str:
@@ -148,11 +148,6 @@ class Plan:
             if name not in FREE and value != defaults.get(name)
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def data_digest(part: Dataset) -> str:
-    """SHA-256 of the numbers and labels of a set."""
-    return hashlib.sha256(part.inputs.tobytes() + part.labels.tobytes()).hexdigest()
 
 
 def described(part: Any) -> str:

@@ -1,23 +1,22 @@
 """A training run under way: its state, what has been measured of it, and one step more."""
 
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkcollapse.choices import MEASUREMENTS
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import Variables
+from ntkcollapse.networks.kept import KeptNetwork
 from ntkcollapse.training.errors import NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
-from ntkcollapse.training.kept_networks import KeptNetwork
-from ntkcollapse.training.measurements import ON_PROBE, Moment
+from ntkcollapse.training.measurements import Moment
+from ntkcollapse.training.measuring import measured_values
 from ntkcollapse.training.placement import Placement
 from ntkcollapse.training.plan import Plan
 from ntkcollapse.training.recorded import STATES
-from ntkcollapse.training.records import Records, checked_values
+from ntkcollapse.training.records import Records
 from ntkcollapse.training.step import StepRecord, TrainingState
 
 # How often the state is looked at for having stopped at a step that was not finite.
@@ -111,7 +110,7 @@ class Progress:
         moments = {name: self._moment(variables, on) for name, on in plan.measured_on(self.step).items()}
         if not moments[""].is_finite:
             raise NonFiniteLoss(self.step)
-        values = self._values(moments)
+        values = measured_values(plan.measurements, moments, seconds)
         if plan.config.keep_states:
             values |= {f"state_{name}": getattr(moments[""].last_layer, name) for name in STATES}
         if "optimizer" not in plan.own:
@@ -144,17 +143,3 @@ class Progress:
             engine=self.plan.config.ntk_engine,
             with_kernel="kappa" in self.plan.measurements,
         )
-
-    def _values(self, moments: dict[str, Moment]) -> dict[str, Any]:
-        """Everything measured, by name; each measurement's time is noted."""
-        values: dict[str, Any] = {}
-        for name, measurement in self.plan.measurements.items():
-            began = time.perf_counter()
-            # Those of the table share some of their values.
-            taken = () if measurement is MEASUREMENTS.get(name) else values
-            for prefix in moments if name in ON_PROBE else ("",):
-                # Waits for what is computed: else its time would count as another's.
-                checked = checked_values(name, measurement(moments[prefix]), taken)
-                values |= {prefix + key: value for key, value in checked.items()}
-            self.records.seconds[f"measuring_{name}"] += time.perf_counter() - began
-        return values

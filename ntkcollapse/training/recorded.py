@@ -1,5 +1,6 @@
 """The trajectory that a run's records make: observables, states and κ on the clock that the settings allow."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -40,21 +41,16 @@ def recorded_trajectory(
     Times are those of `train`; `clock` is that of an optimiser of the caller's own.
     """
     steps = np.asarray(records.steps)
-    values = records.columns()
-    kept = [values.pop(f"state_{name}") for name in STATES if f"state_{name}" in values]
     scale = loss_scale(config.loss, training.num_samples, training.num_classes)
     known = clock or Clock(schedule, scale, config.momentum, config.nesterov)
     flow_times = known.time(steps)
     reason = _without_clock(config, batches, flow_times, "optimizer" in own, clock)
-    times = steps.astype(float) if reason else flow_times
-    return Trajectory(
-        times,
-        values | {"step": steps, "epoch": steps / batches.per_epoch},
+    return trajectory_of(
+        records,
+        steps.astype(float) if reason else flow_times,
         probe,
-        states=LastLayer.stacked(*kept) if kept else None,
-        kernel=_kernel_path(times, values),
-        statistics={f"seconds_{name}": value for name, value in records.seconds.items()},
-        equation=Equation(
+        batches.per_epoch,
+        Equation(
             producer="network",
             loss=summed_loss(config.loss),
             weight_decay={"W": config.weight_decay / scale},
@@ -64,9 +60,40 @@ def recorded_trajectory(
             training_classes=training,
             own=own,
         ),
-        names=records.names,
-        settings=as_mapping(config) | settings,
+        as_mapping(config) | settings,
     )
+
+
+def trajectory_of(
+    records: Records,
+    times: np.ndarray,
+    probe: Classes,
+    steps_per_epoch: int,
+    equation: Equation,
+    settings: dict[str, Any],
+) -> Trajectory:
+    """Records at these times as a trajectory of the equation, with its states and the path of κ."""
+    values, steps = records.columns(), np.asarray(records.steps)
+    kept = [values.pop(f"state_{name}") for name in STATES if f"state_{name}" in values]
+    return Trajectory(
+        times,
+        values | {"step": steps, "epoch": steps / steps_per_epoch},
+        probe,
+        states=LastLayer.stacked(*kept) if kept else None,
+        kernel=_kernel_path(times, values),
+        statistics={f"seconds_{name}": value for name, value in records.seconds.items()},
+        equation=equation,
+        names=records.names,
+        settings=settings,
+    )
+
+
+def stand_still(flow_times: np.ndarray) -> str:
+    """Why steps are no flow times, where rates decay too far; empty where they are."""
+    # Rates can decay until times are the same in jax's default precision, in which they are kept.
+    if not (np.diff(np.asarray(as_array(flow_times), dtype=float)) > 0).all():
+        return "learning rates decayed until flow times are the same in floating point"
+    return ""
 
 
 def _without_clock(
@@ -79,10 +106,7 @@ def _without_clock(
         return f"{config.optimizer} rescales or replaces gradients"
     if not batches.represent_all:
         return "balanced batches of unequal classes descend another loss, in which every class weighs the same"
-    # Rates can decay until times are the same in jax's default precision, in which they are kept.
-    if not (np.diff(np.asarray(as_array(flow_times), dtype=float)) > 0).all():
-        return "learning rates decayed until flow times are the same in floating point"
-    return ""
+    return stand_still(flow_times)
 
 
 def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKernel | KernelPath | None:
@@ -91,7 +115,10 @@ def _kernel_path(times: np.ndarray, values: dict[str, np.ndarray]) -> BlockKerne
         return None
     measured = zip(*(values[name] for name in names), strict=True)
     try:
-        kernels = [BlockKernel(*three) for three in measured]
+        with warnings.catch_warnings():
+            # A measured kernel may violate the order that the theorem assumes.
+            warnings.simplefilter("ignore", UserWarning)
+            kernels = [BlockKernel(*three) for three in measured]
     except ValueError:
         # A network that no longer depends on its inputs has λ_single = 0, which is no kernel of the theory.
         return None

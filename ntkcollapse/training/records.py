@@ -76,6 +76,10 @@ class Records:
             column[count] = value
         self.steps.append(step)
 
+    def drop_from(self, step: int) -> None:
+        """Forgets the rows of this step and of later ones."""
+        self.steps = [known for known in self.steps if known < step]
+
     @property
     def newest(self) -> dict[str, Any]:
         """The last row."""

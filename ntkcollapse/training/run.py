@@ -10,11 +10,11 @@ import optax
 from ntkcollapse.clock import Clock
 from ntkcollapse.data import Splits
 from ntkcollapse.networks import AbstractNetwork
+from ntkcollapse.networks.kept import KeptNetwork
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.announcer import Announcer, Progressing
 from ntkcollapse.training.config import TrainConfig
 from ntkcollapse.training.errors import Interrupted, NonFiniteLoss
-from ntkcollapse.training.kept_networks import KeptNetwork
 from ntkcollapse.training.measurements import Measurement
 from ntkcollapse.training.output import Output
 from ntkcollapse.training.plan import Plan

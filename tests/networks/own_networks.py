@@ -1,5 +1,6 @@
 """A zoo of small networks in several frameworks, each in float64 and with a twin as a plain function of its numbers."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -185,6 +186,18 @@ def cases() -> dict[str, Callable[[], Case]]:
             variables = module.init(key, x, train=False)
         return Case(networks.of(module, x, variables), x, _linen_twin)
 
+    def haiku_convolutional():
+        import haiku as hk  # pyright: ignore[reportMissingImports]: an extra
+
+        def forward(x, is_training):
+            x = jnp.tanh(hk.BatchNorm(True, True, 0.9)(hk.Conv2D(4, 3)(x), is_training))
+            return hk.Linear(C)(x.mean((1, 2)))
+
+        x, f = inputs(4, 4, 2), hk.transform_with_state(forward)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            params, state = f.init(key, x, is_training=True)
+        return Case(networks.of(f, x, params, state), x)
+
     def equinox_perceptron():
         x = inputs(5)
         module, state = eqx.nn.make_with_state(EquinoxPerceptron)(key)
@@ -197,7 +210,8 @@ def cases() -> dict[str, Callable[[], Case]]:
     state = {"mean": np.full(WIDTH, 0.25)}
     paired = {"A": _numbers(1, WIDTH, 5), "W": _numbers(2, C, WIDTH)}
     sequences = inputs(TOKENS, WIDTH)
-    return {
+    haiku = {"haiku-convolutional": haiku_convolutional} if importlib.util.find_spec("haiku") else {}
+    return haiku | {
         "nnx-perceptron": of(lambda: NNXPerceptron(nnx.Rngs(0)), inputs(5), twin=_nnx_twin),
         "nnx-attention": of(lambda: NNXAttention(nnx.Rngs(0)), sequences),
         "linen-convolutional": linen_convolutional,

@@ -13,10 +13,10 @@ from jaxtyping import PyTree
 from ntkcollapse._checks import check_arrays
 from ntkcollapse.data import Dataset, Splits
 from ntkcollapse.networks.abstract_network import AbstractNetwork
-from ntkcollapse.networks.frameworks.equinox import of_equinox
-from ntkcollapse.networks.frameworks.functions import of_functions
-from ntkcollapse.networks.frameworks.linen import of_linen
+from ntkcollapse.networks.frameworks.equinox_modules import of_equinox
+from ntkcollapse.networks.frameworks.linen_modules import of_linen
 from ntkcollapse.networks.frameworks.own_network import OwnNetwork, made
+from ntkcollapse.networks.frameworks.plain_functions import of_functions
 
 __all__ = ["OwnNetwork", "of"]
 
@@ -62,7 +62,7 @@ def of(
     if isinstance(model, AbstractNetwork):
         raise TypeError("model: expected a network of another make, got one of this package, which it takes as it is.")
     if nnx is not None and isinstance(model, nnx.Module):
-        from ntkcollapse.networks.frameworks.nnx import of_nnx
+        from ntkcollapse.networks.frameworks.nnx_modules import of_nnx
 
         return made(of_nnx(model, modes), x, last_layer)
     if isinstance(model, nn.Module):
@@ -70,11 +70,11 @@ def of(
     if isinstance(model, eqx.Module):
         return made(of_equinox(model, state), x, last_layer)  # pyright: ignore[reportArgumentType]: it is called
     if haiku is not None and isinstance(model, haiku.Transformed | haiku.TransformedWithState):
-        from ntkcollapse.networks.frameworks.haiku import of_haiku
+        from ntkcollapse.networks.frameworks.haiku_functions import of_haiku
 
         return made(of_haiku(model, x, params, state, modes), x, last_layer)
     if torch is not None and isinstance(model, torch.nn.Module):
-        from ntkcollapse.networks.frameworks.pytorch import of_pytorch
+        from ntkcollapse.networks.frameworks.pytorch_modules import of_pytorch
 
         return made(of_pytorch(model, x), x, last_layer)
     if callable(model) or (isinstance(model, tuple) and len(model) == 2 and all(map(callable, model))):

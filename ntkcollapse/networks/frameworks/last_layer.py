@@ -113,7 +113,7 @@ def _cut(flat: FlatTrace, num_leaves: int, ndims: Sequence[int], names: Sequence
                 )
             if bias is not None:
                 raise ValueError(f"last layer: expected one bias, got two that are added; {_AFTER}")
-            bias = _parameter(added[0], producer, flat, num_leaves, names, "bias", 0)[0]
+            bias = _parameter(added[0], producer, flat, num_leaves, names, "bias", axis)[0]
             value = next(o for o in operation.operands if o is not added[0])
         elif name == "dot_general":
             break
@@ -179,6 +179,8 @@ def _before_move(operation: Operation, axis: int) -> int:
     before, after = operation.shapes[0].shape, operation.result_shapes[0].shape
     if operation.primitive.name == "transpose":
         return operation.params["permutation"][axis]
+    if operation.primitive.name == "broadcast_in_dim" and axis in operation.params["broadcast_dimensions"]:
+        return operation.params["broadcast_dimensions"].index(axis)
     if before == after:
         return axis
     place = sum(size != 1 for size in after[:axis])

@@ -92,8 +92,8 @@ class OwnNetwork(AbstractNetwork, eqx.Module):
     def head(self, params: PyTree) -> tuple[Array, Array | None]:
         """W (C, n) and b."""
         head, leaves = self.own.known.head, jax.tree.leaves(params)
-        W = leaves[head.weight]
-        return W.T if head.by_columns else W, None if head.bias is None else leaves[head.bias]
+        W = jnp.asarray(leaves[head.weight])
+        return W.T if head.by_columns else W, None if head.bias is None else jnp.asarray(leaves[head.bias])
 
     def features(self, params: PyTree, x: Any, batch_stats: PyTree = None) -> Array:
         """h(x), (N, n), in evaluation mode."""
