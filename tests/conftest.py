@@ -4,8 +4,10 @@ Compiled code is kept in pytest's cache directory, by the hash of what was compi
 compilation, and most tests compile what they compiled in the run before. `make clean` removes it.
 """
 
+import inspect
 import io
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -32,6 +34,17 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_finish(session):
+    """Functions without annotations have nothing to check, and binding their arguments takes longer than they do."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "ntkcollapse":
+            own = [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == name]
+            methods = [method for thing in own if inspect.isclass(thing) for method in vars(thing).values()]
+            for function in [*own, *methods]:
+                if inspect.isfunction(function) and not inspect.get_annotations(function):
+                    function.__no_type_check__ = True
 
 
 @pytest.fixture(autouse=True, scope="module")
