@@ -42,6 +42,10 @@ class Retracted(diffrax.AbstractWrappedSolver):
     def term_compatible_contr_kwargs(self):  # pyright: ignore
         return self.solver.term_compatible_contr_kwargs
 
+    @property
+    def scan_kind(self):
+        return self.solver.scan_kind  # pyright: ignore[reportAttributeAccessIssue]
+
     def order(self, terms):
         return self.solver.order(terms)
 
