@@ -43,4 +43,4 @@ def fit(available: int, each: int, most: int) -> int:
 
 def evened(number: int, most: int) -> int:
     """How many of `number` things are done at a time, in as many equal turns as `most` at a time take."""
-    return -(-number // -(-number // most))
+    return -(-number // -(-number // most)) if number else 1

@@ -200,6 +200,11 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def named_leaves(params: PyTree) -> list[str]:
+    """The path of each array, 'trunk/Dense_0/kernel', in the order of `jax.tree.leaves`."""
+    return [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+
+
 def _by_path(params: PyTree, paths: Iterable[str]) -> PyTree:
     """True on every leaf whose path, 'trunk/Dense_0/kernel', is or begins with one of `paths`."""
     names = jax.tree.map_with_path(lambda path, _: _name(path), params)

@@ -178,6 +178,14 @@ def _broadcast(params, ins, outs, shapes, results) -> bool:
     return outs[0] not in at or shapes[0][at.index(outs[0])] == 1
 
 
+def _bits(params, ins, outs, shapes, results) -> bool:
+    """Bytes on the last dimension become one number, or one number bytes."""
+    del params
+    return ins[0] == outs[0] is not None and ins[0] < max(len(shapes[0]), len(results[0])) - (
+        len(shapes[0]) != len(results[0])
+    )
+
+
 def _reshape(params, ins, outs, shapes, results) -> bool:
     return (
         params["dimensions"] is None
@@ -343,6 +351,7 @@ def _while(params, ins, outs, shapes, results) -> bool:
 
 
 _RULES: dict[str, Callable[..., bool]] = {
+    "bitcast_convert_type": _bits,
     "broadcast_in_dim": _broadcast,
     "concatenate": _along("dimension"),
     "cond": _branches,

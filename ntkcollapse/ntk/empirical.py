@@ -16,6 +16,7 @@ from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._partial import PartialResults, fingerprint
 from ntkcollapse.ntk._problem import one_like, prepare
+from ntkcollapse.ntk._samples import one_array
 from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, kernel_shape, mirror
 
 
@@ -28,6 +29,7 @@ def empirical_ntk(
     outputs: Outputs = "full",
     engine: str | Engine = "layerwise",
     parameters: Any = None,
+    in_axes: Any = 0,
     memory: int | float | None = None,
     checkpoint: str | Path | None = None,
 ) -> Float[Array, "A B ..."]:
@@ -43,7 +45,7 @@ def empirical_ntk(
             numbers are none of them, nor is what a forward pass updates: collections such as "batch_stats" beside
             "params", variables of flax nnx that are no `nnx.Param`, an `equinox.nn.State`. Compiled code is found again
             for the same f: arrays that f closes over are read when it is compiled, those in `params` at every call.
-        x1: samples, (A, ...).
+        x1: samples, (A, ...): an array, or a pytree of arrays (tokens with a mask, graphs) as f takes it.
         x2: samples, (B, ...); x1 with itself where None.
         outputs: "full" (A, B, K, K), "diagonal" (A, B, K) for k = s, "mean" (A, B) for its mean over k.
         engine: how it is computed; the numbers are the same. "layerwise", "jacobian", "ntvp", "neural-tangents", or
@@ -52,6 +54,9 @@ def empirical_ntk(
             where nothing can be tried, "layerwise").
         parameters: part of these parameters: a path such as "trunk/Dense_0", several paths, or a pytree of True and
             False shaped like `params` or like its upper levels.
+        in_axes: where samples stand in x1 and x2, as in `jax.vmap`: a number, or a pytree of them that is x1's or its
+            upper levels. f takes and returns what it always does, outputs (N, K). A kernel can be differentiated in
+            samples of one array, not of a pytree.
         memory: bytes for intermediate arrays, on each device; what peaks is one chunk of samples in the engine.
             Default: a quarter of what is free, on a CPU at most 512 MiB. The kernel itself comes on top.
         checkpoint: a folder for the finished part of the kernel, written every minute: a stopped call goes on from
@@ -67,6 +72,8 @@ def empirical_ntk(
     check_choice("outputs", outputs, OUTPUTS)
     samples = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
     engine = known(engine)
+    f, samples = one_array(f, samples, in_axes)
+    x1, x2 = samples["x1"], samples.get("x2")
     problem = prepare(f, params, samples, parameters)
     engine = resolve(engine, problem, x1, outputs, budget(memory))
     K = problem.num_outputs

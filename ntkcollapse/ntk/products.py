@@ -1,5 +1,6 @@
 """Products of the empirical NTK with vectors, for networks and sets of any size."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,14 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ntkcollapse._checks import check_choice, check_finite, check_real, check_shape
-from ntkcollapse.ntk._memory import budget, fit
+from ntkcollapse.ntk._memory import budget, evened, fit
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
+from ntkcollapse.ntk._samples import one_array
 from ntkcollapse.ntk.engines._engine import marked
 from ntkcollapse.ntk.engines.layerwise import sample_bytes
 
 
 class NTKOperator:
-    r"""The empirical NTK of a set of samples as a linear map, Θ v = J Jᵀ v.
+    r"""The empirical NTK of a set of samples, or between two sets, as a linear map, Θ(x, x2) v = J(x) J(x2)ᵀ v.
 
     A product is one backward pass over the samples (`jax.vjp`), which sums a gradient, and one forward pass
     (`jax.jvp`) along it. Samples stream through in chunks: nothing of size N·P or N² is made. The mean over outputs
@@ -25,7 +27,8 @@ class NTKOperator:
     P numbers each, go back and forth together.
 
     Args:
-        f, params, x, parameters, memory: as in `empirical_ntk`.
+        f, params, x, x2, parameters, in_axes, memory: as in `empirical_ntk`. With x2 the map is rectangular: from
+            vectors on x2 to vectors on x.
         outputs: "full", vectors (N, K) and Θ with all its outputs; or "mean", vectors (N,) and the mean of Θ_kk over
             k, at the cost of K products.
     Raises:
@@ -37,24 +40,36 @@ class NTKOperator:
         f: Callable,
         params: PyTree,
         x: Any,
+        x2: Any = None,
         *,
         outputs: Literal["full", "mean"] = "full",
         parameters: Any = None,
+        in_axes: Any = 0,
         memory: int | float | None = None,
     ):
         check_choice("outputs", outputs, ("full", "mean"))
         self.outputs = outputs
-        self._problem = prepare(f, params, {"x": x}, parameters)
-        self._x = x
+        f, samples = one_array(f, {"x": x} if x2 is None else {"x": x, "x2": x2}, in_axes)
+        self._problem = prepare(f, params, samples, parameters)
+        x = samples["x"]
+        self._x, self._x2 = x, samples.get("x2", x)
+        self.is_symmetric = x2 is None
         # No bytes where no chosen parameter meets the samples.
         self._sample_bytes = max(1, sample_bytes(self._problem, one_like(x)))
         self._memory = budget(memory)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the vectors: (N, K), or (N,) for the mean over outputs."""
-        n = np.shape(self._x)[0]
+        """Shape of the vectors: (N, K), or (N,) for the mean over outputs; N samples of x2 where there is one."""
+        n = np.shape(self._x2)[0]
         return (n, self._problem.num_outputs) if self.outputs == "full" else (n,)
+
+    @property
+    def T(self) -> "NTKOperator":
+        """The transposed map, from vectors on x to vectors on x2."""
+        other = copy.copy(self)
+        other._x, other._x2 = self._x2, self._x
+        return other
 
     @property
     def dtype(self):
@@ -62,13 +77,13 @@ class NTKOperator:
         return self._problem.dtype
 
     def __call__(self, v: Any) -> Float[Array, "N ..."]:
-        """Θ v.
+        """Θ v, one number for each row of the kernel.
 
         Raises:
             ValueError: a vector of another shape, or gradients that are not finite.
         """
         check_real(v=v)
-        check_shape("v", v, self.shape, "one number for each row of the kernel")
+        check_shape("v", v, self.shape, "one number for each column of the kernel")
         return self._applied(jnp.asarray(v, self.dtype)[..., None])[..., 0]
 
     def matmat(self, X: Any) -> Float[Array, "N ... k"]:
@@ -85,40 +100,36 @@ class NTKOperator:
 
     def _applied(self, X):
         """Θ X by gradients: one for each vector, and for each output where the kernel is a mean over them."""
-        (n, *_, k), K = X.shape, self._problem.num_outputs
+        (n2, *_, k), n, K = X.shape, np.shape(self._x)[0], self._problem.num_outputs
         outputs = np.tile(np.arange(K), k) if self.outputs == "mean" else np.zeros(k, int)
         vectors = np.arange(k).repeat(len(outputs) // max(k, 1))
         gradient = 3 * self._problem.num_params * self.dtype.itemsize
-        together = _even(len(vectors), fit(self._memory // 2, gradient, len(vectors)))
+        together = evened(len(vectors), fit(self._memory // 2, gradient, len(vectors)))
         # Of one size, so that one shape is compiled; the last ones are filled up with samples and vectors of zeros.
-        chunk = _even(n, fit(self._memory // 2, together * self._sample_bytes, n))
-        out = jnp.zeros((k, *X.shape[:-1]), X.dtype)
+        chunk, chunk2 = (evened(m, fit(self._memory // 2, together * self._sample_bytes, m)) for m in (n, n2))
+        out = jnp.zeros((k, n, *X.shape[1:-1]), X.dtype)
         for first in range(0, len(vectors), together):
             some = slice(first, first + together)
             V = _filled(jnp.moveaxis(X, -1, 0)[vectors[some]], together)
             at = None if self.outputs == "full" else jnp.asarray(np.resize(outputs[some], together))
             total = None
-            for i in range(0, n, chunk):
-                here = _filled(V[:, i : i + chunk], chunk, axis=1)
-                part = _back(self._problem, self._samples(i, chunk), here, at)
+            for i in range(0, n2, chunk2):
+                here = _filled(V[:, i : i + chunk2], chunk2, axis=1)
+                part = _back(self._problem, _samples(self._x2, i, chunk2), here, at)
                 total = part if total is None else jax.tree.map(jnp.add, total, part)
             check_finite("gradients of f", total)
-            parts = [_forth(self._problem, self._samples(i, chunk), total, at) for i in range(0, n, chunk)]
+            parts = [_forth(self._problem, _samples(self._x, i, chunk), total, at) for i in range(0, n, chunk)]
             out = out.at[vectors[some]].add(jnp.concatenate(parts, axis=1)[: len(vectors[some]), :n])
         return jnp.moveaxis(out, 0, -1) / (K if self.outputs == "mean" else 1)
 
-    def _samples(self, i, chunk):
-        return _filled(jnp.asarray(self._x[i : i + chunk]), chunk, zero=False)
+
+def _samples(x, i, chunk):
+    return _filled(jnp.asarray(x[i : i + chunk]), chunk, zero=False)
 
 
 def ntk_vector_product(f: Callable, params: PyTree, x: Any, v: Any, **options: Any) -> Float[Array, "N K"]:
-    """Θ v for one vector (N, K); build an `NTKOperator` for many."""
+    """Θ v for one vector (N, K), on x2 where the options have one; build an `NTKOperator` for many."""
     return NTKOperator(f, params, x, **options)(v)
-
-
-def _even(number: int, most: int) -> int:
-    """The size of as few equal parts as there can be with at most so many each."""
-    return -(-number // -(-number // most)) if number else 1
 
 
 def _filled(a, size: int, *, axis: int = 0, zero: bool = True):

@@ -55,7 +55,7 @@ def top_eigenvalues(
         van Dorsselaer, Hochstenbach, van der Vorst (2000), "Computing probabilistic bounds for extreme eigenvalues of
         symmetric matrices with the Lanczos method".
     """
-    size = int(np.prod(operator.shape))
+    size = _size(operator)
     _check_number(num, size)
 
     start = np.asarray(jax.random.normal(key, (size,), dtype=float), dtype=float)
@@ -127,7 +127,7 @@ def spectral_density(
     for name, number in (("num_matvecs", num_matvecs), ("num_probes", num_probes)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}.")
-    size = int(np.prod(operator.shape))
+    size = _size(operator)
     nodes, weights = [], []
     for probe in jax.random.split(key, num_probes):
         start = np.asarray(jax.random.rademacher(probe, (size,), dtype=float), dtype=float)
@@ -206,6 +206,12 @@ def within_class_eigenvalues(matrix, classes: Classes) -> Float[Array, " rest"]:
     Z = classes.expand(jnp.eye(classes.num_classes, dtype=theta.dtype)).T
     contrasts = jnp.linalg.qr(Z, mode="complete")[0][:, classes.num_classes :]
     return jnp.linalg.eigvalsh(jnp.linalg.multi_dot([contrasts.T, theta, contrasts], precision=EXACT))
+
+
+def _size(operator: NTKOperator) -> int:
+    if not operator.is_symmetric:
+        raise ValueError("operator: expected the kernel of one set of samples, got one between two (x2).")
+    return int(np.prod(operator.shape))
 
 
 def _check_number(num: int, size: int) -> None:

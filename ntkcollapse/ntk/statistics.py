@@ -20,6 +20,7 @@ from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._grouping import group
 from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._problem import one_like, prepare
+from ntkcollapse.ntk._samples import one_array
 from ntkcollapse.ntk._spread import BlockMeans, Spread, from_matrix, from_probes
 from ntkcollapse.ntk._streaming import Totals, from_kernel, stream
 from ntkcollapse.ntk.empirical import empirical_ntk
@@ -190,6 +191,7 @@ def block_statistics(
     *,
     engine: str | Engine = "layerwise",
     parameters: Any = None,
+    in_axes: Any = 0,
     memory: int | float | None = None,
     output_pairs: bool = True,
     residual: Literal["none", "exact", "estimate"] = "none",
@@ -210,10 +212,10 @@ def block_statistics(
     Args:
         f: (params, x) ↦ (N, K), in evaluation mode: outputs (γ) or last-layer features (κ).
         params: any pytree.
-        x: samples, (N, ...), in any order.
+        x: samples, (N, ...), in any order: an array or a pytree of arrays.
         labels: integer class of each sample, (N,).
-        engine, parameters: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N, and "auto" is the faster
-            of the two; the others make the whole kernel first, whose entries' rounding λ_single then has.
+        engine, parameters, in_axes: as in `empirical_ntk`. "layerwise" and "jacobian" are linear in N, and "auto" is
+            one of the two; the others make the whole kernel first, whose entries' rounding λ_single then has.
         memory: bytes for everything but x and params: three eighths for the C·P sums an output, two for one batch of
             samples, the rest for what the system and the compiled code take. Where not all K outputs fit, they are
             taken in turns.
@@ -236,6 +238,8 @@ def block_statistics(
             "precision on the host; got traced arrays. Its passes are compiled anyway; give it numbers."
         )
     engine = known(engine)
+    f, samples = one_array(f, {"x": x}, in_axes)
+    x = samples["x"]
     order, classes = _classes(x, labels)
     problem = prepare(f, params, {"x": x}, parameters)
     engine = resolve(engine, problem, x, None, budget(memory))

@@ -2,7 +2,7 @@
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.choices import ENGINES
-from ntkcollapse.ntk.engines._contract import OUTPUTS, Outputs, kernel_shape, mirror
+from ntkcollapse.ntk.engines._contract import OUTPUTS, Outputs, contract, kernel_shape, mirror
 from ntkcollapse.ntk.engines._engine import Chunks, Engine
 from ntkcollapse.ntk.engines.jacobian import Jacobian
 from ntkcollapse.ntk.engines.layerwise import Layerwise
@@ -33,6 +33,7 @@ __all__ = [
     "Layerwise",
     "NeuralTangents",
     "Outputs",
+    "contract",
     "get_engine",
     "kernel_shape",
     "mirror",

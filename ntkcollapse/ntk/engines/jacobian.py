@@ -47,8 +47,8 @@ class Jacobian(Engine):
 @eqx.filter_jit
 def plain_kernel(problem: Problem, x1: Array, x2: Array | None, outputs: Outputs) -> Array:
     """Θ between two chunks of samples by their Jacobians."""
-    g = _jacobians(problem, x1, 0, problem.num_outputs)
-    h = g if x2 is None else _jacobians(problem, x2, 0, problem.num_outputs)
+    g = jacobians(problem, x1, 0, problem.num_outputs)
+    h = g if x2 is None else jacobians(problem, x2, 0, problem.num_outputs)
     parts = [contract(a, b, outputs) for a, b in zip(g, h, strict=True)]
     return sum(parts[1:], start=parts[0])
 
@@ -56,7 +56,7 @@ def plain_kernel(problem: Problem, x1: Array, x2: Array | None, outputs: Outputs
 @eqx.filter_jit(donate="all-except-first")
 def _add(given: tuple[Problem, Batch, Int[Array, ""]], sums: Sums) -> Sums:
     problem, batch, first_output = given
-    gradients = _jacobians(problem, batch.x, first_output, sums.scatter.shape[1])
+    gradients = jacobians(problem, batch.x, first_output, sums.scatter.shape[1])
     gradients = [g * batch.mask.astype(g.dtype)[:, None, None] for g in gradients]
     totals, scatter = [], sums.scatter
     for total, g in zip(sums.gradients, gradients, strict=True):
@@ -66,7 +66,7 @@ def _add(given: tuple[Problem, Batch, Int[Array, ""]], sums: Sums) -> Sums:
     return Sums(totals, sums.counts, scatter).counted(batch)
 
 
-def _jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: int) -> list[Float[Array, "N k size"]]:
+def jacobians(problem: Problem, x: Array, first: Int[Array, ""] | int, count: int) -> list[Float[Array, "N k size"]]:
     """Gradients of `count` outputs from `first` on, for each parameter."""
 
     def one(sample):
