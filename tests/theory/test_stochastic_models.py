@@ -96,7 +96,7 @@ def test_elastic_l_model_tends_to_a_simplex():
     start = looked_on(noisy.classes.expand(classes.means(random_state(4, classes).H)), noisy.classes)
     times = np.array([0.0, 5.0, 10.0])
     run = simulate(
-        start, noisy, noisy.classes, times, method=Method(rtol=1e-3, atol=1e-2), key=jax.random.key(0), observed=False
+        start, noisy, noisy.classes, times, method=Method(rtol=1e-2, atol=3e-2), key=jax.random.key(0), observed=False
     )
     M = np.asarray(noisy.classes.means(run.states.H[-1]))
     unit = M / np.linalg.norm(M, axis=0)
