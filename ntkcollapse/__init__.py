@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ntkcollapse.theory.reduced import ReducedStart
     from ntkcollapse.training.gradient_descent import log_spaced
     from ntkcollapse.training.recorder import Recorder
-    from ntkcollapse.trajectory import Trajectory
+    from ntkcollapse.trajectory import Trajectory, load
     from ntkcollapse.weight_decay import WeightDecay
 
 __version__ = "0.1.0"
@@ -64,6 +64,7 @@ __all__ = [
     "comparison",
     "data",
     "enable_cache",
+    "load",
     "log_spaced",
     "models",
     "networks",

@@ -6,7 +6,7 @@ import operator
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse._arrays import as_array
-from ntkcollapse._checks import check_arrays, check_choice, check_increasing, check_path, check_real, check_shape
+from ntkcollapse._checks import (
+    check_arrays,
+    check_choice,
+    check_increasing,
+    check_path,
+    check_real,
+    check_shape,
+    is_traced,
+)
 from ntkcollapse._earlier_files import equation_of_settings, names_of_settings
+from ntkcollapse._files import replacing
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import imported
 from ntkcollapse.classes import Classes, as_classes
@@ -30,6 +39,9 @@ from ntkcollapse.observable_table import described
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
 from ntkcollapse.theory.reduced import ReducedState
+
+# Observables that `print` shows where a trajectory has them.
+_TOLD = ("loss", "accuracy", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023", "nc4_mismatch")
 
 # Axes of every array of a state, after the leading one of time.
 _AXES = {
@@ -46,8 +58,17 @@ _PACKAGES = (
 _KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel, KrylovKernel)}
 
 
+class UnknownObservable(KeyError, ValueError):
+    """A name that a trajectory has no observable of: a KeyError, as of any mapping, with a message for readers."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Trajectory(eqx.Module):
     """Observables and states of a last layer at T times, and the equation that it obeys.
+
+    A mapping from the names of observables to their arrays: `run["loss"]`, `"loss" in run`, `run.keys()`, `dict(run)`.
 
     Args:
         times: flow time t of the equation's loss (optimiser steps where `equation.without_clock` says why), (T,).
@@ -167,9 +188,53 @@ class Trajectory(eqx.Module):
         return isinstance(self.states, LastLayer) or (self.states is not None and self.deviations is not None)
 
     def __getitem__(self, name: str) -> Array:
-        """The observable of this name, (T, ...)."""
-        check_choice("observable", name, self.observables)
+        """The observable of this name, (T, ...).
+
+        Raises:
+            UnknownObservable: there is none, a KeyError and a ValueError; the message names those that are near.
+        """
+        try:
+            check_choice("observable", name, self.observables)
+        except ValueError as error:
+            raise UnknownObservable(str(error)) from None
         return self.observables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.observables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.observables)
+
+    def keys(self) -> KeysView[str]:
+        """Names of the observables."""
+        return self.observables.keys()
+
+    def items(self) -> ItemsView[str, Array]:
+        """Observables by name."""
+        return self.observables.items()
+
+    def __repr__(self) -> str:
+        """What it is a trajectory of, and the observables that tell of collapse, first and last."""
+        if is_traced(self):
+            return super().__repr__()
+        times, sizes = np.asarray(self.times), self.classes.sizes
+        per_class = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
+        unit = "steps" if self.equation.without_clock else "t"
+        states = [f"{name} {tuple(value.shape[1:])}" for name, value in _arrays_of(self.states).items()]
+        lines = [
+            f"Trajectory of {len(times)} records, {unit} = {times[0]:.6g} to {times[-1]:.6g}",
+            f"  classes      {len(sizes)} of {per_class} samples",
+            f"  states       {', '.join(states) or 'none'}",
+            f"  kernel       {'none' if self.kernel is None else type(self.kernel).__name__}",
+        ]
+        told = [name for name in _TOLD if name in self.observables and self.observables[name].ndim == 1]
+        width = max(map(len, told), default=0)
+        for name in told:
+            first, last = (float(self.observables[name][i]) for i in (0, -1))
+            lines.append(f"  {name:<{width}}  {first:.4g} -> {last:.4g}")
+        return "\n".join(
+            [*lines, f"  and {len(self.observables) - len(told)} more observables: keys() has their names"]
+        )
 
     def last_layer(self, index: int) -> LastLayer:
         """The full state at a saved time, all N columns of H recovered.
@@ -243,7 +308,40 @@ class Trajectory(eqx.Module):
         return self.kernel.at(self.times[index])
 
     def to_dataset(self) -> Any:
-        """The trajectory as an xarray data set: `observables`, `states`, kernel and settings."""
+        """Observables and states as an `xarray.Dataset` along time, under their own names, with units and meanings.
+
+        Arrays of the state are named H, M, P, W, b and X. Settings, equation and versions are attributes.
+        """
+        stored = self._stored()
+        renamed = {name: str(name).partition("__")[2] for name in stored if "__" in str(name)}
+        kept = {name: new for name, new in renamed.items() if str(name).startswith(("observable__", "state__"))}
+        return stored[list(kept)].rename(kept)
+
+    def to_dataframe(self) -> Any:
+        """Observables of one number a time as a `pandas.DataFrame`: a column each, the times as its index."""
+        import pandas as pd
+
+        columns = {name: np.asarray(value) for name, value in self.observables.items() if value.ndim == 1}
+        index = "step" if self.equation.without_clock else "time"
+        return pd.DataFrame(columns, index=pd.Index(np.asarray(self.times), name=index))
+
+    def to_csv(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Writes `to_dataframe` as comma-separated values with all digits; all or nothing.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is False.
+        """
+        check_path("path", path)
+        file = Path(path)
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} exists: choose another name, or pass overwrite=True to replace it.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part:
+            part.write_text(self.to_dataframe().to_csv(), encoding="utf-8")
+        return file
+
+    def _stored(self) -> Any:
+        """All that a file keeps as an `xarray.Dataset`, the kind of each array before its name."""
         data: dict[str, Any] = {}
         for name, value in self.observables.items():
             extra = tuple(f"{name}_axis{i}" for i in range(value.ndim - 1))
@@ -285,7 +383,7 @@ class Trajectory(eqx.Module):
         file.parent.mkdir(parents=True, exist_ok=True)
         from ntkcollapse import _netcdf
 
-        _netcdf.write(file, {"/": self.to_dataset()})
+        _netcdf.write(file, {"/": self._stored()})
         return file
 
     @classmethod
@@ -319,7 +417,7 @@ class Trajectory(eqx.Module):
 
     @classmethod
     def _from_dataset(cls, data: Any) -> "Trajectory":
-        """The trajectory that `to_dataset` gave."""
+        """The trajectory that `_stored` gave."""
         groups: dict[str, dict[str, np.ndarray]] = {k: {} for k in ("observable", "state", "statistic", "kernel")}
         for name in data.data_vars:
             kind, _, rest = str(name).partition("__")
@@ -348,6 +446,11 @@ class Trajectory(eqx.Module):
             settings=settings,
             versions=json.loads(data.attrs["versions"]),
         )
+
+
+def load(path: str | os.PathLike) -> Trajectory:
+    """The trajectory of a run directory, or of a netCDF file: `Trajectory.load`."""
+    return Trajectory.load(path)
 
 
 # Of the constructor, under the names of what holds them.

@@ -100,7 +100,7 @@ def test_runs_of_two_losses_share_an_axis_that_names_neither():
 def test_files_carry_names_and_units(tmp_path):
     run = with_equation(Equation())
     run = run.replaced(observables={**run.observables, "seconds": np.arange(12.0), "mine": np.arange(12.0)})
-    data = run.to_dataset()
+    data = run._stored()
     assert data["observable__residual_single"].attrs == {"long_name": "norm of R - R_class", "units": "1"}
     assert data["observable__seconds"].attrs["units"] == "s"
     assert data["observable__mine"].attrs["long_name"] == "mine"
@@ -114,7 +114,7 @@ def test_files_carry_names_and_units(tmp_path):
 
 def test_earlier_files_do_not_call_half_the_squared_residual_a_cross_entropy(tmp_path):
     run = with_equation(Equation())
-    data = run.to_dataset()
+    data = run._stored()
     for loss, kept in (("cross-entropy", False), ("squared", True)):
         settings = f'{{"producer": "network", "loss": "{loss}", "clock": "steps"}}'
         earlier = data.assign_attrs(settings=settings)

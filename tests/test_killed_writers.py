@@ -29,7 +29,7 @@ def _run(loss: float) -> Trajectory:
 RUNS = {loss: _run(loss) for loss in (1.0, 2.0)}
 LADDERS = {loss: {3: Ladder(network=run, rungs={}, failures={})} for loss, run in RUNS.items()}
 # Written in a forked process, where JAX must not compute.
-FILES = {loss: run.to_dataset() for loss, run in RUNS.items()}
+FILES = {loss: run._stored() for loss, run in RUNS.items()}
 
 
 class Trajectories:

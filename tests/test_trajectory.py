@@ -23,10 +23,13 @@ from ntkcollapse import (
     SquaredError,
     Staircase,
     Trajectory,
+    load,
+    simulate,
 )
-from tests.cases import UNEQUAL, kernels
+from tests.cases import UNEQUAL, kernels, random_state
 
 TIMES = np.array([0.0, 0.5, 2.0])
+BALANCED = Classes.balanced(3, 4)
 
 
 def record(kernel=None, **more) -> Trajectory:
@@ -303,3 +306,44 @@ def test_half_precision_is_kept_exactly(tmp_path):
 def test_names_that_files_would_confuse_are_refused(name):
     with pytest.raises(ValueError, match="observables: expected names without '/' and '__'"):
         Trajectory(TIMES, {name: np.zeros(3)}, UNEQUAL)
+
+
+def test_a_trajectory_is_a_mapping_of_its_observables(tmp_path):
+    run = simulate(random_state(5, BALANCED), BlockKernel(3.0, 2.0, 0.6), BALANCED, [0.0, 0.5, 2.0])
+    assert ("loss" in run, "lost" in run) == (True, False)
+    assert list(run) == list(run.keys()) == list(run.observables)
+    np.testing.assert_array_equal(dict(run)["loss"], run["loss"])
+    with pytest.raises(KeyError, match=r"^observable: expected .*Did you mean 'loss'\?$"):
+        run["los"]
+
+    frame = run.to_dataframe()
+    np.testing.assert_array_equal(frame.index, run.times)
+    np.testing.assert_array_equal(frame["nc1_tirer2022"], run["nc1_tirer2022"])
+    assert set(frame) == {name for name, value in run.items() if value.ndim == 1}
+    # Read back by another library's reader: every digit.
+    file = run.to_csv(tmp_path / "tables" / "run.csv")
+    header, *rows = file.read_text().splitlines()
+    at = header.split(",").index("loss")
+    assert header.startswith("time,")
+    assert [float(row.split(",")[at]) for row in rows] == [float(x) for x in run["loss"]]
+    with pytest.raises(FileExistsError, match=r"run\.csv exists"):
+        run.to_csv(file)
+
+    data = run.to_dataset()
+    assert set(data) == {*run.keys(), "M", "P", "W", "b"}
+    np.testing.assert_array_equal(data["W"].sel(time=0.5), run.states.W[1])
+    assert data["loss"].attrs["units"] == run._stored()["observable__loss"].attrs["units"]
+    run.save(tmp_path)
+    np.testing.assert_array_equal(load(tmp_path)["loss"], run["loss"])
+
+
+def test_a_printed_trajectory_shows_its_sizes_and_numbers():
+    run = simulate(random_state(5, BALANCED), BlockKernel(3.0, 2.0, 0.6), BALANCED, [0.0, 0.5, 2.0])
+    lines = str(run).splitlines()
+    assert lines[0] == "Trajectory of 3 records, t = 0 to 2"
+    assert lines[1].split() == "classes 3 of 4 samples".split()
+    told = {line.split()[0]: line.split()[1:] for line in lines[4:-1]}
+    assert told["loss"] == [f"{run['loss'][0]:.4g}", "->", f"{run['loss'][-1]:.4g}"]
+    assert {"nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023"} <= set(told)
+    # Within transformations there are no numbers to show.
+    assert jax.vmap(lambda x: (str(run.replaced(times=run.times * x)), x)[1])(jnp.ones(1)).tolist() == [1.0]

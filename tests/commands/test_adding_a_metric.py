@@ -55,7 +55,7 @@ def test_a_metric_is_seen_everywhere(command, mine, tmp_path, capsys):
     assert legend is not None
     assert mine.label in [text.get_text() for text in legend.get_texts()]
     plt.close(figure)
-    assert run.to_dataset()[f"observable__{mine.name}"].attrs["long_name"] == mine.meaning
+    assert run.to_dataset()[mine.name].attrs["long_name"] == mine.meaning
     assert main(["report", str(out)]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     # Once along the run, and once at its end, with its source.
