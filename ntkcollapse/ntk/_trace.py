@@ -11,40 +11,47 @@ a *use*, a zero array called *tap* is added:
 One backward pass to the taps then serves all parameters, and nothing is ever guessed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, PyTree
 
-from ntkcollapse._flat_trace import Operation, bind, flatten, like, read
-from ntkcollapse.ntk._uses import Use, recognise
+from ntkcollapse._flat_trace import Operation, bind, flatten, like, read, scan
+from ntkcollapse.ntk._uses import EveryStep, Use, recognise
 
 
 class Tap(NamedTuple):
     """Where a zero of shape `like` is added: at an operand of an equation, or at its result where there is a `use`.
 
-    Both are −1 where an entry is the function's own output. `beside` is the shape of the data that it meets in a use,
-    `entry_dtype` the type of the entry.
+    Both are −1 where an entry is the function's own output. Within a scan, `step` is the equation of its body and
+    `operand` one of that; otherwise −1. `beside` is the shape of the data that it meets in a use, `entry_dtype` the
+    type of the entry. bias: a parameter that is added to the result of the use, position by position, and nowhere else:
+    its gradient is the sum of the tap's cotangents over positions.
     """
 
     equation: int
+    step: int
     operand: int
     entry: int
     use: Use | None
     like: jax.ShapeDtypeStruct
     beside: jax.ShapeDtypeStruct | None
     entry_dtype: Any
+    bias: int | None = None
 
 
 class Component(NamedTuple):
     """Parameters whose gradients come from the same taps.
 
     direct: the single tap of a parameter that meets data once, and reaches it unchanged but for its shape and type,
-    so that inner products of gradients are the same for the parameter and for its entry.
+    so that inner products of gradients are the same for the parameter and for its entry; beside it there may be the
+    tap's bias.
     """
 
     leaves: tuple[int, ...]
@@ -73,7 +80,7 @@ class Traced:
     def __init__(self, f: Callable, params: PyTree, x: jax.ShapeDtypeStruct):
         closed, _ = trace(f, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
         leaves, self.treedef = jax.tree.flatten(params)
-        flat = flatten(closed)
+        flat = flatten(closed, steps=True)
         self._equations, self._constants = flat.operations, flat.constants
         (self._output,) = flat.outputs
         self._params, self._x = flat.inputs[: len(leaves)], flat.inputs[-1]
@@ -101,15 +108,20 @@ class Traced:
         for i in self._after:
             equation = self._equations[i]
             operands = [read(o, values) for o in equation.operands]
+            within = {n: taps[n] for n in self._taps_at.get(i, ()) if self.taps[n].step >= 0}
             for n in self._taps_at.get(i, ()):
                 tap = self.taps[n]
                 if tap.use is None:
                     operands[tap.operand] = operands[tap.operand] + taps[n]
-                else:
+                elif n not in within:
                     inputs[n] = operands[1 - tap.operand]
-            results = bind(equation, operands)
+            if within:
+                results, beside = scan(equation, operands, within, {n: self.taps[n][1:3] for n in within})
+                inputs |= beside
+            else:
+                results = bind(equation, operands)
             for n in self._taps_at.get(i, ()):
-                if self.taps[n].use is not None:
+                if self.taps[n].use is not None and n not in within:
                     results[0] = results[0] + taps[n]
             values.update(zip(equation.results, results, strict=True))
         y = read(self._output, values)
@@ -165,27 +177,80 @@ class Traced:
             self._meeting |= {o for o in e.operands if isinstance(o, int) and o not in data}
             tapped = [j for j, o in enumerate(e.operands) if meets(o)]
             for j in tapped:
-                use = None
-                # What a parameter became a complex number for (a Fourier transform, say) is left to JAX.
-                if len(tapped) == 1 and jnp.issubdtype(e.shapes[j].dtype, jnp.floating):
-                    use = recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, j)
-                zero = e.shapes[j] if use is None else e.result_shapes[0]
+                entry, at = e.operands[j], e.shapes[j]
+                within = _uses_within(e, entry) if e.steps is not None else None
+                if within:
+                    self.taps += [Tap(i, *use, at.dtype) for use in within]  # pyright: ignore
+                    continue
+                use = None if e.steps is not None or len(tapped) > 1 else _use(e, j)
+                zero = at if use is None else e.result_shapes[0]
                 beside = None if use is None else e.shapes[1 - j]
-                self.taps.append(Tap(i, j, e.operands[j], use, zero, beside, e.shapes[j].dtype))  # pyright: ignore
+                self.taps.append(Tap(i, -1, j, entry, use, zero, beside, at.dtype))  # pyright: ignore
         if not isinstance(self._output, Literal) and self._output not in data:
             self._meeting.add(self._output)
             if meets(self._output):
-                self.taps.append(Tap(-1, -1, self._output, None, like(output), None, output.dtype))
+                self.taps.append(Tap(-1, -1, -1, self._output, None, like(output), None, output.dtype))  # pyright: ignore
+        self._add_biases(depends, rearranged, shape_of)
         self._taps_at: dict[int, list[int]] = {}
         for n, tap in enumerate(self.taps):
             self._taps_at.setdefault(tap.equation, []).append(n)
         self.components = self._components(depends, rearranged, len(leaves))
 
+    def _add_biases(self, depends, rearranged, shape_of) -> None:
+        """Gives taps their biases, which then need no tap of their own."""
+        uses = [[tap for tap in self.taps if leaf in depends[tap.entry]] for leaf in range(len(self._params))]
+        alone = lambda on: len(on) == 1 and all(len(uses[leaf]) == 1 for leaf in on)  # noqa: E731
+        readers = Counter(o for i in self._after for o in self._equations[i].operands if isinstance(o, int))
+        products = {
+            self._equations[tap.equation].results[0]: n
+            for n, tap in enumerate(self.taps)
+            if tap.use is not None and tap.step < 0 and alone(depends[tap.entry]) and tap.entry in rearranged
+        }
+        tied = set()
+        for n, tap in enumerate(self.taps):
+            e = self._equations[tap.equation]
+            if tap.use is not None or tap.equation < 0 or e.primitive.name not in ("add", "add_any"):
+                continue
+            of = e.operands[1 - tap.operand]
+            at = products.get(of) if isinstance(of, int) and of != self._output and readers[of] == 1 else None
+            if at is None or e.shapes[0] != e.shapes[1] or not alone(depends[tap.entry]):
+                continue
+            use, (leaf,) = self.taps[at].use, depends[tap.entry]
+            numbers = self._places(tap.entry, self._params[leaf], shape_of[self._params[leaf]].shape)
+            if numbers is None or use is None:
+                continue
+            placed = use.cotangent(numbers)
+            if (placed == placed[:, :1]).all() and len(np.unique(placed[:, 0])) == placed[:, 0].size:
+                self.taps[at] = self.taps[at]._replace(bias=leaf)
+                tied.add(n)
+        self.taps = [tap for n, tap in enumerate(self.taps) if n not in tied]
+
+    def _places(self, entry: int, leaf: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Which number of a parameter stands where in an entry; None where there is more to it."""
+        if entry == leaf:
+            return np.arange(int(np.prod(shape))).reshape(shape)
+        made = [self._equations[i] for i in self._before if entry in self._equations[i].results]
+        if not made or not isinstance(made[0].operands[0], int):
+            return None
+        (e,) = made
+        numbers = self._places(e.operands[0], leaf, shape)
+        if numbers is None:
+            return None
+        result = e.result_shapes[0].shape
+        if e.primitive.name == "broadcast_in_dim":
+            sizes = np.ones(len(result), int)
+            sizes[list(e.params["broadcast_dimensions"])] = numbers.shape
+            return np.broadcast_to(numbers.reshape(sizes), result)
+        if e.primitive.name == "transpose":
+            return numbers.transpose(e.params["permutation"])
+        if e.primitive.name in ("reshape", "squeeze", "expand_dims", "copy", "convert_element_type"):
+            return numbers.reshape(result)
+        return None
+
     def _components(self, depends, rearranged, num_leaves: int) -> list[Component]:
         group = list(range(num_leaves))
         for tap in self.taps:
-            on = sorted(depends[tap.entry])
-            merged = {group[i] for i in on}
+            merged = {group[i] for i in (*depends[tap.entry], *(() if tap.bias is None else (tap.bias,)))}
             group = [min(merged) if g in merged else g for g in group]
         components = []
         for g in sorted(set(group)):
@@ -195,6 +260,32 @@ class Traced:
                 direct = len(taps) == 1 and self.taps[taps[0]].entry in rearranged
                 components.append(Component(leaves, taps, direct))
         return components
+
+
+def _use(e: Operation, operand: int) -> Use | None:
+    """The product form of an operation in the parameter at `operand`."""
+    # What a parameter became a complex number for (a Fourier transform, say) is left to JAX.
+    if not jnp.issubdtype(e.shapes[operand].dtype, jnp.floating):
+        return None
+    return recognise(e.primitive.name, e.params, e.shapes, e.result_shapes, operand)
+
+
+def _uses_within(scanned: Operation, entry: int) -> list[tuple]:
+    """(step, operand, entry, use, zero, beside) of each use in the steps of a scan; none unless all have the form."""
+    steps, length = scanned.steps, scanned.params["length"]
+    if steps is None or entry in steps.out or entry in scanned.operands[len(steps.given) :] or length == 0:
+        return []
+    uses = []
+    for i, e in enumerate(steps.operations):
+        for j in (j for j, o in enumerate(e.operands) if o == entry):
+            use = _use(e, j)
+            if use is None:
+                return []
+            zero, beside = (
+                jax.ShapeDtypeStruct((length, *s.shape), s.dtype) for s in (e.result_shapes[0], e.shapes[1 - j])
+            )
+            uses.append((i, j, entry, EveryStep.of(use, length), zero, beside))
+    return uses
 
 
 def _only_rearranges(e: Operation) -> bool:

@@ -39,8 +39,8 @@ class Use(eqx.Module):
         """a as (G, T, I)."""
 
     @abc.abstractmethod
-    def cotangent(self, d: Array) -> Float[Array, "G T O"]:
-        """δ as (G, T, O)."""
+    def cotangent(self, d: Any) -> Any:
+        """δ as (G, T, O), an array of JAX or of numpy."""
 
     def for_few(self) -> "Use":
         """The same for few samples, where compiling it takes longer than running it."""
@@ -226,6 +226,54 @@ def _rows(params, shapes, operand) -> Use | None:
         row=tuple(table[1:]),
         clipped=mode == modes.CLIP,
     )
+
+
+class WithBias(Use):
+    """A use to whose result a bias is added at every position: one more input, which is always one."""
+
+    alone: Use
+
+    @classmethod
+    def of(cls, use: Use) -> "WithBias":
+        return cls(use.groups, use.positions, use.inputs + 1, use.outputs, use)
+
+    def input(self, a):
+        a = self.alone.input(a)
+        return jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
+
+    def cotangent(self, d):
+        return self.alone.cotangent(d)
+
+    def gradient(self, g):
+        return self.alone.gradient(g[..., :-1])
+
+    def for_few(self):
+        return dataclasses.replace(self, alone=self.alone.for_few())
+
+
+class EveryStep(Use):
+    """A use at every step of a scan: steps come before its positions."""
+
+    at_one: Use
+
+    @classmethod
+    def of(cls, use: Use, steps: int) -> "EveryStep":
+        return cls(use.groups, steps * use.positions, use.inputs, use.outputs, use)
+
+    def input(self, a):
+        return self._flat(jax.vmap(self.at_one.input)(a))
+
+    def cotangent(self, d):
+        return self._flat(jax.vmap(self.at_one.cotangent)(d))
+
+    def gradient(self, g):
+        return self.at_one.gradient(g)
+
+    def for_few(self):
+        return dataclasses.replace(self, at_one=self.at_one.for_few())
+
+    def _flat(self, v):
+        return jnp.swapaxes(v, 0, 1).reshape(self.groups, self.positions, v.shape[-1])
 
 
 def recognise(

@@ -146,7 +146,39 @@ def unusual():
     return Case(f, params, normal(4, 5, 4))
 
 
-MAKERS = {m.__name__: m for m in (plain, convolutions, normalised, attention, unusual)}
+def recurrent():
+    """Scans: a gated unit with biases, backwards in time, with a weight twice in a step, a loop in a step, what is the
+    same at every step, and weights of each step.
+    """
+    params = {
+        "gates": normal(0, 7, 8) / 2,
+        "bias": normal(1, 12) / 2,
+        "candidate": normal(2, 7, 4) / 2,
+        "twice": normal(3, 4, 4) / 3,
+        "within": normal(4, 4, 4) / 3,
+        "steps": normal(5, 3, 4),
+        "last": normal(6, 4, 3),
+        "shift": normal(7, 3),
+    }
+
+    def f(p, x):
+        def step(h, both):
+            row, at = both
+            z, r = jnp.split(jax.nn.sigmoid(jnp.concatenate([row, h], -1) @ p["gates"] + p["bias"][None, :8]), 2, -1)
+            new = jnp.tanh(jnp.concatenate([row, r * h], -1) @ p["candidate"] + p["bias"][None, 8:] + at[None])
+            h = (1 - z) * h + z * new
+            h = h + jnp.tanh(h @ p["twice"]) @ p["twice"].T + jnp.sin(x[:, 0] @ p["last"].T)
+            h, _ = lax.scan(lambda h, _: (jnp.tanh(h @ p["within"]), None), h, length=2)
+            return h, h * at[None]
+
+        start = jnp.zeros((x.shape[0], 4), x.dtype)
+        h, all_h = lax.scan(step, start, (jnp.swapaxes(x, 0, 1), p["steps"]), reverse=True)
+        return (h + all_h.sum(0)) @ p["last"] + p["shift"][None]
+
+    return Case(f, params, normal(8, 5, 3, 3))
+
+
+MAKERS = {m.__name__: m for m in (plain, convolutions, normalised, attention, unusual, recurrent)}
 
 
 @cache

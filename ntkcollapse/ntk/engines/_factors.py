@@ -47,6 +47,11 @@ class Factors(NamedTuple):
         g = self.products()
         return g.reshape(*g.shape[:2], -1)
 
+    def bias(self) -> Float[Array, "B k P"]:
+        """Gradients of a bias that is added at every position, P = G·O."""
+        d = jnp.swapaxes(self.d.sum(2), 1, 2)
+        return d.reshape(*d.shape[:2], -1)
+
 
 def grams_are_cheaper(use: Use, A: int, B: int, k: int, outputs: Outputs) -> bool:
     """Whether inner products of the gradients of A and B samples cost less by `contract_grams`."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ntkcollapse.ntk._memory import evened, fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
-from ntkcollapse.ntk._uses import Use
+from ntkcollapse.ntk._uses import Use, WithBias
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, kernel_shape, mirror
 from ntkcollapse.ntk.engines._engine import BATCH, SUMS, Chunks, Engine, Sums, add_groups, marked, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, saving, sum_factors
@@ -103,7 +103,10 @@ class Layerwise(Engine):
         for product in reversed(plan.products):
             at = side.inputs[product.tap], side.cotangents.pop(product.tap)
             given = (product.use, problem.dtype, batch, counts, *at)
-            gradients[product.leaf], scatter = _add_product(given, (gradients[product.leaf], scatter))
+            leaves = [leaf for leaf in (product.leaf, product.bias) if leaf is not None]
+            some, scatter = _add_product(given, ([gradients[leaf] for leaf in leaves], scatter))
+            for leaf, gradient in zip(leaves, some, strict=True):
+                gradients[leaf] = gradient
         return Sums(gradients, counts, scatter).counted(batch)
 
 
@@ -114,11 +117,17 @@ def sample_bytes(problem: Problem, x: jax.ShapeDtypeStruct) -> int:
 
 
 class Product(eqx.Module):
-    """A parameter whose gradients are products: its number, and that of the tap."""
+    """A parameter whose gradients are products: its number, those of the tap and of its bias."""
 
     leaf: int = eqx.field(static=True)
     tap: int = eqx.field(static=True)
+    bias: int | None = eqx.field(static=True)
     use: Use
+
+    @property
+    def whole(self) -> Use:
+        """The use of parameter and bias together."""
+        return self.use if self.bias is None else WithBias.of(self.use)
 
 
 class Plan(eqx.Module):
@@ -150,7 +159,7 @@ class Plan(eqx.Module):
 
     def piece(self, dtype, count: int) -> int:
         """Samples whose inputs and cotangents at any one layer fit into one step."""
-        uses = [product.use for product in self.products]
+        uses = [product.whole for product in self.products]
         each = max((u.groups * u.positions * (u.inputs + 2 * count * u.outputs) for u in uses), default=1)
         return fit(step(), each * dtype.itemsize, sys.maxsize)
 
@@ -169,8 +178,10 @@ def _plan(problem: Problem, x: jax.ShapeDtypeStruct) -> Plan:
     for component in traced.components:
         use = traced.taps[component.taps[0]].use
         if use is not None and _is_product(traced, component):
-            ((leaf,), (tap,)) = component.leaves, component.taps
-            products.append(Product(leaf, tap, use))
+            (tap,) = component.taps
+            bias = traced.taps[tap].bias
+            (leaf,) = (leaf for leaf in component.leaves if leaf != bias)
+            products.append(Product(leaf, tap, bias, use))
     rest = [tuple(leaf for component in group for leaf in component.leaves) for group in _rest(traced, leaves)]
     formed = max((u.groups * u.inputs * u.outputs for u in uses if is_formed(u)), default=0)
     explicit = max((sum(leaves[i].size for i in group) for group in rest), default=0)
@@ -356,7 +367,7 @@ def _tile(
     for group in range(len(plan.rest)):
         add([[s.rest if plan.together else _explicit_group(problem, s, group) for s in pieces] for pieces in sides])
     for product in reversed(plan.products):
-        use = product.use
+        use = product.whole
         at = [[(s.inputs[product.tap], s.cotangents.pop(product.tap)) for s in pieces] for pieces in sides]
         if grams_are_cheaper(use, sum(sizes[0]), sum(sizes[1]), count, outputs):
             for (i, j), total in blocks.items():
@@ -403,10 +414,17 @@ def _contract_grams(use: Use, dtype, left, right, outputs, total: Array) -> Arra
 @eqx.filter_jit(donate="all-except-first")
 def _add_product(given, state):
     use, dtype, batch, counts, inputs, cotangents = given
-    total, scatter = state
+    totals, scatter = state
     factors = _factors(use, dtype, inputs, cotangents)
-    part = sum_factors(factors, batch.by_group, batch.signs, pairs=scatter.ndim == 3)
-    return add_groups(total, scatter, counts, batch, part)
+    parts = [sum_factors(factors, batch.by_group, batch.signs, pairs=scatter.ndim == 3)]
+    if len(totals) > 1:
+        bias = factors.bias()
+        parts.append(group_sums(bias, batch.by_group, batch.signs, pairs=scatter.ndim == 3))
+    added = []
+    for total, part in zip(totals, parts, strict=True):
+        total, scatter = add_groups(total, scatter, counts, batch, part)
+        added.append(total)
+    return added, scatter
 
 
 @eqx.filter_jit(donate="all-except-first")
