@@ -113,10 +113,15 @@ _LEAST_EFFORT: dict[str, Any] = {
     "xla_llvm_disable_expensive_passes": True,
     **_SIMPLE_LOOPS,
 }
+# Four fifths of it where the work is in products of matrices, which run as fast; with simple loops half of it for the
+# steps of a recurrence, while attention takes twice as long to compile with these.
+_FOR_PRODUCTS: dict[str, Any] = {"xla_backend_optimization_level": 1}
+_FOR_STEPS: dict[str, Any] = _FOR_PRODUCTS | _SIMPLE_LOOPS
+_EFFORTS = {"least": _LEAST_EFFORT, "loops": _SIMPLE_LOOPS, "products": _FOR_PRODUCTS, "steps": _FOR_STEPS}
 
 
 @cache
-def _compiler_options(least_effort: bool) -> dict[str, Any] | None:
+def _compiler_options(effort: str) -> dict[str, Any] | None:
     """Those that the compiler of this JAX has; none but on a CPU: other platforms have other trades."""
     import jax
 
@@ -130,7 +135,7 @@ def _compiler_options(least_effort: bool) -> dict[str, Any] | None:
             return False
         return True
 
-    wanted = _LEAST_EFFORT if least_effort else _SIMPLE_LOOPS
+    wanted = _EFFORTS[effort]
     return wanted if has(wanted) else {name: value for name, value in wanted.items() if has({name: value})}
 
 
@@ -141,34 +146,43 @@ def compiled_quickly(below: float = math.inf) -> Callable[[Callable[_P, _T]], Ca
     Arrays are traced, everything else is static. Within another compiled function it is a part of that.
     """
 
-    def decorated(function: Callable[_P, _T]) -> Callable[_P, _T]:
-        @cache
-        def program(least_effort: bool) -> Any:
-            import equinox as eqx
+    return lambda function: _with_options(function, lambda given: "least" if _count(given) < below else "loops")
 
-            return eqx.filter_jit(function, **{"compiler_options": _compiler_options(least_effort)})  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-        @cache
-        def part() -> Any:
-            import equinox as eqx
+def compiled_for_products(function: Callable[_P, _T], *, steps: bool = False, donate: Any = "none") -> Callable[_P, _T]:
+    """The function, compiled with the effort that suits products of matrices; else as `compiled_quickly`.
 
-            return eqx.filter_jit(function)
+    steps: whether these stand in the steps of a recurrence; donate: as in `equinox.filter_jit`.
+    """
+    return _with_options(function, lambda _: "steps" if steps else "products", donate)
 
-        @wraps(function)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            if is_traced(args, kwargs):
-                return part()(*args, **kwargs)
-            try:
-                return program(_count(args, kwargs) < below)(*args, **kwargs)
-            except ValueError as error:
-                # Values known beforehand, within a function that is being compiled: JAX takes options of that alone.
-                if "compiler_options" not in str(error):
-                    raise
-                return part()(*args, **kwargs)
 
-        return call
+def _with_options(function: Callable[_P, _T], effort: Callable[[Any], str], donate: Any = "none") -> Callable[_P, _T]:
+    @cache
+    def program(effort: str) -> Any:
+        import equinox as eqx
 
-    return decorated
+        return eqx.filter_jit(function, donate=donate, **{"compiler_options": _compiler_options(effort)})  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    @cache
+    def part() -> Any:
+        import equinox as eqx
+
+        return eqx.filter_jit(function, donate=donate)
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if is_traced(args, kwargs):
+            return part()(*args, **kwargs)
+        try:
+            return program(effort((args, kwargs)))(*args, **kwargs)
+        except ValueError as error:
+            # Values known beforehand, within a function that is being compiled: JAX takes options of that alone.
+            if "compiler_options" not in str(error):
+                raise
+            return part()(*args, **kwargs)
+
+    return call
 
 
 def _count(*trees: Any) -> int:

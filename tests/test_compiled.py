@@ -115,7 +115,7 @@ def test_options_that_a_compiler_does_not_have_are_left_out(monkeypatch):
     monkeypatch.setitem(compiled._LEAST_EFFORT, "xla_cpu_no_such_option", True)
     compiled._compiler_options.cache_clear()
     try:
-        options = compiled._compiler_options(True)
+        options = compiled._compiler_options("least")
         assert options is not None
         assert "xla_cpu_no_such_option" not in options
         assert options["xla_backend_optimization_level"] == 0

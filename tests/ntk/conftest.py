@@ -1,4 +1,4 @@
-"""Small kernels are made layer by layer here, as large ones are: by themselves they would be by plain Jacobians."""
+"""Small kernels are made layer by layer here, as large ones are: by themselves they would be one program."""
 
 import pytest
 
@@ -7,4 +7,4 @@ from ntkcollapse.ntk.engines import layerwise
 
 @pytest.fixture(autouse=True)
 def layer_by_layer(monkeypatch):
-    monkeypatch.setattr(layerwise, "_COMPILATION", 0)
+    monkeypatch.setattr(layerwise, "_AT_ONCE", 0)

@@ -61,8 +61,8 @@ def test_layers_take_a_program_each(monkeypatch):
     jax.clear_caches()
     with programs() as count:
         empirical_ntk(two_layers, PARAMS, X, outputs="mean")
-        # Those that read f, the passes with both biases, and one or two for each of two layers.
-        assert count() <= 11
+        # Those that read f, the passes, and one or two for each of two layers.
+        assert count() <= 9
     with programs() as count:
         empirical_ntk(two_layers, PARAMS, X + 1, outputs="mean")
         assert count() == 0
@@ -110,19 +110,33 @@ def test_a_kernel_is_held_once():
     assert again.unsafe_buffer_pointer() == filled[0].ctypes.data
 
 
-@pytest.mark.parametrize("name", ["plain", "convolutions", "unusual"])
+@pytest.mark.parametrize("name", ["plain", "convolutions", "unusual", "recurrent"])
 @pytest.mark.parametrize("outputs", ["full", "mean"])
-def test_plain_jacobians_are_the_same(name, outputs, monkeypatch):
+def test_one_program_gives_the_same(name, outputs, monkeypatch):
     monkeypatch.undo()
     c, theta = case(name), dense_ntk(name)
     want = theta if outputs == "full" else np.einsum("ijkk->ij", theta) / theta.shape[2]
-    plain = []
+    whole = []
     kernel = Layerwise.kernel
-    monkeypatch.setattr(Layerwise, "kernel", lambda self, *given: plain.append(given[-1].plain) or kernel(self, *given))
+    monkeypatch.setattr(Layerwise, "kernel", lambda self, *given: whole.append(given[-1].whole) or kernel(self, *given))
     got = empirical_ntk(c.f, c.params, c.x, outputs=outputs)
-    assert plain == [True]
+    assert whole == [True]
     # Another order of summation in double precision.
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
-    # Not where Jacobians of all parameters do not fit.
+    # Not where all layers at once do not fit.
     empirical_ntk(c.f, c.params, c.x, outputs=outputs, memory=3000)
-    assert not any(plain[1:])
+    assert not any(whole[1:])
+
+
+@pytest.mark.parametrize("outputs", ["full", "mean"])
+def test_blocks_from_the_diagonal_on(outputs, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(layerwise, "_TRIANGLE", 5)
+    monkeypatch.setattr(layerwise, "_PANELS", 3)
+    c, theta = case("plain"), dense_ntk("plain")
+    want = theta if outputs == "full" else np.einsum("ijkk->ij", theta) / theta.shape[2]
+    jax.clear_caches()
+    got = empirical_ntk(c.f, c.params, c.x, outputs=outputs)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
+    # The other half is the same numbers.
+    np.testing.assert_array_equal(got, jnp.swapaxes(jnp.swapaxes(got, 0, 1), -1, -2) if outputs == "full" else got.T)

@@ -17,11 +17,11 @@ SUMS, BATCH = 3, 2
 
 
 class Chunks(eqx.Module):
-    """How much is done at a time: samples of a chunk, and outputs of it; plain: by Jacobians of all parameters."""
+    """How much is done at a time: samples of a chunk, and outputs of it; whole: by one program."""
 
     samples: int = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
-    plain: bool = eqx.field(static=True, default=False)
+    whole: bool = eqx.field(static=True, default=False)
 
 
 class Batch(eqx.Module):

@@ -12,14 +12,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse.ntk._uses import Convolution, Use
+from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import EXACT, GroupSums, Outputs, contract, counted, group_sums, scatter_of
 
 # Work is counted in multiplications of a matrix product; writing and reading again a number of an array too large for
 # the cache costs about as much as this many (measured on a CPU; it decides only near a tie).
 _TRAFFIC = 50
-# How many times longer than a matrix product the gradients of single samples in a convolution take by JAX's own rule.
-_OWN_CONVOLUTION = 6
 
 
 class Factors(NamedTuple):
@@ -56,27 +54,11 @@ class Factors(NamedTuple):
 def grams_are_cheaper(use: Use, A: int, B: int, k: int, outputs: Outputs) -> bool:
     """Whether inner products of the gradients of A and B samples cost less by `contract_grams`."""
     G, T, I, O = use.groups, use.positions, use.inputs, use.outputs
-    kept = {"mean": 1, "diagonal": k, "full": k * k}[outputs]
-    memory = A * B * G * T * T * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
-    formed, grams = _costs(use, A, B, k, outputs)
-    return memory and grams < formed
-
-
-def _costs(use: Use, A: int, B: int, k: int, outputs: Outputs) -> tuple[int, int]:
-    """Multiplications for the inner products of the gradients of A and B samples: formed, and by Grams."""
-    G, T, I, O = use.groups, use.positions, use.inputs, use.outputs
     both = k * k if outputs == "full" else k
     kept = 1 if outputs == "mean" else both
+    memory = A * B * G * T * T * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
     formed = G * I * O * (k * (A + B) * T + both * A * B + _TRAFFIC * k * (A + B))
-    return formed, A * B * G * T * T * (I + both * O + _TRAFFIC * (1 + kept))
-
-
-def saving(use: Use, A: int, B: int, k: int, outputs: Outputs) -> int:
-    """Multiplications less than by JAX's own gradients of each sample."""
-    G, T, I, O = use.groups, use.positions, use.inputs, use.outputs
-    formed, grams = _costs(use, A, B, k, outputs)
-    own = k * (A + B) * G * T * I * O
-    return formed + (_OWN_CONVOLUTION * own if isinstance(use, Convolution) else 0) - min(formed, grams)
+    return memory and A * B * G * T * T * (I + both * O + _TRAFFIC * (1 + kept)) < formed
 
 
 def contract_grams(x: Factors, y: Factors, outputs: Outputs) -> Float[Array, "A B ..."]:

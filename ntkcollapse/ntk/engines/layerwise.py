@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -12,19 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from ntkcollapse.compiled import compiled_for_products
 from ntkcollapse.ntk._memory import evened, fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
 from ntkcollapse.ntk._trace import Component, Traced
-from ntkcollapse.ntk._uses import Use, WithBias
+from ntkcollapse.ntk._uses import EveryStep, Use, WithBias
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, kernel_shape, mirror
 from ntkcollapse.ntk.engines._engine import BATCH, SUMS, Chunks, Engine, Sums, add_groups, marked, unit_cotangents
-from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, saving, sum_factors
-from ntkcollapse.ntk.engines.jacobian import plain_kernel
+from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
 
 # Up to so many samples, what compiles fast is chosen before what runs fast.
 _FEW = 64
-# Multiplications in the time in which the programs of a few layers are compiled.
-_COMPILATION = 2 * 10**9
+# Bytes up to which one program does it all: larger ones are compiled layer by layer, like layers once.
+_AT_ONCE = 256 * 2**20
+# From so many samples on, a kernel of samples with themselves is made from the diagonal on, in so many rows of blocks.
+_TRIANGLE = 2048
+_PANELS = 4
 # From so many outputs at a time on, the forward pass is done again for each tile rather than held.
 _FORWARD_AGAIN = 4
 
@@ -36,7 +40,7 @@ class Layerwise(Engine):
     product, or only the Grams of inputs and cotangents are, whichever is cheaper for its shapes. A parameter that
     enters several times has its gradients summed first. Anything else is differentiated sample by sample by JAX.
 
-    Where all of this saves less than it takes to compile, plain Jacobians are made by one program.
+    Where all of this is small, it is one program, which compiles faster.
 
     Memory: for a chunk of samples and outputs, the cotangents of all layers, and the gradients of one layer. All
     outputs of a chunk go back together as one larger batch: no loop stands around a convolution, which on a CPU
@@ -50,10 +54,8 @@ class Layerwise(Engine):
 
     def chunks(self, problem, x, num_samples, outputs, available):
         sizes, K = _plan(problem, x), problem.num_outputs
-        jacobians = num_samples * K * problem.num_params * problem.dtype.itemsize
-        saved = sum(saving(product.use, num_samples, num_samples, K, outputs) for product in sizes.products)
-        if 2 * jacobians <= available and saved < _COMPILATION and jax.device_count() == 1:
-            return Chunks(samples=num_samples, outputs=K, plain=True)
+        if sizes.at_once(problem, num_samples, outputs) <= min(available, _AT_ONCE) and jax.device_count() == 1:
+            return Chunks(samples=num_samples, outputs=K, whole=True)
         least = K if outputs == "full" else 1
         each = sizes.forward + least * sizes.backward
         # All samples against themselves need half as much as two chunks; what is left goes to more outputs at a time.
@@ -70,9 +72,11 @@ class Layerwise(Engine):
     def kernel(self, problem, x1, x2, outputs, chunks):
         K, count = problem.num_outputs, chunks.outputs
         plan = _plan(problem, one_like(x1))
-        if chunks.plain:
-            return plain_kernel(problem, x1, x2, outputs)
-        if len(x1) + (0 if x2 is None else len(x2)) <= _FEW:
+        few = len(x1) + (0 if x2 is None else len(x2)) <= _FEW
+        if chunks.whole:
+            steps = any(isinstance(product.use, EveryStep) for product in plan.products)
+            return _BY_ONE_PROGRAM[steps](problem, plan.for_few() if few else plan, x1, x2, outputs)
+        if few:
             plan = plan.for_few()
         size = plan.piece(problem.dtype, count)
         again = count >= min(K, _FORWARD_AGAIN)
@@ -157,6 +161,18 @@ class Plan(eqx.Module):
         products = tuple(dataclasses.replace(product, use=product.use.for_few()) for product in self.products)
         return dataclasses.replace(self, products=products)
 
+    def at_once(self, problem: Problem, n: int, outputs: Outputs) -> int:
+        """Bytes for a kernel of n samples with themselves or others by one program, which may hold all layers."""
+        K = problem.num_outputs
+        leaves = jax.tree.leaves(problem.params)
+        numbers = K * sum(leaves[i].size for group in self.rest for i in group)
+        for use in (product.whole for product in self.products):
+            numbers += use.groups * use.positions * use.inputs
+            if not grams_are_cheaper(use, n, n, K, outputs):
+                numbers += K * use.groups * use.inputs * use.outputs
+        kernel = int(np.prod(kernel_shape(outputs, n, n, K)))
+        return 2 * n * (self.forward + K * self.backward) + (2 * n * numbers + 3 * kernel) * problem.dtype.itemsize
+
     def piece(self, dtype, count: int) -> int:
         """Samples whose inputs and cotangents at any one layer fit into one step."""
         uses = [product.whole for product in self.products]
@@ -230,17 +246,17 @@ def _go_back(problem: Problem, passed: Pass, first, count: int, mask=None) -> di
     return dict(enumerate(found))
 
 
-@eqx.filter_jit
+@compiled_for_products
 def _forward(problem: Problem, x: Array) -> Pass:
     return _run(problem, x)
 
 
-@eqx.filter_jit
+@compiled_for_products
 def _back(problem: Problem, passed: Pass, first: Int[Array, ""], count: int, together: bool) -> Side:
     return _side_of(problem, passed, first, count, together)
 
 
-@eqx.filter_jit
+@compiled_for_products
 def _there_and_back(
     problem: Problem, x: Array, first: Int[Array, ""], count: int, together: bool, mask: Array | None = None
 ) -> Side:
@@ -258,7 +274,7 @@ def _side_of(problem: Problem, passed: Pass, first, count: int, together: bool, 
     return Side(passed.x, inputs, cotangents, rest)
 
 
-@eqx.filter_jit
+@compiled_for_products
 def _explicit_group(problem: Problem, side: Side, group: int) -> Float[Array, "B k size"]:
     traced = Traced(problem.f, problem.params, one_like(side.x))
     return _explicit(problem, traced, side, _rest(traced, jax.tree.leaves(problem.params))[group])
@@ -362,7 +378,7 @@ def _tile(
 
     def add(g) -> None:
         for (i, j), total in blocks.items():
-            blocks[i, j] = _contract_formed(g[0][i], g[-1][j], outputs, total)
+            blocks[i, j] = _contract_formed((g[0][i], g[-1][j], outputs), total)
 
     for group in range(len(plan.rest)):
         add([[s.rest if plan.together else _explicit_group(problem, s, group) for s in pieces] for pieces in sides])
@@ -371,18 +387,63 @@ def _tile(
         at = [[(s.inputs[product.tap], s.cotangents.pop(product.tap)) for s in pieces] for pieces in sides]
         if grams_are_cheaper(use, sum(sizes[0]), sum(sizes[1]), count, outputs):
             for (i, j), total in blocks.items():
-                blocks[i, j] = _contract_grams(use, problem.dtype, at[0][i], at[-1][j], outputs, total)
+                blocks[i, j] = _contract_grams((use, problem.dtype, at[0][i], at[-1][j], outputs), total)
             continue
         each = sum(sum(pieces) for pieces in sizes[: len(sides)]) * count * use.groups * use.outputs
         part = fit(2 * step(), each * problem.dtype.itemsize, use.inputs)
         for begin in range(0, use.inputs, part):
             some = min(part, use.inputs - begin)
             add([[_formed(use, problem.dtype, *s, jnp.asarray(begin), some) for s in pieces] for pieces in at])
-    return _assembled(blocks, len(sizes[0]), len(sizes[1]))
+    return blocks[0, 0] if len(blocks) == 1 else _assembled(blocks, len(sizes[0]), len(sizes[1]))
 
 
-@eqx.filter_jit
+def _at_once(problem: Problem, plan: Plan, x1: Array, x2: Array | None, outputs: Outputs) -> Array:
+    """The kernel by one program."""
+    K, given = problem.num_outputs, [x for x in (x1, x2) if x is not None]
+    traced = Traced(problem.f, problem.params, one_like(x1))
+    rest = [component for group in _rest(traced, jax.tree.leaves(problem.params)) for component in group]
+    sides = [_side_of(problem, _run(problem, x), 0, K, False) for x in given]
+    # Rows of blocks; only from the diagonal on, where both sides are the same.
+    count = 1 if x2 is not None or len(x1) < _TRIANGLE else _PANELS
+    edges = np.linspace(0, len(x1), count + 1).astype(int)
+    rows = [(i, j, 0 if count == 1 else i) for i, j in itertools.pairwise(edges)]
+    totals: list[Any] = [0.0] * count
+
+    def add(between: Callable[[Any, Any], Array], at: Sequence[Any]) -> None:
+        for n, (i, j, first) in enumerate(rows):
+            left, right = (
+                jax.tree.map(lambda v, s=s: v[s], side)
+                for s, side in ((slice(i, j), at[0]), (slice(first, None), at[-1]))
+            )
+            totals[n] = totals[n] + between(left, right)
+
+    if rest:
+        add(partial(contract, outputs=outputs), [_explicit(problem, traced, side, rest) for side in sides])
+    for product in reversed(plan.products):
+        use = product.whole
+        at = [_factors(use, problem.dtype, s.inputs[product.tap], s.cotangents[product.tap]) for s in sides]
+        if grams_are_cheaper(use, len(given[0]), len(given[-1]), K, outputs):
+            add(partial(contract_grams, outputs=outputs), at)
+        else:
+            add(partial(contract, outputs=outputs), [factors.formed() for factors in at])
+    blocks = {
+        (n, m): totals[n][:, edges[m] - first : edges[m + 1] - first]
+        for n, (_, _, first) in enumerate(rows)
+        for m in range(n, count)
+    }
+    return totals[0] if count == 1 else _put_together(blocks, count, count)
+
+
+# The effort follows the function alone: the same job is the same program, to the last bit of its result.
+_BY_ONE_PROGRAM = {steps: compiled_for_products(_at_once, steps=steps) for steps in (False, True)}
+
+
+@compiled_for_products
 def _assembled(blocks: dict[tuple[int, int], Array], rows: int, columns: int) -> Array:
+    return _put_together(blocks, rows, columns)
+
+
+def _put_together(blocks: dict[tuple[int, int], Array], rows: int, columns: int) -> Array:
     def block(i, j):
         return blocks[i, j] if (i, j) in blocks else mirror(blocks[j, i])
 
@@ -391,7 +452,7 @@ def _assembled(blocks: dict[tuple[int, int], Array], rows: int, columns: int) ->
     )
 
 
-@eqx.filter_jit
+@compiled_for_products
 def _formed(use: Use, dtype, inputs: Array, cotangents: Array, first: Int[Array, ""], count: int) -> Array:
     """Gradients of each sample, (B, k, P) for `count` of the inputs of each group from `first` on."""
     factors = _factors(use, dtype, inputs, cotangents)
@@ -401,17 +462,18 @@ def _formed(use: Use, dtype, inputs: Array, cotangents: Array, first: Int[Array,
     return Factors(a, factors.d).formed()
 
 
-@eqx.filter_jit
-def _contract_formed(g: Array, h: Array, outputs, total: Array) -> Array:
-    return total + contract(g, h, outputs)
+@partial(compiled_for_products, donate="all-except-first")
+def _contract_formed(given, total: Array) -> Array:
+    return total + contract(*given)
 
 
-@eqx.filter_jit
-def _contract_grams(use: Use, dtype, left, right, outputs, total: Array) -> Array:
+@partial(compiled_for_products, donate="all-except-first")
+def _contract_grams(given, total: Array) -> Array:
+    use, dtype, left, right, outputs = given
     return total + contract_grams(_factors(use, dtype, *left), _factors(use, dtype, *right), outputs)
 
 
-@eqx.filter_jit(donate="all-except-first")
+@partial(compiled_for_products, donate="all-except-first")
 def _add_product(given, state):
     use, dtype, batch, counts, inputs, cotangents = given
     totals, scatter = state
@@ -427,7 +489,7 @@ def _add_product(given, state):
     return added, scatter
 
 
-@eqx.filter_jit(donate="all-except-first")
+@partial(compiled_for_products, donate="all-except-first")
 def _add_rest(given, state):
     batch, counts, rest = given
     totals, scatter = state
