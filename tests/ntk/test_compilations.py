@@ -83,7 +83,7 @@ def test_f_runs_once_for_each_of_its_shapes(monkeypatch):
 def test_statistics_of_another_number_of_samples_are_the_same_programs():
     def statistics(m):
         x, labels = normal(m, 2 * m, 6), np.arange(2 * m) % 2
-        block_statistics(two_layers, PARAMS, x, labels, memory=6e4)
+        block_statistics(two_layers, PARAMS, x, labels, memory=3.4e4)
 
     statistics(121)
     with programs() as count:
