@@ -10,7 +10,8 @@ theorem's three numbers, with q Krylov blocks beside the class indicators, and w
 Errors are relative to the latter; where N is too large for it (`fashion-6000`) blocks are made by products alone and
 errors are relative to the largest q. Rungs are kept in `results/krylov_blocks/` as they are done. `--estimate` sets
 what `comparison.krylov_error` says beside the true error, and two bounds of the norm of its residual; `--rest` gives
-what the blocks leave out several rates, or more directions, instead of one rate; `--summary` is how many blocks the
+what the blocks leave out several rates, or more directions, instead of one rate; `--path` lets T move as measured;
+`--summary` is how many blocks the
 settings that are there need, and `--figure` draws their errors against q.
 """
 
@@ -110,8 +111,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def trained(name: str, seed: int) -> MeasuredStart:
-    """Trains the setting's network, and gives its state and kernels at the start of the prediction."""
+def trained(name: str, seed: int, *, along: bool = False) -> MeasuredStart:
+    """Trains the setting's network, and gives its state and kernels at the start of the prediction.
+
+    along: with the network at every record from there on.
+    """
     setting = SETTINGS[name]
     config = TrainConfig(
         network=setting.network,
@@ -137,7 +141,8 @@ def trained(name: str, seed: int) -> MeasuredStart:
     splits = config.build_splits()
     if setting.classes < splits.train.classes.num_classes:
         splits = splits._replace(train=_first(splits.train, setting.classes), test=_first(splits.test, setting.classes))
-    run, networks = train(config, splits=splits, keep_networks_at=[setting.start], statistics_batch_size=0)
+    kept = [setting.start, *(setting.steps if along else ())]
+    run, networks = train(config, splits=splits, keep_networks_at=kept, statistics_batch_size=0)
     return MeasuredRun.of(run, networks, splits.train).start(setting.start)
 
 
@@ -357,6 +362,17 @@ def estimate_table(name: str, start: MeasuredStart, ladder: Ladder, blocks: list
     return table([name, *(described(part).symbol for part in PARTS), "R as a vector, over that of the blocks"], rows)
 
 
+def path_table(name: str, seed: int, q: int) -> str:
+    """T as measured along the run, on the directions of the start, beside the measured path of the whole kernel."""
+    rungs = (f"blocks:{q}", f"blocks-path:{q}", "sample-path")
+    ladder = climb(trained(name, seed, along=True), rungs, throw=True)
+    runs, rows = ladder.rungs | {"network": ladder.network}, []
+    for one, other in ((rungs[1], rungs[2]), (rungs[0], "network"), (rungs[1], "network"), (rungs[2], "network")):
+        apart = [np.asarray(runs[one][part])[1:] / np.asarray(runs[other][part])[1:] - 1 for part in PARTS]
+        rows.append([f"{one} beside {other}", *(" / ".join(f"{100 * x:+.0f}%" for x in part) for part in apart)])
+    return table([name, *(described(part).symbol for part in PARTS)], rows)
+
+
 def residual_error(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> np.ndarray:
     """‖R̂ − R‖/‖R̂‖ at the records after the start."""
     runs = [[residual(x, start.classes) for x in flow_under(start, k)[1:]] for k in (kernel, nc.DenseKernel(K))]
@@ -418,6 +434,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initial weights, a run each")
     parser.add_argument("--estimate", type=int, nargs="*", default=[], help="estimates of the error of so many blocks")
     parser.add_argument("--rest", type=int, nargs="*", default=[], help="what several rates change at so many blocks")
+    parser.add_argument("--path", type=int, nargs="*", default=[], help="so many blocks along their measured path")
     parser.add_argument("--summary", action="store_true", help="blocks needed, of what is there")
     parser.add_argument("--figure", action="store_true", help="error against q, of what is there")
     flags = parser.parse_args()
@@ -426,6 +443,8 @@ def main() -> None:
         start = trained(flags.setting, seed) if flags.estimate or flags.rest else None
         ladder = ladder_of(flags.setting, seed, start)
         print(f"seed {seed}\n{error_table(flags.setting, ladder)}\n", flush=True)
+        for q in flags.path:
+            print(f"{path_table(flags.setting, seed, q)}\n", flush=True)
         if start is None:
             continue
         if flags.estimate:
