@@ -18,6 +18,10 @@ from ntkcollapse.ntk.engines._engine import marked
 from ntkcollapse.ntk.engines.layerwise import sample_bytes
 
 
+# So many samples go through a pass together at least, where there are as many.
+_SAMPLES = 32
+
+
 class NTKOperator:
     r"""The empirical NTK of a set of samples, or between two sets, as a linear map, Θ(x, x2) v = J(x) J(x2)ᵀ v.
 
@@ -103,8 +107,9 @@ class NTKOperator:
         (n2, *_, k), n, K = X.shape, np.shape(self._x)[0], self._problem.num_outputs
         outputs = np.tile(np.arange(K), k) if self.outputs == "mean" else np.zeros(k, int)
         vectors = np.arange(k).repeat(len(outputs) // max(k, 1))
-        gradient = 3 * self._problem.num_params * self.dtype.itemsize
-        together = evened(len(vectors), fit(self._memory // 2, gradient, len(vectors)))
+        # Not so many gradients at once that only a few samples fit beside them.
+        each = max(3 * self._problem.num_params * self.dtype.itemsize, min(n, _SAMPLES) * self._sample_bytes)
+        together = evened(len(vectors), fit(self._memory // 2, each, len(vectors)))
         # Of one size, so that one shape is compiled; the last ones are filled up with samples and vectors of zeros.
         chunk, chunk2 = (evened(m, fit(self._memory // 2, together * self._sample_bytes, m)) for m in (n, n2))
         out = jnp.zeros((k, n, *X.shape[1:-1]), X.dtype)
