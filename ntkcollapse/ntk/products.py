@@ -17,7 +17,6 @@ from ntkcollapse.ntk._samples import one_array
 from ntkcollapse.ntk.engines._engine import marked
 from ntkcollapse.ntk.engines.layerwise import sample_bytes
 
-
 # So many samples go through a pass together at least, where there are as many.
 _SAMPLES = 32
 
