@@ -160,6 +160,34 @@ def test_two_ends_enclose_what_the_kernel_does_to_labels(classes):
     assert whole[0] is whole[1]
 
 
+def test_descent_in_the_metric_of_the_kernel_hardly_repels():
+    """⟨∇L(y + e) − ∇L(y), e⟩ ≥ −(λ_max/16) ‖e‖⁴ − ‖R K^½‖₂ ‖e‖²: what the bound of the error rests on."""
+    K, rng, Y = measured(UNEQUAL), np.random.default_rng(3), np.asarray(UNEQUAL.Y)
+    values, vectors = np.linalg.eigh(K)
+
+    def gradient(H, W, b):
+        R = W @ H + b[:, None] - Y
+        return R, (W.T @ R, R @ H.T, R.sum(1))
+
+    root, tightest = (vectors * np.sqrt(values)) @ vectors.T, np.inf
+    for size in np.geomspace(1e-3, 1e3, 200):
+        y = [rng.uniform(0, 0.2) * rng.normal(size=shape) for shape in ((n, 15), (3, n), (3,))]
+        R, at = gradient(*y)
+        # Where repulsion is largest, and some noise.
+        u, _, v = np.linalg.svd(R @ root)
+        a = rng.normal(size=n)
+        e = [np.outer(a, root @ v[0]), -np.outer(u[:, 0], a), np.zeros(3)]
+        e = [size * (x + rng.uniform(0, 0.1) * rng.normal(size=x.shape)) for x in e]
+        there = gradient(*(x + d for x, d in zip(y, e, strict=True)))[1]
+        product = sum(np.sum((g - f) * d) for g, f, d in zip(there, at, e, strict=True))
+        square = np.sum(e[0] @ np.linalg.inv(K) * e[0]) + np.sum(e[1] ** 2) + np.sum(e[2] ** 2)
+        bound = values[-1] / 16 * square**2 + np.linalg.norm(R @ root, 2) * square
+        assert product >= -bound * (1 + 1e-9)
+        tightest = min(tightest, product / bound)
+    # It is nearly attained.
+    assert tightest < -0.5
+
+
 def test_directions_as_functions_of_a_sample():
     """With all blocks they are known on every sample; with fewer, up to what the last one leaves out."""
     K, Z = measured(UNEQUAL), np.asarray(UNEQUAL.Y).T / np.sqrt(UNEQUAL.sizes)
