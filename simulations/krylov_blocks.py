@@ -8,11 +8,10 @@
 Trains full batch on the squared loss, measures the feature kernel at one step, and predicts from there with the
 theorem's three numbers, with q Krylov blocks beside the class indicators, and with the whole kernel of N² numbers.
 Errors are relative to the latter; where N is too large for its flow (`fashion-6000`) they are relative to the largest
-q. Rungs are kept in `results/krylov_blocks/` as they are done. `--estimate` sets
-what `comparison.krylov_error` says beside the true error, and two bounds of the norm of its residual; `--rest` gives
-what the blocks leave out several rates, or more directions, instead of one rate; `--path` lets T move as measured;
-`--summary` is how many blocks the
-settings that are there need, and `--figure` draws their errors against q.
+q. Rungs are kept in `results/krylov_blocks/` as they are done. `--estimate` sets what `comparison.krylov_error` says
+beside the true error, and two bounds of the norm of its residual; `--rest` gives what the blocks leave out several
+rates, or more directions, instead of one rate; `--path` lets T move as measured; `--summary` is how many blocks the
+settings that are there need, and `--figure` draws their errors against the number of directions.
 """
 
 import argparse
@@ -201,10 +200,12 @@ def error_table(name: str, ladder: Ladder) -> str:
 
 
 def there() -> Iterator[tuple[str, str, Ladder]]:
-    """The runs whose rungs are kept: setting, seed, ladder."""
+    """The runs whose rungs are kept, to the last: setting, seed, ladder."""
     for name in SETTINGS:
         for path in sorted(RESULTS.glob(f"{name}_[0-9]*/comparison.nc")):
-            yield name, path.parent.name.removeprefix(f"{name}_"), load_ladders(path.parent)[SETTINGS[name].start]
+            ladder = load_ladders(path.parent)[SETTINGS[name].start]
+            if SETTINGS[name].whole in ladder.rungs:
+                yield name, path.parent.name.removeprefix(f"{name}_"), ladder
 
 
 def needed(name: str, ladder: Ladder, within: float = 0.05) -> list[str]:
@@ -408,7 +409,7 @@ def bounds(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> dict
 
 
 def figure() -> None:
-    """Error of each residual part at the last step, against the number of blocks."""
+    """Error of each residual part at the last step, against the number of directions of q blocks."""
     fig, axes = plt.subplots(1, len(PARTS), figsize=(7.2, 3.6), sharey=True, layout="constrained")
     names = list(dict.fromkeys(name for name, _, _ in there()))
     for name, seed, ladder in there():
@@ -420,12 +421,21 @@ def figure() -> None:
             label = f"{setting.title}, N = {ladder.network.classes.num_samples}, step {setting.steps[-1]}"
             y = [abs(found[f"blocks:{k}"][-1]) for k in q]
             label = label if seed == "0" else None
-            ax.plot(q, y, dashed, marker="o", markersize=3, color=colour, label=label, alpha=1 if seed == "0" else 0.4)
+            ax.plot(
+                setting.classes * (1 + np.array(q)),
+                y,
+                dashed,
+                marker="o",
+                markersize=3,
+                color=colour,
+                label=label,
+                alpha=1 if seed == "0" else 0.4,
+            )
     for ax, part in zip(axes, PARTS, strict=True):
         ax.axhline(0.05, color="0.6", linewidth=0.8)
-        ax.set(yscale="log", xlabel="blocks q", title=described(part).label)
+        ax.set(xscale="log", yscale="log", xlabel="directions, C (1 + q)", title=described(part).label)
     axes[0].set_ylabel("|error| beside the whole kernel")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=6)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     plots.save(fig, HERE / "figures" / "krylov_blocks")
 
 
