@@ -72,15 +72,30 @@ def meanings(choices: Collection[str]) -> dict[str, str]:
 
 NETWORKS = Choices(
     {
-        "mlp": ("multilayer perceptron on flattened inputs", "ntkcollapse.networks.mlp:mlp"),
-        "cnn": ("small convolutional network; its widths to choose", "ntkcollapse.networks.cnn:cnn"),
-        "resnet8": ("small residual network; its widths to choose", "ntkcollapse.networks.resnet:resnet8"),
-        "resnet20": ("ResNet of 20 layers for small images", "ntkcollapse.networks.resnet:resnet20"),
-        "vgg11": ("VGG of 8 convolutions; images of 32 × 32 or more", "ntkcollapse.networks.vgg:vgg11"),
-        "vgg16": ("VGG of 13 convolutions; images of 32 × 32 or more", "ntkcollapse.networks.vgg:vgg16"),
-        "densenet40": ("DenseNet of 40 layers", "ntkcollapse.networks.densenet:densenet40"),
+        "mlp": (
+            "multilayer perceptron on flattened inputs; options widths, activation, batch_norm",
+            "ntkcollapse.networks.mlp:mlp",
+        ),
+        "cnn": ("small convolutional network; options widths, batch_norm, momentum", "ntkcollapse.networks.cnn:cnn"),
+        "resnet8": (
+            "small residual network; options widths, shortcut, momentum",
+            "ntkcollapse.networks.resnet:resnet8",
+        ),
+        "resnet20": (
+            "ResNet of 20 layers for small images; options shortcut, momentum",
+            "ntkcollapse.networks.resnet:resnet20",
+        ),
+        "vgg11": (
+            "VGG of 8 convolutions; images of 32 × 32 or more; option momentum",
+            "ntkcollapse.networks.vgg:vgg11",
+        ),
+        "vgg16": (
+            "VGG of 13 convolutions; images of 32 × 32 or more; option momentum",
+            "ntkcollapse.networks.vgg:vgg16",
+        ),
+        "densenet40": ("DenseNet of 40 layers; options form, momentum", "ntkcollapse.networks.densenet:densenet40"),
         "vision-transformer": (
-            "small vision transformer on patches",
+            "small vision transformer on patches; options width, depth, heads, patch",
             "ntkcollapse.networks.vision_transformer:vision_transformer",
         ),
     }

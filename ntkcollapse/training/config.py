@@ -53,7 +53,7 @@ class TrainConfig(Settings):
     """
 
     network: str = setting("resnet20", "architecture", choices=NETWORKS)
-    network_options: tuple[str, ...] = setting((), "options of the architecture, as name=value")
+    network_options: tuple[str, ...] = setting((), "options of the architecture, as name=value: widths=64,64")
     dataset: str = setting("mnist", "data set", choices=DATASETS)
     dataset_options: tuple[str, ...] = setting((), "of a synthetic set, as name=value")
     data_path: str | None = setting(None, "file or folder of the set; known sets are looked for without it")

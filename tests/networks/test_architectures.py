@@ -1,7 +1,9 @@
 """Shapes and parameter counts against the published architectures, without computing anything."""
 
 import functools
+import inspect
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +129,15 @@ def test_float64_throughout(name):
     net, variables, h, f = structures(name, shape, jnp.float64)
     trained = jax.eval_shape(net.training_outputs, variables, jnp.zeros((2, *shape)))
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, h, f, trained))} == {jnp.dtype("float64")}
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_help_names_the_options_that_a_network_takes(name):
+    said = re.search(r"options? ([a-z_, ]+)$", NETWORKS.meanings[name])
+    assert said is not None
+    takes = [parameter for parameter in inspect.signature(NETWORKS[name]).parameters]
+    elsewhere = {"num_classes", "initialiser", "use_bias", "param_dtype"}
+    assert said[1].split(", ") == [option for option in takes if option not in elsewhere]
 
 
 def test_unknown_names():
