@@ -1,5 +1,7 @@
 """The one file that calls the ODE solver."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffrax
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
+from equinox import _errors
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
@@ -74,22 +77,23 @@ def integrate(
         # An interpolant between steps has too little noise: step onto every time that is saved.
         controller = diffrax.ClipStepSizeController(controller, step_ts=times)
     retracted = isinstance(solver, Retracted)
-    solution = diffrax.diffeqsolve(
-        terms,
-        solver,
-        t0=times[0],
-        t1=times[-1],
-        dt0=step,
-        y0=start,
-        args=flow,
-        saveat=diffrax.SaveAt(ts=times, solver_state=retracted),
-        stepsize_controller=controller,
-        max_steps=max_steps,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if differentiable else diffrax.ForwardMode(),
-        throw=False,
-        event=None if steady is None else diffrax.Event(diffrax.steady_state_event(rtol=steady, atol=0.0)),
-        progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
-    )
+    with _equinox_errors(_AS_NAN):
+        solution = diffrax.diffeqsolve(
+            terms,
+            solver,
+            t0=times[0],
+            t1=times[-1],
+            dt0=step,
+            y0=start,
+            args=flow,
+            saveat=diffrax.SaveAt(ts=times, solver_state=retracted),
+            stepsize_controller=controller,
+            max_steps=max_steps,
+            adjoint=diffrax.RecursiveCheckpointAdjoint() if differentiable else diffrax.ForwardMode(),
+            throw=False,
+            event=None if steady is None else diffrax.Event(diffrax.steady_state_event(rtol=steady, atol=0.0)),
+            progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
+        )
     statistics = {k: jnp.asarray(v) for k, v in solution.stats.items() if k != "max_steps"}
     states = solution.ys
     if retracted:
@@ -231,7 +235,33 @@ def _largest_part(error: PyTree) -> Array:
 
 
 def _call(t, state, flow) -> Any:
-    return flow(t, state)
+    # Checks of a flow of one's own stay what they are.
+    with _equinox_errors(_USUAL):
+        return flow(t, state)
+
+
+# Names of equinox that say what a check does that fails. Its own compiled form would keep what it did here for others.
+_NAMES = ("EQX_ON_ERROR", "branched_error_if_impl", "branched_error_if_impl_jit")
+_USUAL = {name: getattr(_errors, name, None) for name in _NAMES}
+_AS_NAN = _USUAL | {"EQX_ON_ERROR": "nan", "branched_error_if_impl_jit": _USUAL["branched_error_if_impl"]}
+
+
+@contextmanager
+def _equinox_errors(names: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, checks of equinox that are traced do what these say.
+
+    The solver's own checks, of what is checked before it is called, are callbacks into Python: programs that hold some
+    are not kept in the cache of compiled programs, and cannot be compiled for other platforms.
+    """
+    before = {name: getattr(_errors, name, None) for name in _NAMES}
+    known = None not in _USUAL.values()
+    try:
+        for name in _NAMES if known else ():
+            setattr(_errors, name, names[name])
+        yield
+    finally:
+        for name in _NAMES if known else ():
+            setattr(_errors, name, before[name])
 
 
 def _diffuse(t, state, flow) -> lx.AbstractLinearOperator:

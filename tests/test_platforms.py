@@ -1,0 +1,85 @@
+"""What is compiled can be compiled for accelerators: lowered for them here, where there is none."""
+
+import re
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from ntkcollapse import BlockKernel, Classes, Flow, simulate
+from ntkcollapse.networks import network
+from ntkcollapse.ntk import empirical_ntk
+from tests.cases import random_state
+
+CLASSES = Classes((4, 3, 5))
+START = random_state(5, CLASSES)
+TIMES = np.array([0.0, 0.5, 2.0])
+
+
+def loss(between, **options):
+    model = {name: options.pop(name) for name in ("loss", "weight_decay") if name in options}
+    return simulate(START, Flow(BlockKernel(3.0, 2.0, between), CLASSES, **model), times=TIMES, **options)["loss"]
+
+
+RUNS = {
+    "reduced": loss,
+    "phase diagram": jax.vmap(loss),
+    "gradient": jax.grad(lambda between: loss(between, weight_decay=0.01)[-1]),
+    "full": lambda between: loss(between, reduced=False),
+    "cross-entropy": lambda between: loss(between, loss="cross-entropy"),
+    "chebyshev": lambda between: loss(between, method="chebyshev"),
+    "implicit": lambda between: loss(between, reduced=False, method="kvaerno5"),
+}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("run", list(RUNS))
+def test_integrations_are_lowered_for(platform, run):
+    """Without a callback into Python."""
+    between = jnp.array([0.5, 0.6]) if run == "phase diagram" else jnp.asarray(0.6)
+    program = export.export(jax.jit(RUNS[run]), platforms=[platform])(between)
+    calls = re.findall(r"custom_call @(\w+)", program.mlir_module())
+    assert not [name for name in calls if "callback" in name]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("engine", ["jacobian", "layerwise"])
+def test_kernels_of_networks_are_lowered_for(platform, engine):
+    """Of convolutions in single precision: without a callback, and without a number of double precision."""
+    net, images = network("cnn", widths=(2, 3)), jnp.ones((3, 8, 8, 1), jnp.float32)
+    params, statistics = net.init(jax.random.key(0), images[:1])
+    _, outputs = net.evaluation(statistics)
+    kernel = jax.jit(lambda params: empirical_ntk(outputs, params, images, engine=engine))
+    text = export.export(kernel, platforms=[platform])(params).mlir_module()
+    assert not [name for name in re.findall(r"custom_call @(\w+)", text) if "callback" in name]
+    assert "f64" not in text
+
+
+class Checked(Flow):
+    """The theorem, with a check of its own that fails late."""
+
+    def __call__(self, t, state, args=None):
+        state = eqx.tree_at(lambda s: s.W, state, eqx.error_if(state.W, t > 1.0, "t is beyond 1"))
+        return super().__call__(t, state)
+
+
+def test_checks_of_others_are_what_they_were():
+    """Those of a flow of one's own, and those of diffrax where others call it with the same shapes."""
+    flow = Checked(BlockKernel(3.0, 2.0, 0.6), CLASSES)
+    with pytest.raises(Exception, match="t is beyond 1"):
+        simulate(START, flow, times=TIMES, observed=False)
+    simulate(START, Flow(BlockKernel(3.0, 2.0, 0.6), CLASSES), times=TIMES, reduced=False, observed=False)
+    with pytest.raises(Exception, match=r"(in|de)creasing|sorted"):
+        diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -y),
+            diffrax.Tsit5(),
+            0.0,
+            2.0,
+            0.1,
+            jnp.ones(2),
+            saveat=diffrax.SaveAt(ts=jnp.array([0.0, 2.0, 0.5])),
+        )
