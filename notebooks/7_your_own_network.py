@@ -14,10 +14,10 @@
 # ---
 
 # %% [markdown]
-# # Your own network, in ten lines
+# # Your own network, your own loop
 #
-# Kernels and rungs ask for pure functions and arrays, nothing more. Here is a network in plain JAX, and a few lines for
-# one of Equinox.
+# `nc.networks.of` takes a network as you have it; `nc.Recorder` measures it in your own training loop. What comes out
+# is a run like any other: compared with the theory, plotted, reported.
 
 # %%
 # Installs the package where it is missing, as on Colab.
@@ -33,79 +33,133 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 
 import ntkcollapse as nc
 from ntkcollapse import ntk, plots
-from ntkcollapse.comparison import MeasuredStart, NetworkAt, climb
+from ntkcollapse.comparison import MeasuredRun, climb
 from ntkcollapse.data import gaussian_mixture
-from ntkcollapse.observables import observe, stack
 
 jax.config.update("jax_enable_x64", True)
 
 data = gaussian_mixture(nc.Classes.balanced(3, 8), 6, seed=0)
-x, classes = jnp.asarray(data.inputs, dtype=float), data.classes
-keys = jax.random.split(jax.random.key(0), 3)
-θ = (jax.random.normal(keys[0], (6, 24)) / 6**0.5, jax.random.normal(keys[1], (24, 8)) / 24**0.5)
-W, b = jax.random.normal(keys[2], (3, 8)) / 8**0.5, jnp.zeros(3)
-h = lambda θ, x: jnp.tanh(jnp.tanh(x @ θ[0]) @ θ[1])  # noqa: E731
+x, y = jnp.asarray(data.inputs), jax.nn.one_hot(data.labels, 3)
+kernel = lambda network, v: ntk.block_statistics(network.evaluation(v.batch_stats)[0], v.params, x, data.labels).kernel  # noqa: E731
+show = lambda k: print("κ_d, κ_c, κ_n:", [round(float(part), 3) for part in (k.diagonal, k.within, k.between)])  # noqa: E731
 
 # %% [markdown]
-# ## Ten lines
-# Its feature kernel in blocks, its last layer as the theory sees it, and what is observed of it.
+# ## flax nnx
+# The module goes in as it is; its batch normalisation and dropout are at rest where kernels are measured. The last
+# layer is found.
 
 # %%
-kappa = ntk.block_statistics(h, θ, x, data.labels).kernel
-state = nc.LastLayer(H=h(θ, x).T, W=W, b=b)
-print("κ_d, κ_c, κ_n:", [round(float(k), 3) for k in (kappa.diagonal, kappa.within, kappa.between)])
-print("NC1, NC2, NC3:", [round(float(observe(state, classes)[f"nc{i}_seleznova2023"]), 3) for i in (1, 2, 3)])
-prediction = nc.simulate(state, kappa, classes, np.geomspace(1e-3, 3.0, 30) - 1e-3)
-print("the theory's loss:", [round(float(x), 4) for x in prediction["loss"][::10]])
+rngs = nnx.Rngs(0)
+model = nnx.Sequential(
+    nnx.Linear(6, 24, rngs=rngs), nnx.BatchNorm(24, rngs=rngs), jnp.tanh, nnx.Dropout(0.1, rngs=rngs),
+    nnx.Linear(24, 8, rngs=rngs), jnp.tanh, nnx.Linear(8, 3, rngs=rngs),
+)  # fmt: skip
+network = nc.networks.of(model, data)
+print(network.own)
+show(kernel(network, network.variables(model)))
 
 # %% [markdown]
-# An Equinox module becomes such a function by parting its arrays from the rest.
+# ## Equinox
+# A module of one sample, and its state where it has one.
 
 # %%
-module = eqx.nn.MLP(6, 8, 24, 1, activation=jnp.tanh, final_activation=jnp.tanh, key=keys[0])
-arrays, rest = eqx.partition(module, eqx.is_array)
-trunk = lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x)  # noqa: E731
-other = ntk.block_statistics(trunk, arrays, x, data.labels).kernel
-print("κ_d, κ_c, κ_n:", [round(float(k), 3) for k in (other.diagonal, other.within, other.between)])
+keys = jax.random.split(jax.random.key(0), 2)
+layers = lambda: eqx.nn.Sequential(  # noqa: E731
+    [
+        eqx.nn.Linear(6, 24, key=keys[0]), eqx.nn.BatchNorm(24, "batch", mode="batch"), eqx.nn.Lambda(jnp.tanh),
+        eqx.nn.Linear(24, 3, key=keys[1]),
+    ]
+)  # fmt: skip
+model, state = eqx.nn.make_with_state(layers)()
+network = nc.networks.of(model, data, state=state)
+print(network.own)
+show(kernel(network, network.variables(model, state)))
 
 # %% [markdown]
-# ## Train it yourself, then compare
-# Any training loop: keep $(\theta, W, b)$ at some steps. A `Trajectory` of the states, with the kernel measured at
-# each, is a measured run like any other. Plain gradient descent with steps of 0.002 of the summed loss: flow time is
-# 0.002 × steps.
+# ## Haiku
+# What `hk.transform_with_state` gives, with its parameters and state.
 
 # %%
-loss = lambda p: 0.5 * jnp.sum((p[1] @ h(p[0], x).T + p[2][:, None] - classes.Y) ** 2)  # noqa: E731
-update = jax.jit(lambda p: jax.tree.map(lambda a, g: a - 0.002 * g, p, jax.grad(loss)(p)))
-p, records, kernels = (θ, W, b), [], []
-at = sorted({0, 20, *np.unique(np.geomspace(1, 1500, 50).astype(int)).tolist()})
-for step in range(at[-1] + 1):
-    if step in at:
-        kernels.append(ntk.block_statistics(h, p[0], x, data.labels).kernel)
-        records.append(nc.LastLayer(H=h(p[0], x).T, W=p[1], b=p[2]))
-    if step == 20:
-        here = NetworkAt(h, p[0], x, p[1], p[2], classes)
-    p = update(p)
-run = nc.Trajectory(
-    0.002 * np.array(at),
-    stack([observe(s, classes, k) for s, k in zip(records, kernels, strict=True)]),
-    classes,
-    states=jax.tree.map(lambda *at: jnp.stack(at), *records),
-    kernel=nc.KernelPath.of(0.002 * np.array(at), kernels),
-    equation=nc.Equation(producer="network"),
+if importlib.util.find_spec("haiku") is None:
+    print("Haiku is not installed: pip install 'ntkcollapse[haiku]'")
+else:
+    import haiku as hk
+
+    normalised = lambda x, is_training: hk.BatchNorm(True, True, 0.9)(hk.Linear(24)(x), is_training)  # noqa: E731
+    f = hk.transform_with_state(lambda x, is_training: hk.Linear(3)(jnp.tanh(normalised(x, is_training))))
+    params, state = f.init(jax.random.key(0), x, is_training=True)
+    network = nc.networks.of(f, data, params, state)
+    print(network.own)
+    show(kernel(network, network.variables(params, state)))
+
+# %% [markdown]
+# ## PyTorch
+# A module is traced by `torch.export` and runs in JAX from there on; it is trained where it is, and the recorder reads
+# its weights at the steps that it measures at.
+
+# %%
+if importlib.util.find_spec("torch") is None:
+    print("PyTorch is not installed: pip install 'ntkcollapse[pytorch]'")
+else:
+    import torch
+
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 24), torch.nn.BatchNorm1d(24), torch.nn.ReLU(), torch.nn.Linear(24, 3)
+    model = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    inputs, targets = torch.from_numpy(np.array(data.inputs)), torch.from_numpy(np.array(y, np.float32))
+    recorder = nc.Recorder(nc.networks.of(model, data), data, at=nc.log_spaced(500, 6))
+    for step in range(501):
+        recorder(step, model)
+        optimizer.zero_grad()
+        ((model.train()(inputs) - targets) ** 2).mean().backward()
+        optimizer.step()
+    print("NC1:", np.round(np.asarray(recorder.trajectory["nc1_tirer2022"]), 3))
+
+# %% [markdown]
+# ## Your own loop
+# Three lines of it are the recorder's: made, called, read. The clock turns steps of the mean loss into flow time, and
+# the network is kept at step 20, for predictions from there.
+
+# %%
+rngs = nnx.Rngs(1)
+model = nnx.Sequential(
+    nnx.Linear(6, 24, rngs=rngs), jnp.tanh, nnx.Linear(24, 8, rngs=rngs), jnp.tanh, nnx.Linear(8, 3, rngs=rngs)
 )
-rungs = ("block-frozen", "sample-frozen", "features-linearised")
-ladder = climb(MeasuredStart(run, at.index(20), {at.index(20): here}), rungs)
+optimizer = nnx.Optimizer(model, optax.sgd(0.15), wrt=nnx.Param)
+loss = lambda model: jnp.mean((model(x) - y) ** 2) / 2  # noqa: E731
+update = nnx.jit(lambda model, optimizer: optimizer.update(model, nnx.grad(loss)(model)))
+
+clock = nc.Clock.of_loss("mean", data.classes, learning_rate=0.15)
+recorder = nc.Recorder(
+    nc.networks.of(model, data), data, clock=clock, at=nc.log_spaced(1500, 40), keep_networks_at=(20,)
+)
+for step in range(1501):
+    recorder(step, model)
+    update(model, optimizer)
+run = recorder.trajectory
+print({name: float(np.round(run[name][-1], 4)) for name in ("train_loss", "train_accuracy", "nc1_tirer2022")})
+
+# %% [markdown]
+# ## Compared
+# The run and the network that was kept, and the rungs of the ladder from there. With `out="runs/mine"` the same is in a
+# directory: `ntkcollapse report runs/mine` while the loop goes on, and `MeasuredRun.load("runs/mine", network, data)`.
+
+# %%
+rungs = ("block-frozen", "sample-frozen", "features-linearised", "network-flow")
+ladder = climb(MeasuredRun.of(run, recorder.networks, data).start(20), rungs)
 figure = plots.ladder_figure(ladder, title="a network of your own, predictions from step 20")
 for name in rungs:
     gap = ladder.rungs[name]["loss"][-1] / ladder.network["loss"][-1]
     print(f"{name:20s} loss at the end, over the network's: {float(gap):.3g}")
 
 # %% [markdown]
-# With a block kernel (rung 1) the predicted loss falls thousands of times too far: on these data the three numbers
-# overstate how fast single samples are learned. With the kernel of every pair of samples (rung 3) it ends at 0.6 of the
-# network's, with linearised features (rung 4) 13% above it. No rung follows the collapse metrics to the end; rung 4
-# stays with them longest.
+# The gradient flow of the network itself ends at its loss, within a thousandth: steps are small enough for the clock.
+# With a block kernel (rung 1) the predicted loss falls 17,000 times too far: on these data three numbers overstate how
+# fast single samples are learned. With the kernel of every pair of samples (rung 3) it ends at 0.4 of the network's,
+# with linearised features (rung 4) at 2.6 times.

@@ -1,12 +1,13 @@
 """Networks of Equinox: modules that take one sample, without a batch axis."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 
-from ntkcollapse.networks.frameworks.model import Mode, Model, by_path, from_path, parameters_of
+from ntkcollapse.networks.frameworks.model import Mode, Model, by_path, from_path
 
 _EVALUATE = (
     "in Equinox, eqx.nn.inference_mode(model) must reach every layer: leave `inference` to the layers' own fields, and "
@@ -21,8 +22,9 @@ _HAND_OVER = (
 def of_equinox(module: Callable, state: Any) -> Model:
     """The model of an Equinox module and of its `eqx.nn.State`, where it has one."""
     params, rest = eqx.partition(module, eqx.is_inexact_array)
-    asked = parameters_of(type(module).__call__)
-    if "state" in asked and state is None:
+    signature = inspect.signature(type(module).__call__).parameters  # pyright: ignore[reportFunctionMemberAccess]
+    stateful = "state" in signature and (state is not None or signature["state"].default is inspect.Parameter.empty)
+    if stateful and state is None:
         raise ValueError(f"state: expected the eqx.nn.State of the module, got none; {_HAND_OVER}.")
     # Flattened while it is valid: a State that was moved on from cannot be read any more.
     leaves, structure = ([], None) if state is None else jax.tree.flatten(state)
@@ -39,16 +41,16 @@ def of_equinox(module: Callable, state: Any) -> Model:
         model = eqx.nn.inference_mode(model, mode != "training")
         if mode == "coupled" and axis is not None:
             model = _normalising(model)
-        keys = None if key is None or "key" not in asked else jax.random.split(key, x.shape[0])
+        keys = None if key is None or "key" not in signature else jax.random.split(key, x.shape[0])
 
         def one(x, key, state):
             options = {"key": key} if key is not None else {}
-            return model(x, state, **options) if "state" in asked else (model(x, **options), None)
+            return model(x, state, **options) if stateful else (model(x, **options), None)
 
         before = None if structure is None else jax.tree.unflatten(structure, [moving[name] for name in names])
         mapped = (0, None if keys is None else 0, None)
         outputs, after = jax.vmap(one, in_axes=mapped, out_axes=(0, None), axis_name=axis)(x, keys, before)
-        moved = moving if "state" not in asked else dict(zip(names, jax.tree.leaves(after), strict=True))
+        moved = moving if not stateful else dict(zip(names, jax.tree.leaves(after), strict=True))
         return outputs, moved
 
     def take(values, state):
