@@ -153,11 +153,13 @@ def simulate(
     is_reduced = _reduces(flow, start, reduced)
     flow = _in_precision_of(start.W, flow)
     options = (times, method, progress, steady)
-    if is_reduced:
-        assert isinstance(flow, Flow)
-        parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
-    else:
-        parts = _full_run(flow, start, options, key=key, observed=observed)
+    # By default accelerators multiply matrices with fewer digits than rtol asks for.
+    with jax.default_matmul_precision("highest"):
+        if is_reduced:
+            assert isinstance(flow, Flow)
+            parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
+        else:
+            parts = _full_run(flow, start, options, key=key, observed=observed)
     run = Trajectory(
         times,
         parts.observables,

@@ -39,11 +39,14 @@ RUNS = {
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("run", list(RUNS))
 def test_integrations_are_lowered_for(platform, run):
-    """Without a callback into Python."""
+    """Without a callback into Python, and with all digits in every product."""
     between = jnp.array([0.5, 0.6]) if run == "phase diagram" else jnp.asarray(0.6)
     program = export.export(jax.jit(RUNS[run]), platforms=[platform])(between)
-    calls = re.findall(r"custom_call @(\w+)", program.mlir_module())
-    assert not [name for name in calls if "callback" in name]
+    text = program.mlir_module()
+    assert not [name for name in re.findall(r"custom_call @(\w+)", text) if "callback" in name]
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

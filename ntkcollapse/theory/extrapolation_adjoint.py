@@ -93,7 +93,9 @@ def _forward(perturbed, problem, options):
 def _backward(residuals, grad_out, perturbed, problem, options):
     del perturbed, options
     states, record = residuals
-    return _pulled_back(problem, states, record, grad_out.states)
+    # Of a call that has returned, with the digits that it computed in.
+    with jax.default_matmul_precision("highest"):
+        return _pulled_back(problem, states, record, grad_out.states)
 
 
 @compiled_quickly(below=4e3)
