@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_finite, check_number, check_shape, check_whole, is_traced
-from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 
@@ -243,18 +242,23 @@ class KrylovKernel(SampleKernel):
         _check_positive_on("what is orthogonal to the directions (its mean)", rate)
         return cls(U[:, classes.num_classes :], T, np.array([rate]), float(np.linalg.norm(rest, 2)))
 
-    def extended(self, rows: Float[AnyArray, "M N"], classes: Classes) -> Float[Array, "M R"]:
+    def extended(self, rows: Any, classes: Classes) -> Float[Array, "M R"]:
         """Class indicators and directions as functions of a sample, K(x, X) U T⁻¹: Nyström's extension.
 
         On the samples themselves it is U, but for what the directions leave out: that of the last block is off by
         B_(q+1) T⁻¹. The C indicators come first, at length 1, that is 1/√m_c on the samples of a class.
 
         Args:
-            rows: K(x, X) between M further samples and the N of classes.
+            rows: K(x, X) between M further samples and the N of classes: a matrix (M, N), or an operator with its
+                products, as `ntk.NTKOperator(f, params, x, X, outputs="mean")` has.
+            classes: behind X.
         """
-        check_shape("rows", rows, (None, classes.num_samples), "kernel values (M, N) with the samples of classes")
         U = jnp.concatenate([jnp.asarray(_indicators(classes), self.matrix.dtype), self.basis], axis=1)
-        return jnp.linalg.solve(self.matrix, (jnp.asarray(rows) @ U).T).T
+        many = getattr(rows, "matmat", None)
+        if many is None:
+            check_shape("rows", rows, (None, classes.num_samples), "kernel values (M, N) with the samples of classes")
+            many = jnp.asarray(rows).__matmul__
+        return jnp.linalg.solve(self.matrix, jnp.asarray(many(U), self.matrix.dtype).T).T
 
     @property
     def num_directions(self) -> int:

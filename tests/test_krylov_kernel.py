@@ -24,6 +24,7 @@ from ntkcollapse import (
     simulate,
 )
 from ntkcollapse.comparison import krylov_error
+from ntkcollapse.ntk import NTKOperator
 from ntkcollapse.theory import exact, extrapolation
 from ntkcollapse.theory.rates import within_class_decay
 from ntkcollapse.theory.reduced import ReducedFlow
@@ -196,6 +197,10 @@ def test_directions_as_functions_of_a_sample():
     U = np.hstack([Z, one.basis])
     left_out = (K @ U - U @ (U.T @ K @ U)) @ np.linalg.inv(U.T @ K @ U)
     np.testing.assert_allclose(one.extended(K, UNEQUAL), U + left_out, atol=1e-9)
+    np.testing.assert_allclose(one.extended(aslinearoperator(K[:4]), UNEQUAL), (U + left_out)[:4], atol=1e-9)
+    W = np.random.default_rng(8).normal(size=(4, 15))
+    operator = NTKOperator(lambda W, x: x @ W.T, W, np.eye(15)[:6], K, outputs="mean")
+    np.testing.assert_allclose(one.extended(operator, UNEQUAL), one.extended(K[:6], UNEQUAL), atol=1e-9)
     with pytest.raises(ValueError, match="rows: expected shape"):
         one.extended(K[:, :4], UNEQUAL)
 
