@@ -305,12 +305,36 @@ def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[s
         rates = [np.average(values[group == i], weights=energy[group == i]) for i in range(g)]
         groups = tuple(jnp.asarray(vectors[:, group == i]) for i in range(1, g))
         yield f"{g} groups of eigenvectors", SeveralRates(kernel.basis, kernel.matrix, jnp.asarray(rates), groups)
+    for depth in (2, 4):
+        vectors, values = ritz_vectors(rest @ K @ rest, H_rest.T, depth)
+        energy = np.sum((W @ H_rest @ vectors) ** 2, axis=0)
+        group = np.minimum(np.searchsorted(np.arange(1, 4) / 4, np.cumsum(energy) / energy.sum()), 3)
+        rates = [
+            float(kernel.rates[0]),
+            *(np.average(values[group == i], weights=energy[group == i]) for i in range(4)),
+        ]
+        groups = tuple(jnp.asarray(vectors[:, group == i]) for i in range(4))
+        label = f"4 groups of Ritz vectors, {depth} products with the features"
+        yield label, SeveralRates(kernel.basis, kernel.matrix, jnp.asarray(rates), groups)
     _, sizes, second = np.linalg.svd(H_rest, full_matrices=False)
     second = second[sizes > 1e-6 * sizes[0]].T
     for r in (classes.num_classes, second.shape[1]):
         more = nc.KrylovKernel(np.concatenate([V, second[:, :r]], axis=1), np.eye(U.shape[1] + r), [1.0])
         yield f"a second start: {r} directions of the features", more.of_same_directions(K, classes)
     yield "one block more", nc.KrylovKernel.of(K, classes, blocks=q + 1)
+
+
+def ritz_vectors(K: np.ndarray, columns: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and values of K on the span of K^j X, j < depth: what so many products with the columns of X tell."""
+    basis = np.zeros((len(K), 0))
+    for _ in range(depth):
+        for _ in range(2):
+            columns = columns - basis @ (basis.T @ columns)
+        vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+        block = vectors[:, sizes > 1e-6 * sizes[0]]
+        basis, columns = np.concatenate([basis, block], axis=1), K @ block
+    values, vectors = np.linalg.eigh(basis.T @ K @ basis)
+    return basis @ vectors, values
 
 
 def basis_of(kernel: nc.KrylovKernel, classes: nc.Classes) -> np.ndarray:
