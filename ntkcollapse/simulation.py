@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_increasing, check_number, check_positive, check_shape, is_traced
+from ntkcollapse._precision import exact_products
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
@@ -153,8 +154,7 @@ def simulate(
     is_reduced = _reduces(flow, start, reduced)
     flow = _in_precision_of(start.W, flow)
     options = (times, method, progress, steady)
-    # By default accelerators multiply matrices with fewer digits than rtol asks for.
-    with jax.default_matmul_precision("highest"):
+    with exact_products():
         if is_reduced:
             assert isinstance(flow, Flow)
             parts = _reduced_run(flow, start, options, columns=columns, observed=observed)

@@ -18,7 +18,19 @@ PACKAGE = Path(__file__).parents[1] / "ntkcollapse"
 
 # From the ground up. Names on one line are siblings: none imports another.
 FLOORS = (
-    {"_arrays", "_checks", "_files", "_flat_trace", "_lazy", "_palette", "_safe", "_table", "_types", "choices"},
+    {
+        "_arrays",
+        "_checks",
+        "_files",
+        "_flat_trace",
+        "_lazy",
+        "_palette",
+        "_precision",
+        "_safe",
+        "_table",
+        "_types",
+        "choices",
+    },
     {"_coercion", "compiled", "observable_table"},
     {"_netcdf", "classes", "_config", "_options", "checkpoints"},
     {"run_directory"},

@@ -36,6 +36,11 @@ RUNS = {
 }
 
 
+def products(text: str) -> list[str]:
+    """Lines of a lowered program that multiply matrices or convolve."""
+    return [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|convolution)", line)]
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("run", list(RUNS))
 def test_integrations_are_lowered_for(platform, run):
@@ -44,15 +49,14 @@ def test_integrations_are_lowered_for(platform, run):
     program = export.export(jax.jit(RUNS[run]), platforms=[platform])(between)
     text = program.mlir_module()
     assert not [name for name in re.findall(r"custom_call @(\w+)", text) if "callback" in name]
-    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert products
-    assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
+    assert products(text)
+    assert not [line for line in products(text) if "HIGHEST" not in line]
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("engine", ["jacobian", "layerwise"])
 def test_kernels_of_networks_are_lowered_for(platform, engine):
-    """Of convolutions in single precision: without a callback, and without a number of double precision."""
+    """Of convolutions in single precision: no callback, no number of double precision, all digits in every product."""
     net, images = network("cnn", widths=(2, 3)), jnp.ones((3, 8, 8, 1), jnp.float32)
     params, statistics = net.init(jax.random.key(0), images[:1])
     _, outputs = net.evaluation(statistics)
@@ -60,6 +64,11 @@ def test_kernels_of_networks_are_lowered_for(platform, engine):
     text = export.export(kernel, platforms=[platform])(params).mlir_module()
     assert not [name for name in re.findall(r"custom_call @(\w+)", text) if "callback" in name]
     assert "f64" not in text
+    assert products(text)
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+    with jax.default_matmul_precision("bfloat16"):
+        chosen = export.export(jax.jit(lambda params: kernel(params)), platforms=[platform])(params).mlir_module()
+    assert [line for line in products(chosen) if "HIGHEST" not in line]
 
 
 class Checked(Flow):

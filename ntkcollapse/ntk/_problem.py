@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree
 
 from ntkcollapse._checks import check_finite, check_unmasked, is_traced
+from ntkcollapse._precision import exact_products
 from ntkcollapse.ntk import _rows
 from ntkcollapse.ntk._trace import trace
 
@@ -26,7 +27,9 @@ class Restricted(eqx.Module):
     frozen: PyTree
 
     def __call__(self, params: PyTree, x: Array) -> Any:
-        return self.f(eqx.combine(params, self.frozen), x)
+        # Passes back take over the precision of the passes that they undo.
+        with exact_products():
+            return self.f(eqx.combine(params, self.frozen), x)
 
 
 class Merged(eqx.Module):

@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ntkcollapse._precision import exact_products
 from ntkcollapse.compiled import compiled_quickly
 from ntkcollapse.theory.extrapolation import (
     _TRACED,
@@ -94,7 +95,7 @@ def _backward(residuals, grad_out, perturbed, problem, options):
     del perturbed, options
     states, record = residuals
     # Of a call that has returned, with the digits that it computed in.
-    with jax.default_matmul_precision("highest"):
+    with exact_products():
         return _pulled_back(problem, states, record, grad_out.states)
 
 
