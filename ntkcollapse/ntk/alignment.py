@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
+from ntkcollapse.compiled import compiled_quickly
 from ntkcollapse.ntk._spread import Spread, from_matrix
 from ntkcollapse.ntk.statistics import block_statistics
 from ntkcollapse.sample_kernel import DenseKernel
@@ -35,6 +36,11 @@ def matrix_alignment(matrix: Float[Array, "N N"] | Any, classes: Classes) -> Ali
         ValueError: a matrix that is not symmetric, or of another size than `classes`.
     """
     theta = DenseKernel(matrix).as_matrix(classes)
+    return _aligned(theta, classes)
+
+
+@compiled_quickly()
+def _aligned(theta: Float[Array, "N N"], classes: Classes) -> Alignment:
     return _of(from_matrix(theta, None, classes))
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkcollapse.ntk import block_statistics, empirical, empirical_ntk
+from ntkcollapse.classes import Classes
+from ntkcollapse.ntk import block_statistics, empirical, empirical_ntk, matrix_alignment
 from ntkcollapse.ntk.engines import Layerwise, layerwise
 from tests.ntk.zoo import case, dense_ntk, normal
 
@@ -91,6 +92,15 @@ def test_statistics_of_another_number_of_samples_are_the_same_programs():
         statistics(130)
         statistics(400)
         assert count() == 0
+
+
+def test_alignment_is_one_program():
+    theta = empirical_ntk(two_layers, PARAMS, X, outputs="mean")
+    jax.clear_caches()
+    with programs() as count:
+        matrix_alignment(theta, Classes((10, 10)))
+        # And what looks whether the kernel is symmetric, and which options the compiler has; operation by operation, 80.
+        assert count() <= 14
 
 
 def test_a_kernel_is_held_once():

@@ -6,6 +6,7 @@ import numpy as np
 
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
+from ntkcollapse.compiled import compiled_quickly
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.observable_table import Observable, metrics
 from ntkcollapse.observables import Observables, observe
@@ -31,7 +32,7 @@ def last_layer(moment: Moment) -> Observables:
     return {name: without_kernel.get(name, jnp.asarray(jnp.nan)) for name in names if not name.startswith("kappa_")}
 
 
-@eqx.filter_jit
+@compiled_quickly()
 def _observe(
     state: LastLayer, classes: Classes, kappa: BlockKernel | None, loss: str, entries: tuple[Observable, ...]
 ) -> Observables:
