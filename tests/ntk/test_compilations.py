@@ -99,7 +99,7 @@ def test_alignment_is_one_program():
     jax.clear_caches()
     with programs() as count:
         matrix_alignment(theta, Classes((10, 10)))
-        # And what looks whether the kernel is symmetric, and which options the compiler has; operation by operation, 80.
+        # And what looks whether the kernel is symmetric, and for options of the compiler; operation by operation, 80.
         assert count() <= 14
 
 
