@@ -67,7 +67,7 @@ class KernelPath(eqx.Module):
         if not all(isinstance(kernel, SampleKernel) for kernel in kernels):
             raise TypeError(f"kernels: expected kernels, got {sorted({type(k).__name__ for k in kernels})}.")
         if isinstance(kernels[0], GroupedKernel | KrylovKernel) and not is_traced(kernels):
-            bases = [np.asarray(k.basis) for k in kernels if isinstance(k, GroupedKernel | KrylovKernel)]
+            bases = [_basis_of(k) for k in kernels if isinstance(k, GroupedKernel | KrylovKernel)]
             if not all(np.array_equal(bases[0], basis) for basis in bases):
                 raise ValueError(
                     "kernels: expected kernels in one common basis, got several: between measurements their "
@@ -100,3 +100,9 @@ class KernelPath(eqx.Module):
         i = jnp.clip(jnp.searchsorted(self.times, t, side="right") - 1, 0, last)
         weight = jnp.clip((t - self.times[i]) / (self.times[i + 1] - self.times[i]), 0, 1)
         return jax.tree.map(lambda k: k[i] + weight.astype(k.dtype) * (k[i + 1] - k[i]), self.kernels)
+
+
+def _basis_of(kernel: GroupedKernel | KrylovKernel) -> np.ndarray:
+    """The directions that its numbers are of, groups of rates among them."""
+    groups = (kernel.rest,) if isinstance(kernel, KrylovKernel) else ()
+    return np.concatenate([np.asarray(V) for V in (kernel.basis, *groups)], axis=1)

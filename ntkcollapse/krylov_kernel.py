@@ -1,9 +1,11 @@
 """A measured kernel on the directions that class indicators reach, and one rate for the rest: no N² numbers."""
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -11,6 +13,7 @@ from jaxtyping import Array, Float
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_finite, check_number, check_shape, check_whole, is_traced
 from ntkcollapse.classes import Classes, as_classes
+from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
 
 
@@ -77,8 +80,10 @@ class KrylovKernel(SampleKernel):
     Args:
         basis: V, orthonormal columns that sum to zero over every class, (N, K).
         matrix: T, symmetric positive definite, (C + K, C + K).
-        rates: λ, of what is orthogonal to U, (1,).
+        rates: λ, of what is orthogonal to U, (1,); and then of each group that `with_groups` makes, (G,).
         residual: ‖(I − U Uᵀ) K U‖₂ = ‖B_(q+1)‖₂, how strongly the directions drive the rest; NaN where not known.
+        rest: orthonormal columns of the groups, orthogonal to U, (N, L), none by default.
+        bounds: where the groups begin and end among them, G numbers from 0 to L.
 
     Raises:
         ValueError: shapes that disagree, or numbers that are not real, masked or not finite.
@@ -96,22 +101,28 @@ class KrylovKernel(SampleKernel):
 
     basis: Float[Array, "N K"]
     matrix: Float[Array, "R R"]
-    rates: Float[Array, " 1"]
+    rates: Float[Array, " G"]
     residual: Float[Array, ""]
+    rest: Float[Array, "N L"]
+    bounds: tuple[int, ...] = eqx.field(static=True)
     reducible: ClassVar[bool] = True
 
-    def __init__(self, basis, matrix, rates, residual=np.nan):
-        check_arrays(basis=basis, matrix=matrix, rates=rates)
+    def __init__(self, basis, matrix, rates, residual=np.nan, rest=None, bounds=(0,)):
+        rest = np.zeros((np.shape(basis)[0], 0)) if rest is None and np.ndim(basis) else rest
+        check_arrays(basis=basis, matrix=matrix, rates=rates, rest=rest)
         self.basis, self.matrix, self.residual = (as_array(x) for x in (basis, matrix, residual))
         self.rates = jnp.atleast_1d(as_array(rates))
+        self.rest, self.bounds = as_array(np.asarray(0.0) if rest is None else rest), tuple(bounds)
 
     def __check_init__(self):
-        for name in ("basis", "matrix", "rates"):
+        for name in ("basis", "matrix", "rates", "rest"):
             check_finite(name, getattr(self, name))
         check_shape("basis", self.basis, (None, None), "(N samples, K directions)")
         R = self.matrix.shape[0] if self.matrix.ndim else 0
         check_shape("matrix", self.matrix, (R, R), "(C + K, C + K) for C classes and K directions")
-        check_shape("rates", self.rates, (1,), "one rate for what is orthogonal to the directions")
+        groups = len(self.bounds)
+        check_shape("rates", self.rates, (groups,), "one rate for what is orthogonal to the directions, one a group")
+        check_shape("rest", self.rest, (self.basis.shape[0], self.bounds[-1]), "the groups' directions, as bounds say")
         if R - self.basis.shape[1] < 2:
             raise ValueError(
                 f"matrix: expected C + {self.basis.shape[1]} rows for at least C = 2 classes and as many further ones "
@@ -222,6 +233,60 @@ class KrylovKernel(SampleKernel):
         product = _Products(operator, classes)
         return self._measured(U, product(U), product, classes, product.trace if trace is None else trace, seed)
 
+    def with_groups(
+        self, operator: Any, state: LastLayer, classes: Classes, *, groups: int, products: int = 2
+    ) -> "KrylovKernel":
+        """The same on its directions, with what the features of a state have beside them in groups of a rate each.
+
+        Block Lanczos from H (I − U Uᵀ), `products` products of K with its n columns, gives Ritz vectors; they are put
+        in groups of neighbouring values with as much of ‖W H‖² in each, and the mean value, so weighted, as its rate.
+        What no group holds has its mean eigenvalue. It takes out the error that one rate
+        makes in R_single, once blocks have the coupling; n × n numbers of the state a group.
+
+        Args:
+            operator: K, as for `of`.
+            state: where the flow starts.
+            classes: behind the samples.
+            groups: how many at most.
+            products: how many of K with the columns of H.
+
+        Raises:
+            ValueError: numbers that are not whole and above zero, and as `of`.
+        """
+        check_whole("groups", groups)
+        check_whole("products", products)
+        classes = as_classes(classes)
+        self.check(classes)
+        state.check(classes)
+        product, H = _Products(operator, classes), np.asarray(state.H, dtype=float)
+        U = np.concatenate([_indicators(classes), np.asarray(self.basis, dtype=float)], axis=1)
+        span, images, columns = U, np.zeros((len(U), 0)), H.T
+        for _ in range(products):
+            for _ in range(2):
+                columns = columns - span @ (span.T @ columns)
+            vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+            block = vectors[:, (sizes > 1e-6 * np.linalg.norm(H)) & (np.arange(len(sizes)) < len(U) - span.shape[1])]
+            block = np.linalg.qr(block - span @ (span.T @ block))[0]
+            columns = product(block)
+            span, images = np.concatenate([span, block], axis=1), np.concatenate([images, columns], axis=1)
+        new = span[:, U.shape[1] :]
+        if not new.shape[1]:
+            return self
+        T = new.T @ images
+        values, vectors = np.linalg.eigh((T + T.T) / 2)
+        _check_positive_on("what the features have beside the directions", values[0], 2 * product.eps * values[-1])
+        new = new @ vectors
+        energy = np.sum((np.asarray(state.W, dtype=float) @ H @ new) ** 2, axis=0) + np.finfo(float).tiny
+        group = np.searchsorted(np.arange(1, groups) / groups, (np.cumsum(energy) - energy / 2) / energy.sum())
+        kept, starts = np.unique(group, return_index=True)
+        left, rate = len(U) - span.shape[1], float(self.rates[0])
+        if left:
+            rate = (rate * (len(U) - U.shape[1]) - values.sum()) / left
+            _check_positive_on("what no group holds (its mean)", rate)
+        rates = [rate, *(np.average(values[group == g], weights=energy[group == g]) for g in kept)]
+        bounds = (*(int(i) for i in starts), new.shape[1])
+        return KrylovKernel(self.basis, self.matrix, np.array(rates), float(self.residual), new, bounds)
+
     @classmethod
     def _measured(cls, U, images, product: _Products, classes: Classes, trace, seed) -> "KrylovKernel":
         """The kernel on the span of U, from its images K U."""
@@ -279,13 +344,14 @@ class KrylovKernel(SampleKernel):
         super().check(classes)
 
     def mv(self, X, classes):
-        return self._applied(X, classes, self.matrix, self.rates[0])
+        return self._applied(X, classes, self.matrix, self.rates)
 
     def solve(self, X, classes):
-        return self._applied(X, classes, jnp.linalg.inv(self.matrix), 1 / self.rates[0])
+        return self._applied(X, classes, jnp.linalg.inv(self.matrix), 1 / self.rates)
 
-    def _applied(self, X, classes, matrix, rate):
-        """X (U A Uᵀ + λ (I − U Uᵀ))."""
+    def _applied(self, X, classes, matrix, rates):
+        """X (U A Uᵀ + λ (I − U Uᵀ) + Σ_g (λ_g − λ) V_g V_gᵀ)."""
+        rate, counts = rates[0], np.diff(self.bounds)
         root = jnp.sqrt(classes.weights.astype(self.matrix.dtype))
         X = jnp.asarray(X)
         means = classes.means(X)
@@ -293,7 +359,11 @@ class KrylovKernel(SampleKernel):
         on_U = jnp.concatenate([jnp.einsum("...c,c->...c", means, root), along], axis=-1) @ matrix
         C = classes.num_classes
         on_classes = jnp.einsum("...c,c->...c", on_U[..., :C], 1 / root) - means * rate
-        return X * rate + classes.expand(on_classes) + (on_U[..., C:] - along * rate) @ self.basis.T
+        out = X * rate + classes.expand(on_classes) + (on_U[..., C:] - along * rate) @ self.basis.T
+        if not len(counts):
+            return out
+        more = jnp.repeat(rates[1:] - rate, counts, total_repeat_length=self.bounds[-1])
+        return out + jnp.einsum("...l,l->...l", X @ self.rest, more) @ self.rest.T
 
     def as_matrix(self, classes):
         return self.mv(jnp.eye(classes.num_samples, dtype=self.matrix.dtype), classes)
@@ -302,15 +372,16 @@ class KrylovKernel(SampleKernel):
         N, R, C = classes.num_samples, self.matrix.shape[0], classes.num_classes
         root = jnp.sqrt(classes.weights.astype(self.matrix.dtype))
         pairs = root[:, None] * self.matrix[:C, :C] * root[None, :]
-        trace, same, total = jnp.trace(self.matrix) + (N - R) * self.rates[0], jnp.trace(pairs), pairs.sum()
+        counts = np.array([N - R - self.bounds[-1], *np.diff(self.bounds)], dtype=self.rates.dtype)
+        trace, same, total = jnp.trace(self.matrix) + jnp.sum(counts * self.rates), jnp.trace(pairs), pairs.sum()
         return classes.block_means(trace, same - trace, total - same)
 
     def eigenvalues(self, classes):
         xp: Any = jnp if is_traced(self.matrix, self.rates) else np
-        rest = classes.num_samples - self.matrix.shape[0]
-        on_U = xp.linalg.eigvalsh(xp.asarray(self.matrix))
-        values = xp.concatenate([on_U, xp.asarray(self.rates)]) if rest else on_U
-        counts = np.asarray([*np.ones(len(on_U)), *([rest] if rest else [])], dtype=float)
+        left = classes.num_samples - self.matrix.shape[0] - self.bounds[-1]
+        on_U, rates = xp.linalg.eigvalsh(xp.asarray(self.matrix)), xp.asarray(self.rates)
+        values = xp.concatenate([on_U, rates if left else rates[1:]])
+        counts = np.asarray([*np.ones(len(on_U)), *([left] if left else []), *np.diff(self.bounds)], dtype=float)
         if is_traced(values):
             return values, counts
         order = np.argsort(values)
@@ -329,8 +400,10 @@ class KrylovKernel(SampleKernel):
 
     def split(self, deviations, classes):
         del classes
-        V = self.basis if is_traced(deviations, self.basis) else np.asarray(self.basis)
-        return (deviations - (deviations @ V) @ V.T)[None]
+        xp: Any = jnp if is_traced(deviations, self.basis, self.rest) else np
+        V, rest = xp.asarray(self.basis), xp.asarray(self.rest)
+        parts = [(deviations @ G) @ G.T for G in (rest[:, i:j] for i, j in itertools.pairwise(self.bounds))]
+        return xp.stack([deviations - (deviations @ V) @ V.T - sum(parts), *parts])
 
 
 def most_blocks(classes: Classes) -> int:

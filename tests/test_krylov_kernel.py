@@ -189,6 +189,40 @@ def test_descent_in_the_metric_of_the_kernel_hardly_repels():
     assert tightest < -0.5
 
 
+@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL], ids=["balanced", "unequal"])
+def test_groups_of_rates_are_their_dense_kernel(classes, tmp_path):
+    """Verbs, flow and file, against Ritz vectors of the features on the rest, by QR of the powers."""
+    K, start = measured(classes), a_start(classes)
+    kernel = KrylovKernel.of(K, classes, blocks=1).with_groups(K, start, classes, groups=2, products=1)
+    N, U, H, W = len(K), basis_by_hand(K, classes, 1), np.asarray(start.H), np.asarray(start.W)
+    rest = np.eye(N) - U @ U.T
+    Q = np.linalg.qr(rest @ H.T)[0]
+    values, vectors = np.linalg.eigh(Q.T @ K @ Q)
+    energy = np.sum((W @ H @ Q @ vectors) ** 2, axis=0)
+    # Half of the energy in each of two groups, what lies across by its middle.
+    low = (np.cumsum(energy) - energy / 2) / energy.sum() <= 0.5
+    dense = U @ U.T @ K @ U @ U.T
+    rate = (np.trace(rest @ K) - values.sum()) / (N - U.shape[1] - n)
+    dense += rate * (rest - Q @ Q.T)
+    for group in (low, ~low):
+        G = Q @ vectors[:, group]
+        dense += np.average(values[group], weights=energy[group]) * G @ G.T
+    np.testing.assert_allclose(kernel.as_matrix(classes), dense, atol=1e-10)
+    assert len(kernel.rates) == 3
+    X = np.random.default_rng(2).normal(size=(2, 4, N))
+    np.testing.assert_allclose(kernel.solve(X, classes), X @ np.linalg.inv(dense), rtol=1e-7, atol=1e-7)
+    eigenvalues, counts = kernel.eigenvalues(classes)
+    np.testing.assert_allclose(np.repeat(eigenvalues, counts.astype(int)), np.linalg.eigvalsh(dense), atol=1e-10)
+    np.testing.assert_allclose(kernel.block_means(classes), DenseKernel(dense).block_means(classes), rtol=1e-9)
+    times = [0.0, 0.3, 1.5]
+    run = simulate(start, kernel, classes, times, method=TIGHT, observed=False)
+    assert run.settings["flow"] == "reduced"
+    for name, part in zip("HWb", by_scipy(start, lambda t: dense, classes, times)[-1], strict=True):
+        np.testing.assert_allclose(getattr(run.last_layer(-1), name), part, atol=1e-8 * np.abs(part).max())
+    run.save(tmp_path)
+    np.testing.assert_array_equal(Trajectory.load(tmp_path).last_layer(1).H, run.last_layer(1).H)
+
+
 def test_directions_as_functions_of_a_sample():
     """With all blocks they are known on every sample; with fewer, up to what the last one leaves out."""
     K, Z = measured(UNEQUAL), np.asarray(UNEQUAL.Y).T / np.sqrt(UNEQUAL.sizes)
