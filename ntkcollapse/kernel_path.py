@@ -1,6 +1,7 @@
 """A kernel that changes in time, interpolated from the times at which it was measured."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -100,6 +101,58 @@ class KernelPath(eqx.Module):
         i = jnp.clip(jnp.searchsorted(self.times, t, side="right") - 1, 0, last)
         weight = jnp.clip((t - self.times[i]) / (self.times[i + 1] - self.times[i]), 0, 1)
         return jax.tree.map(lambda k: k[i] + weight.astype(k.dtype) * (k[i + 1] - k[i]), self.kernels)
+
+
+class KernelFunction(eqx.Module):
+    """K(t) as a function gives it: `SampleKernel`s, or three numbers of a block kernel.
+
+    The function is called with times that JAX traces. Such flows are integrated in full; a trajectory keeps the kernels
+    at its own times, as a `KernelPath`.
+
+    Raises:
+        TypeError: a function that does not take one argument, or gives no kernel.
+    """
+
+    function: Callable = eqx.field(static=True)
+
+    def __check_init__(self):
+        try:
+            inspect.signature(self.function).bind(0.0)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"kernel: expected a kernel, got the function {self.name!r}; for a kernel that depends on time give a "
+                "KernelPath or a function of t alone, for one that depends on the state derive a flow of your own from "
+                "ntkcollapse.Flow, with `kernel_at(t, state)`."
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def reducible(self) -> bool:
+        """Never: what it is at other times is not known."""
+        return False
+
+    @property
+    def num_directions(self) -> int:
+        """0, as of everything that is integrated in full."""
+        return 0
+
+    def at(self, t: float | Num[AnyArray, ""]) -> SampleKernel:
+        """The kernel at flow time t, in the precision of t."""
+        t = jnp.asarray(t)
+        t = t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+        kernel = self.function(t)
+        if isinstance(kernel, Sequence) and len(kernel) == 3:
+            kernel = BlockKernel(*kernel)
+        if not isinstance(kernel, SampleKernel):
+            raise TypeError(
+                f"kernel: expected a kernel, got {type(kernel).__name__} from the function {self.name!r} of t; let it give "
+                "a SampleKernel or three numbers."
+            )
+        return jax.tree.map(lambda x: x.astype(t.dtype) if eqx.is_inexact_array(x) else x, kernel)
 
 
 def _basis_of(kernel: GroupedKernel | KrylovKernel) -> np.ndarray:

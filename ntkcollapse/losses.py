@@ -13,7 +13,8 @@ from ntkcollapse._checks import check_choice, check_positive
 class Loss(eqx.Module):
     """A loss of logits f (C × N) against one-hot labels Y, summed over samples and multiplied by `scale`.
 
-    The scale fixes the unit of flow time: the flow descends exactly this loss.
+    The scale fixes the unit of flow time: the flow descends exactly this loss. A loss of your own has a `scale` and a
+    `value`; its gradient is made by automatic differentiation unless you write it down.
     """
 
     scale: eqx.AbstractVar[float]
@@ -22,9 +23,9 @@ class Loss(eqx.Module):
     def value(self, f: Float[Array, "C N"], Y: Float[Array, "C N"]) -> Float[Array, ""]:
         """The loss."""
 
-    @abc.abstractmethod
     def gradient(self, f: Float[Array, "C N"], Y: Float[Array, "C N"]) -> Float[Array, "C N"]:
         """G = ∂loss/∂f."""
+        return jax.grad(self.value)(f, Y)
 
 
 class SquaredError(Loss):
@@ -72,7 +73,7 @@ def as_loss(loss: Loss | str) -> Loss:
     if not isinstance(loss, str):
         raise ValueError(
             f"loss: expected a Loss or one of {', '.join(map(repr, LOSSES))}, got a {type(loss).__name__}; subclass "
-            "ntkcollapse.Loss with `scale`, `value` and `gradient`."
+            "ntkcollapse.Loss with `scale` and `value`."
         )
     check_choice("loss", loss, LOSSES)
     return LOSSES[loss]()

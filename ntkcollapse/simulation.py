@@ -21,9 +21,9 @@ from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
 from ntkcollapse.compiled import compiled_quickly
 from ntkcollapse.equation import Equation
-from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.kernel_path import KernelFunction, KernelPath
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.losses import SquaredError
+from ntkcollapse.losses import Loss, SquaredError
 from ntkcollapse.observable_table import metrics
 from ntkcollapse.observables import (
     Observables,
@@ -35,7 +35,7 @@ from ntkcollapse.observables import (
     residual_observables,
 )
 from ntkcollapse.sample_kernel import SampleKernel
-from ntkcollapse.theory.constraints import Unconstrained
+from ntkcollapse.theory.constraints import Constraint, Unconstrained
 from ntkcollapse.theory.extrapolation import integrate_reduced
 from ntkcollapse.theory.extrapolation_adjoint import integrate_differentiably
 from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
@@ -51,6 +51,7 @@ from ntkcollapse.theory.reduced import (
     split_columns,
 )
 from ntkcollapse.trajectory import Trajectory
+from ntkcollapse.weight_decay import WeightDecay
 
 _DEFAULT = Method()
 
@@ -90,14 +91,18 @@ def simulate(
     means and propagators of the deviations: exact, at a cost that the number of samples does not enter, with every
     column of H recovered from the start's. Anything else is integrated in all of H.
 
+    `method=Method(step=η)` takes steps of gradient descent instead, with `momentum=β` heavy ball, reduced as exactly:
+
+        v ← β v + d y/dt,    y ← y + η v,    at times 0, h, 2h, … after times[0], h = η/(1 − β)
+
     Compiles once for each shape; works under `vmap` over kernels and starts and under `grad` (reverse mode). Memory:
     T (n C + G n² + C n) numbers for a reduced run, T N n for a full one.
 
     Args:
         start: the state at times[0], or its arrays (H, W, b); a `ReducedStart` where single columns do not matter.
             Half precision is taken to single.
-        kappa: feature kernel, constant or a `KernelPath`, or three numbers (diagonal, within, between); or a flow,
-            which brings its classes. A flow with a constraint is put back on it after every step, and
+        kappa: feature kernel, constant, a `KernelPath`, a function of t, or three numbers (diagonal, within, between);
+            or a flow, which brings its classes. A flow with a constraint is put back on it after every step, and
             statistics["largest_correction"] says from how far.
         classes: behind the columns of H, or a list of their sizes; may be left out beside a flow.
         times: flow times to save at, increasing, (T,); in units of the flow's loss, ½‖R‖² unless scaled.
@@ -117,8 +122,9 @@ def simulate(
     Raises:
         ValueError: shapes that disagree, a kernel that is not positive definite, times that do not increase, a path of
             kernels that does not cover the times, an `atol` above the size of the start, numbers that double precision
-            does not hold, or `reduced=True` where it is not exact.
-        TypeError: a kernel, classes or a start of another kind, or no times.
+            does not hold, `reduced=True` where it is not exact, times between discrete steps, or a solver that
+            estimates no errors.
+        TypeError: a kernel, classes or a start of another kind, a flow of which a part is of another kind, or no times.
         SimulationError: the solver failed; the trajectory until then is its attribute.
 
     References:
@@ -133,7 +139,9 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    flow, start = _flow_of(kappa, classes), _in_single_precision(_as_start(start))
+    flow = _flow_of(kappa, classes)
+    start = _in_single_precision(_as_start(start))
+    layer = _layer_of(flow, start)
     method = Method(solver=method) if isinstance(method, str) else method
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a Method or the name of a solver, got {type(method).__name__}.")
@@ -143,17 +151,23 @@ def simulate(
     if steady is not None:
         check_number("steady", steady)
         check_positive("steady", steady)
+    grid = None if method.step is None else _times_of_steps(times, method, flow)
     # Times that differ must still do so in the precision of the state.
-    times = jnp.asarray(times, dtype=start.W.dtype)
+    times = jnp.asarray(times, dtype=layer.W.dtype)
     check_increasing(f"times in {times.dtype}", times)
-    _check_start(start, flow, key)
+    if grid is not None:
+        grid = jnp.asarray(grid, times.dtype)
+        check_increasing(f"times of steps in {times.dtype}", grid)
+    _check_start(start, layer, flow, key)
     _check_absolute(method.atol, start)
-    check_bias(flow.bias, start.b)
+    check_bias(flow.bias, layer.b)
     _check_kernel(flow.kernel, flow.classes, times)
-    _warn_single_precision(start.W)
+    _warn_single_precision(layer.W)
     is_reduced = _reduces(flow, start, reduced)
-    flow = _in_precision_of(start.W, flow)
-    options = (times, method, progress, steady)
+    flow = _in_precision_of(layer.W, flow)
+    if type(flow) is not Flow:
+        _check_speed(flow, start, times[0])
+    options = (times, method, progress, steady, grid)
     with exact_products():
         if is_reduced:
             assert isinstance(flow, Flow)
@@ -168,15 +182,14 @@ def simulate(
         kernel=parts.kernel,
         deviations=parts.deviations,
         statistics=parts.out.statistics | {"successful": parts.out.successful, "steady": parts.out.is_steady},
-        equation=_equation_of(flow),
+        equation=_equation_of(flow, method),
         settings={
             "flow": "reduced" if is_reduced else "full",
             "model": type(flow).__name__,
             "kernel": type(flow.kernel).__name__,
             "solver": parts.solver,
-            "rtol": method.rtol,
-            "atol": method.atol,
-        },
+        }
+        | ({"rtol": method.rtol, "atol": method.atol} if method.step is None else _steps_of(method)),
     )
     return run if is_traced(parts.out.states) else _deliver(run, parts.out, throw)
 
@@ -194,8 +207,9 @@ class _Parts(NamedTuple):
 
 def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bool) -> _Parts:
     """Integrates class means and propagators, and observes them."""
-    times, method, progress, steady = options
+    times, method, progress, steady, grid = options
     kernel, classes = flow.kernel, flow.classes
+    assert not isinstance(kernel, KernelFunction)
     first, deviations = kernel.at(times[0]), None
     if isinstance(start, LastLayer):
         means, deviations = split_columns(start.H, classes)
@@ -211,15 +225,14 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         weight_decay=flow.weight_decay,
         bias=flow.bias,
     )
-    if method.solver is None:
+    if method.solver is None and grid is None:
         solver, out = "Extrapolation", _extrapolate((reduced, start.state, times), method, steady, progress)
     else:
         from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
-        from ntkcollapse.theory.integrate import named_solver
 
         chosen = RungeKuttaChebyshev(spectral_radius) if method.solver == "chebyshev" else method.solver
-        solver = named_solver(chosen)
-        options = ((method.rtol, method.atol), method.max_steps, progress, None, steady)
+        solver = _solver_of(method, chosen)
+        options = ((method.rtol, method.atol), method.max_steps, progress, None, steady, grid)
         out = _solve(reduced, start.state, times, solver, *options)
         solver = type(solver).__name__
     # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
@@ -247,27 +260,76 @@ def _check_directions(X: Array | None, num_directions: int) -> None:
 
 def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool) -> _Parts:
     """Integrates the state of the flow as it is, and observes its last layer."""
-    from ntkcollapse.theory.integrate import named_solver
     from ntkcollapse.theory.retraction import Retracted
 
-    times, method, progress, steady = options
+    times, method, progress, steady, grid = options
     default = "tsit5" if key is None else "shark"
-    solver = named_solver(default if method.solver is None else method.solver)
-    if isinstance(flow, Flow) and not isinstance(flow.constraint, Unconstrained):
+    solver = _solver_of(method, default if method.solver is None else method.solver)
+    if not isinstance(flow.constraint, Unconstrained):
         solver = Retracted(solver, flow.retract)
     tolerances = (method.rtol, method.atol)
-    out = _solve(flow, start, times, solver, tolerances, method.max_steps, progress, key, steady)
+    out = _solve(flow, start, times, solver, tolerances, method.max_steps, progress, key, steady, grid)
     layers = jax.vmap(flow.last_layer)(out.states)
     kernel = flow.kernel
-    if type(flow).kernel_at is not AbstractFlow.kernel_at:
+    if isinstance(kernel, KernelFunction) or type(flow).kernel_at is not AbstractFlow.kernel_at:
         kernel = KernelPath.through(times, jax.vmap(flow.kernel_at)(times, out.states))
     observables = _observe_full(flow, out.states, times, metrics(along_runs=True)) if observed else {}
     return _Parts(out, layers, observables, kernel, None, type(solver).__name__)
 
 
+def _solver_of(method: Method, solver: Any) -> Any:
+    """The solver of this name, or discrete steps."""
+    if method.step is None:
+        from ntkcollapse.theory.integrate import named_solver
+
+        return named_solver(solver)
+    from ntkcollapse.theory.steps import Descent
+
+    return Descent(jnp.asarray(method.step, float), jnp.asarray(method.momentum, float))
+
+
+def _steps_of(method: Method) -> dict[str, Any]:
+    """What discrete steps leave in the settings of a run."""
+    assert method.step is not None
+    return {"step": float(method.step), "momentum": float(method.momentum)}
+
+
+def _times_of_steps(times: Any, method: Method, flow: AbstractFlow) -> np.ndarray:
+    """The times of all steps until the last, those that are saved among them.
+
+    Raises:
+        ValueError: a time between two steps, more steps than allowed, or a flow with noise.
+    """
+    if is_traced(times):
+        raise ValueError("times: expected numbers beside Method(step=...), got traced ones: they count the steps.")
+    if flow.noise is not None:
+        raise ValueError("step: expected a flow without noise, got one with; leave the step out, and give a solver.")
+    length, times = method.time_of_a_step, np.asarray(times, dtype=float)
+    since = (times - times[0]) / length
+    counts = np.round(since)
+    # Single precision, in which times may have been made, has seven digits.
+    between = np.abs(since - counts) > 1e-6 * np.maximum(counts, 1)
+    if between.any() or (np.diff(counts) == 0).any():
+        off = times[np.argmax(between)] if between.any() else times[1]
+        raise ValueError(
+            f"times: expected multiples of {length:.6g} after the first (of step/(1 - momentum), the time of a step), "
+            f"got {off:.6g}: between two steps there is nothing. Take times[0] + {length:.6g} * np.arange(...)."
+        )
+    if counts[-1] > method.max_steps:
+        raise ValueError(
+            f"times: expected at most max_steps = {method.max_steps} steps until the last, got {int(counts[-1])}; take "
+            "a longer step, or raise max_steps."
+        )
+    grid = times[0] + length * np.arange(int(counts[-1]) + 1)
+    # As they were given, to the last digit: a path of kernels may end there.
+    grid[counts.astype(int)] = times
+    return grid
+
+
 def _flow_of(kappa: Any, classes: Classes | Sequence[int] | None) -> AbstractFlow:
     """The theorem's flow under a kernel, or the flow given."""
     if isinstance(kappa, AbstractFlow):
+        _check_parts(kappa)
         if classes is not None and kappa.classes != as_classes(classes):
             raise ValueError("classes: expected the classes that the flow was built for; leave them out.")
         return kappa
@@ -277,19 +339,82 @@ def _flow_of(kappa: Any, classes: Classes | Sequence[int] | None) -> AbstractFlo
 
 
 def _as_start(start: Any) -> Any:
-    """The start itself, or the last layer of its three arrays.
+    """The start itself, or the last layer of its three arrays."""
+    if type(start) in (list, tuple) and len(start) == 3 and not any(isinstance(x, eqx.Module) for x in start):
+        return LastLayer(*start)
+    return start
+
+
+def _layer_of(flow: AbstractFlow, start: Any) -> LastLayer | ReducedStart:
+    """The last layer at the start, in whose precision all is computed.
 
     Raises:
-        TypeError: it is no state.
+        TypeError: a start that is no state of this flow.
     """
-    if isinstance(start, list | tuple) and type(start) in (list, tuple) and len(start) == 3:
-        return LastLayer(*start)
-    if not hasattr(start, "W"):
+    # The models take longer to import than a run of the theorem takes.
+    if type(flow) is not Flow or not isinstance(start, LastLayer | ReducedStart):
+        from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
+
+        deep = isinstance(start, DeepLastLayer)
+        if deep and not isinstance(flow, DeepLinearFlow):
+            raise ValueError("start: a DeepLastLayer needs the model `deep_linear`; give a LastLayer for this flow.")
+        if isinstance(flow, DeepLinearFlow) and not deep:
+            raise ValueError(f"start: expected a DeepLastLayer for this model, got a {type(start).__name__}.")
+    if isinstance(start, ReducedStart):
+        return start
+    name, same = type(flow).__name__, type(flow).last_layer is Flow.last_layer
+    if same and not isinstance(start, LastLayer):
         raise TypeError(
-            f"start: expected a LastLayer or the arrays (H, W, b), or another state with a W, got "
-            f"{type(start).__name__}; LastLayer(H=..., W=..., b=...) makes one."
+            f"start: expected a LastLayer or the arrays (H, W, b), got {type(start).__name__}; "
+            "LastLayer(H=..., W=..., b=...) makes one."
         )
-    return start
+    read: Any = flow.last_layer
+    try:
+        layer = read(start)
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise TypeError(
+            f"start: expected a state of which {name}.last_layer gives H, W and b, got {type(start).__name__}: {error}"
+        ) from error
+    if not isinstance(layer, LastLayer):
+        raise TypeError(
+            f"{name}.last_layer: expected a LastLayer, LastLayer(H=..., W=..., b=...), got {type(layer).__name__} of a "
+            f"{type(start).__name__}."
+        )
+    return layer
+
+
+def _check_parts(flow: AbstractFlow) -> None:
+    """Raises TypeError where a part of a flow of one's own is of another kind, and ValueError for an unknown bias."""
+    kinds = {
+        "kernel": (SampleKernel, KernelPath, KernelFunction),
+        "classes": (Classes,),
+        "loss": (Loss,),
+        "weight_decay": (WeightDecay,),
+        "constraint": (Constraint,),
+    }
+    for name, kind in kinds.items():
+        part = getattr(flow, name)
+        if not isinstance(part, kind):
+            raise TypeError(
+                f"{type(flow).__name__}.{name}: expected a {' or '.join(k.__name__ for k in kind)}, got "
+                f"{type(part).__name__}; a subclass of ntkcollapse.Flow makes it of what is meant plainly."
+            )
+    if flow.noise is not None and not hasattr(flow, "diffusion"):
+        raise TypeError(
+            f"{type(flow).__name__}.diffusion: expected a method `diffusion(state)` beside noise, got none; it gives "
+            "the standard deviation of the noise on each entry, a pytree like the state."
+        )
+
+
+def _check_speed(flow: AbstractFlow, start: Any, t: Any) -> None:
+    """Raises TypeError where a flow of one's own gives something else than a pytree like the state."""
+    speed = jax.eval_shape(lambda state, t: flow(t, state), start, t)
+    wanted, got = ([(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)] for tree in (start, speed))
+    if jax.tree.structure(speed) != jax.tree.structure(start) or wanted != got:
+        raise TypeError(
+            f"{type(flow).__name__}: expected d state/dt as a pytree like the state, with {wanted} in "
+            f"{jax.tree.structure(start)}; got {got} in {jax.tree.structure(speed)}."
+        )
 
 
 def _in_single_precision(start: Any) -> Any:
@@ -298,9 +423,9 @@ def _in_single_precision(start: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, start) if half else start
 
 
-def _equation_of(flow: AbstractFlow) -> Equation:
-    """What the trajectory of a flow obeys."""
-    plain = type(flow) is Flow and flow.is_plain
+def _equation_of(flow: AbstractFlow, method: Method) -> Equation:
+    """What the trajectory of a flow obeys; discrete steps do not obey the flow."""
+    plain = type(flow) is Flow and flow.is_plain and method.step is None
     return Equation(loss=flow.loss, weight_decay=flow.weight_decay, bias=flow.bias, plain=plain)
 
 
@@ -326,23 +451,12 @@ def _reduces(flow: AbstractFlow, start: Any, reduced: bool | None) -> bool:
     return is_reduced
 
 
-def _check_start(start: Any, flow: AbstractFlow, key: Key[Array, ""] | None) -> None:
+def _check_start(start: Any, layer: Any, flow: AbstractFlow, key: Key[Array, ""] | None) -> None:
     """Raises ValueError where a start does not fit the flow."""
     if isinstance(start, ReducedStart):
         check_shape("M", start.M, (None, flow.classes.num_classes), "(n, C) for classes")
-    elif isinstance(start, LastLayer):
-        start.check(flow.classes)
     else:
-        flow.last_layer(start).check(flow.classes)
-    if type(flow) is not Flow or not isinstance(start, LastLayer | ReducedStart):
-        # The models take longer to import than a run of the theorem takes.
-        from ntkcollapse.theory.models.deep_linear import DeepLastLayer, DeepLinearFlow
-
-        deep = isinstance(start, DeepLastLayer)
-        if deep and not isinstance(flow, DeepLinearFlow):
-            raise ValueError("start: a DeepLastLayer needs the model `deep_linear`; give a LastLayer for this flow.")
-        if isinstance(flow, DeepLinearFlow) and not deep:
-            raise ValueError(f"start: expected a DeepLastLayer for this model, got a {type(start).__name__}.")
+        layer.check(flow.classes)
     if (flow.noise is None) != (key is None):
         raise ValueError("key: expected a key for a model with noise, and none for a model without.")
     if not isinstance(flow.constraint, Unconstrained):
@@ -420,12 +534,12 @@ def _solve_differentiably(*problem) -> Integration:
     return _integrated(*problem, differentiable=True)
 
 
-def _integrated(flow, start, times, solver, tolerances, max_steps, progress, key, steady, *, differentiable):
+def _integrated(flow, start, times, solver, tolerances, max_steps, progress, key, steady, grid, *, differentiable):
     from ntkcollapse.theory.integrate import integrate
 
     rtol, atol = tolerances
     options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "progress": progress, "key": key, "steady": steady}
-    return integrate(flow, start, times, solver=solver, differentiable=differentiable, **options)
+    return integrate(flow, start, times, solver=solver, differentiable=differentiable, grid=grid, **options)
 
 
 # Times that are observed together: a run of another number of times needs no other program.
@@ -548,7 +662,7 @@ def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> O
     return {"invariant_drift": moved / jnp.where(size > 0, size, 1)}
 
 
-def _check_kernel(kappa: SampleKernel | KernelPath, classes: Classes, times: Array) -> None:
+def _check_kernel(kappa: SampleKernel | KernelPath | KernelFunction, classes: Classes, times: Array) -> None:
     if not isinstance(kappa, KernelPath):
         kappa.at(times[0]).check(classes)
         return

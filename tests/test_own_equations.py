@@ -125,7 +125,7 @@ def test_what_is_meant_plainly_is_taken():
         simulate(START, KAPPA, times=TIMES)
 
 
-def drifting(t):
+def drifting(t, state):
     return KAPPA
 
 

@@ -43,7 +43,11 @@ REFUSED = {
     "other sizes": (lambda: nc.simulate(START, KAPPA, [3, 3], TIMES), r"H: expected shape \(any, 6\)"),
     "sizes of a flow": (lambda: nc.Flow(KAPPA, 3), "classes: expected Classes, or a list"),
     "two numbers": (lambda: nc.simulate(START, (3, 2), CLASSES, TIMES), "kernel: expected .* three numbers"),
-    "a function of t": (lambda: nc.simulate(START, lambda t: KAPPA, CLASSES, TIMES), "kernel: expected a kernel, got"),
+    "a function of more": (
+        lambda: nc.simulate(START, lambda t, s: KAPPA, CLASSES, TIMES),
+        "kernel: expected a kernel, got",
+    ),
+    "a function of t": (lambda: nc.simulate(START, lambda t: "κ", CLASSES, TIMES), "kernel: expected a kernel, got"),
     "a loss of no name": (lambda: nc.Flow(KAPPA, CLASSES, loss="mse"), "loss: expected one of 'squared'"),
     "two decays": (lambda: nc.Flow(KAPPA, CLASSES, weight_decay=(0.1, 0.2)), "weight_decay: expected one rate, three"),
     "no decay": (lambda: nc.Flow(KAPPA, CLASSES, weight_decay=None), "weight_decay: expected rates, got None"),

@@ -1,7 +1,7 @@
 """The one state equation: gradient flow of the last layer under a kernel, a loss, a constraint and noise."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import equinox as eqx
@@ -12,7 +12,7 @@ from ntkcollapse._checks import check_choice, check_positive, check_real, is_tra
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.equation import Bias
-from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.kernel_path import KernelFunction, KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss, SquaredError, as_loss
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
@@ -27,20 +27,22 @@ def check_bias(bias: str, b: Float[Array, " C"]) -> None:
         raise ValueError("bias: expected b = 0 where the bias is absent, got b ≠ 0; use bias='frozen' to keep it.")
 
 
-def as_kernel(kernel: Any) -> SampleKernel | KernelPath:
-    """Gives the kernel itself, a `BlockKernel` of three numbers, or a `DenseKernel` of an N × N matrix.
+def as_kernel(kernel: Any) -> SampleKernel | KernelPath | KernelFunction:
+    """Gives the kernel itself, a `BlockKernel` of three numbers, a `DenseKernel` of an N × N matrix, or K(t) of a
+    function of t.
 
     Raises:
         TypeError: anything else, with what to make of it.
     """
-    if isinstance(kernel, SampleKernel | KernelPath):
+    if isinstance(kernel, SampleKernel | KernelPath | KernelFunction):
         return kernel
-    if isinstance(kernel, Callable):
+    if isinstance(kernel, eqx.Module) and callable(kernel):
         raise TypeError(
-            f"kernel: expected a kernel, got the function {getattr(kernel, '__name__', kernel)!r}; for a kernel that "
-            "depends on time give a KernelPath through its values, for one that depends on the state a flow of your "
-            "own with `kernel_at(t, state)`."
+            f"kernel: expected a kernel or a flow, got a {type(kernel).__name__}, which is neither; derive a flow of "
+            "your own from ntkcollapse.Flow or ntkcollapse.AbstractFlow."
         )
+    if callable(kernel) and not isinstance(kernel, type | Sequence):
+        return KernelFunction(kernel)
     if isinstance(kernel, Sequence) and len(kernel) == 3 and all(jnp.ndim(value) == 0 for value in kernel):
         return BlockKernel(*kernel)
     if getattr(kernel, "shape", ()) == (3,):
@@ -49,8 +51,8 @@ def as_kernel(kernel: Any) -> SampleKernel | KernelPath:
     if getattr(kernel, "ndim", 0) == 2:
         return DenseKernel(kernel)
     raise TypeError(
-        "kernel: expected a SampleKernel, a KernelPath, three numbers (diagonal, within, between) or an N x N matrix, "
-        f"got {type(kernel).__name__}."
+        "kernel: expected a SampleKernel, a KernelPath, a function of t, three numbers (diagonal, within, between) or "
+        f"an N x N matrix, got {type(kernel).__name__}."
     )
 
 
@@ -61,7 +63,7 @@ class AbstractFlow(eqx.Module):
 
         classes             behind the samples of the last layer
         loss, weight_decay, bias    in whose terms it is observed and its equation is written down
-        kernel              of the features at the start, any `SampleKernel` or `KernelPath`
+        kernel              of the features, any `SampleKernel`, `KernelPath` or `KernelFunction`
         kernel_at(t, state) the kernel then and there, where it depends on the state; `kernel` at t otherwise
         constraint, noise   what the solver is to do after steps (`Unconstrained()`), and σ of `diffusion` (None)
         last_layer(state)   H, W, b of a state
@@ -72,7 +74,7 @@ class AbstractFlow(eqx.Module):
     `Flow` with a `__call__` of its own too, is integrated as it is.
     """
 
-    kernel: eqx.AbstractVar[SampleKernel | KernelPath]
+    kernel: eqx.AbstractVar[SampleKernel | KernelPath | KernelFunction]
     classes: eqx.AbstractVar[Classes]
     loss: eqx.AbstractVar[Loss]
     weight_decay: eqx.AbstractVar[WeightDecay]
@@ -92,6 +94,10 @@ class AbstractFlow(eqx.Module):
     @abc.abstractmethod
     def __call__(self, t, state: Any, args: None = None) -> Any:
         """d state/dt."""
+
+    def retract(self, state: LastLayer) -> LastLayer:
+        """The nearest state that the constraint allows."""
+        return self.constraint.retract(state, self.classes)
 
     def kernel_at(self, t, state: Any) -> SampleKernel:
         """The feature kernel at time t in this state: what κ, the invariant and its drift are observed with."""
@@ -114,7 +120,8 @@ class Flow(AbstractFlow):
     ODE solver, with all N columns of H in its state; `reduced_flow` is the same flow at a cost that N does not enter.
 
     Args:
-        kernel: K, any `SampleKernel`, or a `KernelPath` K(t); also three numbers of a block kernel, or a matrix.
+        kernel: K, any `SampleKernel`, or a `KernelPath` K(t); also three numbers of a block kernel, a matrix, or a
+            function of t that gives one of them.
         classes: what stands behind the columns.
         loss: of the logits; ½‖R‖² by default, or a name, "squared" or "cross-entropy".
         weight_decay: λ_H, λ_W, λ_b: one rate for all, three, or {"H": ..., "W": ..., "b": ...}.
@@ -127,7 +134,7 @@ class Flow(AbstractFlow):
         Seleznova et al. (2023), Section 5.2.
     """
 
-    kernel: SampleKernel | KernelPath = eqx.field(converter=as_kernel)
+    kernel: SampleKernel | KernelPath | KernelFunction = eqx.field(converter=as_kernel)
     classes: Classes = eqx.field(converter=as_classes)
     loss: Loss = eqx.field(converter=as_loss, default_factory=SquaredError)
     weight_decay: WeightDecay = eqx.field(converter=WeightDecay.of, default=0.0)
@@ -151,16 +158,12 @@ class Flow(AbstractFlow):
     def last_layer(self, state: LastLayer) -> LastLayer:
         return state
 
-    def retract(self, state: LastLayer) -> LastLayer:
-        """The nearest state that the constraint allows."""
-        return self.constraint.retract(state, self.classes)
-
     def __call__(self, t, state: LastLayer, args: None = None) -> LastLayer:
         del args
         state = self.retract(state)
         H, W, b = state.H, state.W, state.b
         G = self.loss.gradient(state.logits, self.classes.Y.astype(H.dtype))
-        dH = -W.T @ self.kernel.at(t).mv(G, self.classes) - self.weight_decay.H * H
+        dH = -W.T @ self.kernel_at(t, state).mv(G, self.classes) - self.weight_decay.H * H
         dW = -self.rate_W * (G @ H.T) - self.weight_decay.W * W
         db = -self.rate_b * G.sum(1) - self.weight_decay.b * b if self.bias == "free" else jnp.zeros_like(b)
         velocity = eqx.tree_at(lambda s: (s.H, s.W, s.b), state, (dH, dW, db))

@@ -152,7 +152,7 @@ def initial_condition(
     check_key("key", key)
     kernel = as_kernel(kappa)
     if not isinstance(kernel, SampleKernel):
-        raise TypeError("kappa: expected a kernel at one time, got a KernelPath; take `path.at(t)`.")
+        raise TypeError(f"kappa: expected a kernel at one time, got a {type(kernel).__name__}; take its value `at(t)`.")
     options = {} if scale is None else {"scale": scale}
     return INITIAL_CONDITIONS[name](as_classes(classes), n, kernel, key=key, **options)
 

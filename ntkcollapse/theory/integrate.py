@@ -32,6 +32,10 @@ def named_solver(solver: str | diffrax.AbstractSolver) -> diffrax.AbstractSolver
     """
     if isinstance(solver, diffrax.AbstractSolver):
         return solver
+    if not isinstance(solver, str):
+        raise ValueError(
+            f"solver: expected one of {', '.join(SOLVERS)}, or a diffrax solver as diffrax.Tsit5(), got {solver!r}."
+        )
     check_choice("solver", solver, SOLVERS)
     return SOLVERS[solver]()
 
@@ -50,6 +54,7 @@ def integrate(
     steady: float | None = None,
     by_part: bool = True,
     differentiable: bool = True,
+    grid: Float[Array, " K"] | None = None,
 ) -> Integration:
     """Integrates a vector field `flow(t, state, args)` from times[0] to times[-1], saving at all of them.
 
@@ -60,6 +65,8 @@ def integrate(
 
     With `steady` it stops as soon as ‖d state/dt‖ < steady · ‖state‖ (root mean squares): times after are infinite, and
     `is_steady` is True.
+
+    With a grid, steps go from each of its times to the next, whatever their error.
 
     With a key, `flow.diffusion(state)` gives the standard deviation of the Brownian motion added to each entry, and
     solver must be one for additive noise. With a `Retracted` solver saved states are retracted too.
@@ -87,7 +94,7 @@ def integrate(
             y0=start,
             args=flow,
             saveat=diffrax.SaveAt(ts=times, solver_state=retracted),
-            stepsize_controller=controller,
+            stepsize_controller=controller if grid is None else diffrax.StepTo(grid),
             max_steps=max_steps,
             adjoint=diffrax.RecursiveCheckpointAdjoint() if differentiable else diffrax.ForwardMode(),
             throw=False,
@@ -193,6 +200,12 @@ class _ByPart(diffrax.PIDController):
         return super().init(terms, t0, t1, y0, dt0, args, func, error_order)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        if y_error is None:
+            raise ValueError(
+                "solver: expected one that estimates the error of a step, got one of fixed steps. Take one of "
+                f"{', '.join(SOLVERS)}, or diffrax.HalfSolver around yours; Method(step=...) takes the steps of "
+                "gradient descent."
+            )
         before, after = (jax.tree.map(_size, y, self.floor) for y in (y0, y1_candidate))
         return super().adapt_step_size(t0, t1, before, after, args, y_error, error_order, controller_state)
 

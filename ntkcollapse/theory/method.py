@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ntkcollapse._checks import check_choice, check_number, check_whole
+from ntkcollapse._checks import check_choice, check_momentum, check_number, check_positive, check_whole
 from ntkcollapse.choices import SOLVERS
 
 # Below the first, double precision has no digits left; from 1 on, an error as large as the state would pass.
@@ -23,25 +23,51 @@ class Method:
             parts.
         atol: the same, absolute, in addition. Above zero it hides the growth of starts that are smaller than it.
         max_steps: after which it gives up.
+        step: η of gradient descent in place of the flow: y ← y + η d y/dt, with no solver and no tolerances. Times are
+            multiples of η from the first one on; with momentum of η/(1 − β), as `Clock` counts them.
+        momentum: β of such steps, heavy ball: v ← β v + d y/dt, y ← y + η v.
 
     Raises:
-        ValueError: an unknown solver, an rtol outside [1e-14, 1), an atol below zero, or a number of steps that is no
-            whole number above 0.
+        ValueError: an unknown solver, an rtol outside [1e-14, 1), an atol below zero, a number of steps that is no
+            whole number above 0, a step not above zero or beside a solver, or a momentum outside [0, 1) or without a
+            step.
 
-    >>> Method(solver="tsit5", rtol=1e-8)
-    Method(solver='tsit5', rtol=1e-08, atol=0.0, max_steps=100000)
+    >>> Method(solver="tsit5", rtol=1e-8).max_steps
+    100000
+    >>> Method(step=0.1, momentum=0.5).time_of_a_step
+    0.2
     """
 
     solver: str | Any | None = None
     rtol: float = 1e-6
     atol: float = 0.0
     max_steps: int = 100_000
+    step: float | None = None
+    momentum: float = 0.0
 
     def __post_init__(self):
         if isinstance(self.solver, str):
             check_choice("solver", self.solver, SOLVERS)
         check_tolerances(self.rtol, self.atol)
         check_whole("max_steps", self.max_steps)
+        check_momentum(self.momentum)
+        if self.step is None:
+            if self.momentum:
+                raise ValueError(f"momentum: expected a step beside it, got momentum = {self.momentum} alone.")
+            return
+        check_number("step", self.step)
+        check_positive("step", self.step)
+        if self.solver is not None:
+            raise ValueError(
+                "solver: expected none beside a step, which is one of gradient descent, got both; leave one out."
+            )
+
+    @property
+    def time_of_a_step(self) -> float:
+        """Flow time of one step of gradient descent, η/(1 − β)."""
+        if self.step is None:
+            raise ValueError("step: expected a step of gradient descent, got a method for flows.")
+        return float(self.step) / (1 - float(self.momentum))
 
 
 def check_tolerances(rtol: Any, atol: Any) -> None:

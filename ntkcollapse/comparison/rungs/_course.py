@@ -18,6 +18,7 @@ from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.flow import Flow
 from ntkcollapse.theory.integrate import integrate, integrate_by_steps
 from ntkcollapse.theory.method import Method
+from ntkcollapse.trajectory import Trajectory
 
 
 class Course(NamedTuple):
@@ -52,7 +53,11 @@ class Course(NamedTuple):
         # Tight, since what decays is followed far down.
         method = Method(**{"rtol": 1e-8, "atol": 1e-14, **options})
         flow = Flow(kernel, start.classes, **start.flow_options)
-        run = simulate(start.state, flow, times=times, method=method, observed=False)
+        return cls.of_run(simulate(start.state, flow, times=times, method=method, observed=False))
+
+    @classmethod
+    def of_run(cls, run: Trajectory) -> "Course":
+        """The states of a run of `simulate`: with a flow of your own, a rung of your own."""
         states = [run.last_layer(i) for i in range(len(run.times))]
         H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
         return cls(run.times, H, W, b, None, run.statistics, run.kernel)
