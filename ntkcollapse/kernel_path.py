@@ -149,8 +149,8 @@ class KernelFunction(eqx.Module):
             kernel = BlockKernel(*kernel)
         if not isinstance(kernel, SampleKernel):
             raise TypeError(
-                f"kernel: expected a kernel, got {type(kernel).__name__} from the function {self.name!r} of t; let it give "
-                "a SampleKernel or three numbers."
+                f"kernel: expected a kernel, got {type(kernel).__name__} from the function {self.name!r} of t; "
+                "let it give a SampleKernel or three numbers."
             )
         return jax.tree.map(lambda x: x.astype(t.dtype) if eqx.is_inexact_array(x) else x, kernel)
 

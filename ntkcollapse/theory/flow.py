@@ -36,12 +36,12 @@ def as_kernel(kernel: Any) -> SampleKernel | KernelPath | KernelFunction:
     """
     if isinstance(kernel, SampleKernel | KernelPath | KernelFunction):
         return kernel
-    if isinstance(kernel, eqx.Module) and callable(kernel):
-        raise TypeError(
-            f"kernel: expected a kernel or a flow, got a {type(kernel).__name__}, which is neither; derive a flow of "
-            "your own from ntkcollapse.Flow or ntkcollapse.AbstractFlow."
-        )
-    if callable(kernel) and not isinstance(kernel, type | Sequence):
+    if callable(kernel):
+        if isinstance(kernel, eqx.Module | type):
+            raise TypeError(
+                f"kernel: expected a kernel or a flow, got {getattr(kernel, '__name__', type(kernel).__name__)}, which is "
+                "neither; derive a flow of your own from ntkcollapse.Flow or ntkcollapse.AbstractFlow, and give it built."
+            )
         return KernelFunction(kernel)
     if isinstance(kernel, Sequence) and len(kernel) == 3 and all(jnp.ndim(value) == 0 for value in kernel):
         return BlockKernel(*kernel)
