@@ -38,7 +38,7 @@ from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory.constraints import Constraint, Unconstrained
 from ntkcollapse.theory.extrapolation import integrate_reduced
 from ntkcollapse.theory.extrapolation_adjoint import integrate_differentiably
-from ntkcollapse.theory.flow import AbstractFlow, Flow, check_bias
+from ntkcollapse.theory.flow import AbstractFlow, Flow, as_kernel, check_bias
 from ntkcollapse.theory.invariant import feature_gram, reduced_feature_gram
 from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.outcome import Integration, Outcome
@@ -334,6 +334,7 @@ def _flow_of(kappa: Any, classes: Classes | Sequence[int] | None) -> AbstractFlo
             raise ValueError("classes: expected the classes that the flow was built for; leave them out.")
         return kappa
     if classes is None:
+        as_kernel(kappa)
         raise TypeError("classes: expected the classes behind the columns of H, got none beside a kernel.")
     return Flow(kappa, as_classes(classes))
 

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from ntkcollapse import BlockKernel, Classes, Flow, KernelPath, LastLayer, Method, SquaredError, simulate
+from ntkcollapse import AbstractFlow, BlockKernel, Classes, Flow, KernelPath, LastLayer, Method, SquaredError, simulate
 from tests.cases import random_state
 
 CLASSES = Classes.balanced(3, 4)
@@ -133,3 +135,133 @@ def test_times_that_single_precision_cannot_tell_apart_are_refused():
     single = LastLayer(*(np.asarray(x, np.float32) for x in (START.H, START.W, START.b)))
     with pytest.raises(ValueError, match="times in float32: expected strictly increasing times"):
         simulate(single, KAPPA, CLASSES, np.array([0.0, 1.0, 1.0 + 1e-12]))
+
+
+class Bare(AbstractFlow):
+    """The flow of H alone, with every part written down; nothing makes parts of plain words."""
+
+    kernel: Any
+    classes: Any
+    loss: Any
+    weight_decay: Any
+    bias: str = eqx.field(static=True)
+    constraint: Any
+    noise: Any
+
+    @property
+    def is_plain(self):
+        return False
+
+    def last_layer(self, state: Any) -> Any:
+        return state
+
+    def __call__(self, t, state: Any, args=None) -> Any:
+        return jax.tree.map(jnp.zeros_like, state)
+
+
+class Unfinished(AbstractFlow):
+    """No parts but two."""
+
+    classes: Classes
+    kernel: Any
+
+    @property
+    def is_plain(self):
+        return False
+
+    def last_layer(self, state: Any) -> Any:
+        return state
+
+    def __call__(self, t, state: Any, args=None) -> Any:
+        return state
+
+
+class Pair(Flow):
+    """A state (layer, velocity)."""
+
+    def last_layer(self, state: Any) -> Any:
+        return state[0]
+
+
+class Words(Flow):
+    """Its last layer is none."""
+
+    def last_layer(self, state: Any) -> Any:
+        return "H, W, b"
+
+
+class Short(Flow):
+    """Its speed is that of H alone."""
+
+    def __call__(self, t, state: Any, args=None) -> Any:
+        return state.H
+
+
+unfinished: Any = Unfinished
+
+
+def bare(**others):
+    flow = Flow(KAPPA, CLASSES)
+    parts = {name: getattr(flow, name) for name in ("kernel", "classes", "loss", "weight_decay", "bias", "constraint")}
+    return Bare(**{**parts, "noise": None, **others})
+
+
+def run(flow: Any, start: Any = START, times: Any = TIMES, **options: Any):
+    return lambda: simulate(start, flow, times=times, **options)
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no loss": (lambda: unfinished(CLASSES, KAPPA), "Unfinished with abstract attributes {.*'loss'"),
+    "a loss by name": (
+        run(bare(loss="squared")),
+        r"Bare.loss: expected a Loss, got str; a subclass of ntkcollapse.Flow",
+    ),
+    "a list of sizes": (run(bare(classes=[4, 4, 4])), "Bare.classes: expected a Classes, got list"),
+    "one decay": (run(bare(weight_decay=0.1)), "Bare.weight_decay: expected a WeightDecay, got float"),
+    "three numbers": (run(bare(kernel=VALUES)), "Bare.kernel: expected a SampleKernel or KernelPath or .*, got tuple"),
+    "no constraint": (run(bare(constraint=None)), "Bare.constraint: expected a Constraint, got NoneType"),
+    "noise of no size": (run(bare(noise=0.1)), r"Bare.diffusion: expected a method `diffusion\(state\)` beside noise"),
+    "an unknown bias": (run(bare(bias="none")), "bias: expected one of 'free'"),
+    "a part of the state": (
+        run(Pair(KAPPA, CLASSES)),
+        "start: expected a state of which Pair.last_layer gives H, W and b",
+    ),
+    "no last layer": (run(Words(KAPPA, CLASSES)), "Words.last_layer: expected a LastLayer, .* got str of a LastLayer"),
+    "a part of the speed": (run(Short(KAPPA, CLASSES)), r"Short: expected d state/dt as a pytree like the state, with"),
+    "no flow": (run(Unfinished), "kernel: expected a kernel or a flow, got Unfinished, which is neither"),
+    "fixed steps": (
+        run(Flow(KAPPA, CLASSES), method=Method(solver=diffrax.Euler())),
+        r"solver: expected one that estimates the error of a step, got one of fixed steps.*Method\(step=...\)",
+    ),
+    "no solver": (
+        run(Flow(KAPPA, CLASSES), method=Method(solver=diffrax.Tsit5)),
+        "solver: expected one",
+    ),
+    "two ways": (lambda: Method(solver="tsit5", step=0.1), "solver: expected none beside a step"),
+    "a step backwards": (lambda: Method(step=-0.1), "step: expected numbers above zero"),
+    "momentum alone": (lambda: Method(momentum=0.9), "momentum: expected a step beside it"),
+    "all momentum": (lambda: Method(step=0.1, momentum=1.0), r"momentum: expected a number in \[0, 1\)"),
+    "between steps": (
+        run(Flow(KAPPA, CLASSES), times=[0.0, 0.25], method=Method(step=0.1)),
+        "times: expected multiples of 0.1 after the first .*, got 0.25: between two steps there is nothing",
+    ),
+    "within a step": (
+        run(Flow(KAPPA, CLASSES), times=[0.0, 1e-9], method=Method(step=0.1)),
+        "times: expected multiples",
+    ),
+    "too many steps": (
+        run(Flow(KAPPA, CLASSES), times=[0.0, 1.0], method=Method(step=0.1, max_steps=9)),
+        "times: expected at most max_steps = 9 steps until the last, got 10",
+    ),
+    "steps with noise": (
+        run(Flow(KAPPA, CLASSES, noise=0.1), method=Method(step=0.25), key=jax.random.key(0)),
+        "step: expected a flow without noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_a_flow_of_ones_own_lacks_is_named_before_any_compute(case):
+    action, message = BAD[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        action()

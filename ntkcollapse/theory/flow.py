@@ -66,12 +66,14 @@ class AbstractFlow(eqx.Module):
         kernel              of the features, any `SampleKernel`, `KernelPath` or `KernelFunction`
         kernel_at(t, state) the kernel then and there, where it depends on the state; `kernel` at t otherwise
         constraint, noise   what the solver is to do after steps (`Unconstrained()`), and σ of `diffusion` (None)
-        last_layer(state)   H, W, b of a state
-        __call__(t, state, args)    d state/dt, a pytree like the state
+        last_layer(state)   H, W, b of a state, as a `LastLayer`; a state is any pytree
+        __call__(t, state, args)    d state/dt, a pytree like the state, of the same shapes and precision
+        diffusion(state)    beside noise: its standard deviation on each entry, a pytree like the state
 
     `simulate` calls it at any t between the times asked for, with the start as the first state, and observes
     `last_layer` under `kernel_at`. Only `Flow` itself is ever reduced to class means: any other flow, a subclass of
-    `Flow` with a `__call__` of its own too, is integrated as it is.
+    `Flow` with a `__call__` of its own too, is integrated as it is. A subclass of `Flow` needs no more than what
+    differs; docs/extend_the_theory.md has one of each kind.
     """
 
     kernel: eqx.AbstractVar[SampleKernel | KernelPath | KernelFunction]

@@ -24,7 +24,7 @@ from ntkcollapse.theory.retraction import Retracted
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
 
 
-def named_solver(solver: str | diffrax.AbstractSolver) -> diffrax.AbstractSolver:
+def named_solver(solver: Any) -> diffrax.AbstractSolver:
     """The diffrax solver of this name, or the one given.
 
     Raises:
