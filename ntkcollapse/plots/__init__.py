@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ntkcollapse.plots.collapse import ansatz_figure, collapse_profile_figure, held_out_figure
     from ntkcollapse.plots.ladder import attribution_figure, ladder_figure, plot_ladder, rung_style
     from ntkcollapse.plots.overview import has_overview, overview_figure, pictured
+    from ntkcollapse.plots.phase_diagram import phase_diagram
     from ntkcollapse.plots.rates import rates_figure
     from ntkcollapse.plots.style import save, style
     from ntkcollapse.plots.trajectories import comparison_figure, comparison_panels, plot_observables, simulation_figure
@@ -25,6 +26,7 @@ __all__ = [
     "held_out_figure",
     "ladder_figure",
     "overview_figure",
+    "phase_diagram",
     "pictured",
     "plot_ladder",
     "plot_observables",
