@@ -38,9 +38,11 @@ def residual_observables(
     M, S, d = statistics.means, statistics.scatter, statistics.sizes
     R = W @ M + b[:, None] - jnp.eye(d.shape[0], dtype=W.dtype)
     overall = (R * d[None, :]).sum(1) / d.sum()
-    # The value of ‖W X‖ with the derivative of tr(W S Wᵀ): a root X has none where S is singular.
+    # The value of ‖W X‖ with the derivatives, of any order, of √tr(W S Wᵀ): a root X has none where S is singular.
     single, square = jax.lax.stop_gradient(norm(W @ deviations)), jnp.sum((W @ S) * W) * jnp.square(statistics.unit)
-    single = single + (square - jax.lax.stop_gradient(square)) / jnp.where(single > 0, 2 * single, jnp.inf)
+    moved = square - jax.lax.stop_gradient(square)
+    small = jnp.finfo(single.dtype).tiny ** 0.5
+    single = single * jnp.sqrt(1 + moved / jnp.square(jnp.where(single > small, single, jnp.inf)))
     class_ = norm((R - overall[:, None]) * jnp.sqrt(d)[None, :])
     global_ = jnp.sqrt(d.sum()) * norm(overall)
     return {

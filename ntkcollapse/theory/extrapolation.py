@@ -64,13 +64,17 @@ def _work(most: int) -> np.ndarray:
 
 
 class _Steps(NamedTuple):
-    """numpy with Python's loops, or jax.numpy with loops that can be traced."""
+    """numpy with Python's loops, or jax.numpy with loops that can be traced.
+
+    `held` takes from numbers what derivatives they have: steps and J are chosen, not differentiated.
+    """
 
     xp: Any
     while_loop: Callable
     fori_loop: Callable
     cond: Callable
     put: Callable
+    held: Callable
 
 
 def _python_while(unsettled, body, carry):
@@ -90,8 +94,15 @@ def _put(rows, i, row):
     return rows
 
 
-_ON_HOST = _Steps(np, _python_while, _python_for, lambda which, yes, no: yes() if which else no(), _put)
-_TRACED = _Steps(jnp, jax.lax.while_loop, jax.lax.fori_loop, jax.lax.cond, lambda rows, i, row: rows.at[i].set(row))
+_ON_HOST = _Steps(np, _python_while, _python_for, lambda which, yes, no: yes() if which else no(), _put, lambda x: x)
+_TRACED = _Steps(
+    jnp,
+    jax.lax.while_loop,
+    jax.lax.fori_loop,
+    jax.lax.cond,
+    lambda rows, i, row: rows.at[i].set(row),
+    jax.lax.stop_gradient,
+)
 
 
 class _Problem(NamedTuple):
@@ -122,6 +133,14 @@ class _Problem(NamedTuple):
         C = len(self.targets)
         means = (M,) if len(self.places) == 4 else (M[:, :C], M[:, C:])
         return self.steps.xp.concatenate([part.reshape(-1) for part in (*means, *parts)])
+
+    def held(self) -> "_Problem":
+        """The same, without derivatives."""
+        held, terms = self.steps.held, self.terms
+        sizes, scatter, scale, decay = (held(x) for x in (self.sizes, self.scatter, self.scale, self.decay))
+        return self._replace(
+            sizes=sizes, scatter=scatter, scale=scale, decay=decay, terms=lambda t: held(terms(held(t)))
+        )
 
     def rms(self, y):
         """Root mean square of each part."""
@@ -168,6 +187,8 @@ class _Jacobian(NamedTuple):
 
     @classmethod
     def at(cls, problem: _Problem, t, y) -> "_Jacobian":
+        """J at a state, held: no derivative goes through it."""
+        problem, y = problem.held(), problem.steps.held(y)
         linalg, d = problem.steps.xp.linalg, problem.sizes
         M, P, W, b = problem.split(y)
         Γ, rates = problem.terms(t)
@@ -275,11 +296,11 @@ class _Course(NamedTuple):
     outcome: Any
 
 
-def _euler(problem: _Problem, solve: _Solver, course: _Course, begun_alike, i, carry):
+def _euler(problem: _Problem, solve: _Solver, τ, course: _Course, begun_alike, i, carry):
     """One linearly implicit Euler step of a column: all columns begin with the same slope."""
     δ, slope = carry
-    f = problem.steps.cond(begun_alike, lambda: slope, lambda: problem.speed(course.t + i * solve.τ, course.y + δ))
-    return δ + solve(solve.τ * f), problem.steps.xp.where(i == 0, f, slope)
+    f = problem.steps.cond(begun_alike, lambda: slope, lambda: problem.speed(course.t + i * τ, course.y + δ))
+    return δ + solve(τ * f), problem.steps.xp.where(i == 0, f, slope)
 
 
 def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
@@ -291,7 +312,7 @@ def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
     jacobian = _Jacobian.at(problem, course.t, y)
     # The first of all steps is not known yet; −h is how far there is to go.
     h = xp.where(h > 0, h, xp.minimum(jacobian.first_step(), -h))
-    limit, size = xp.minimum(course.columns + 1, most), problem.rms(y)
+    limit, size = xp.minimum(course.columns + 1, most), problem.rms(steps.held(y))
 
     def unsettled(carry):
         j, _, _, errors, _ = carry
@@ -301,13 +322,13 @@ def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
         j, increments, slope, errors, _ = carry
         j = j + 1
         τ = h / j
-        solve = jacobian.solver(τ)
-        euler = lambda i, carry: _euler(problem, solve, course, (i == 0) & (j > 1), i, carry)  # noqa: E731
+        solve = jacobian.solver(steps.held(τ))
+        euler = lambda i, carry: _euler(problem, solve, τ, course, (i == 0) & (j > 1), i, carry)  # noqa: E731
         δ, slope = steps.fori_loop(0, j, euler, (xp.zeros_like(y), slope))
         increments = steps.put(increments, j - 1, δ)
         reached, error = whole[j] @ increments, (whole[j] - lower[j]) @ increments
-        sizes = xp.maximum(size, problem.rms(y + reached))
-        error = problem.rms(error) / (LENIENCE * tolerance.rtol * sizes + tolerance.absolute)
+        sizes = xp.maximum(size, problem.rms(steps.held(y + reached)))
+        error = problem.rms(steps.held(error)) / (LENIENCE * tolerance.rtol * sizes + tolerance.absolute)
         # A step that overflowed is a bad step.
         error = xp.where(xp.isfinite(error).all(), xp.maximum(error.max(), 1e-12), 1e12)
         return j, increments, slope, steps.put(errors, j, error), reached
@@ -319,7 +340,7 @@ def _columns(problem: _Problem, course: _Course, h, tolerance: _Tolerance):
 
 def _step(problem: _Problem, course: _Course, goal, tolerance: _Tolerance) -> _Course:
     """One attempt towards a time that is to be met."""
-    xp, y = problem.steps.xp, course.y
+    xp, y, held = problem.steps.xp, course.y, problem.steps.held
     ahead = goal - course.t
     # Two steps of half the way rather than a long one and a short one.
     h = xp.where(course.h >= ahead, ahead, xp.where(2 * course.h > ahead, ahead / 2, course.h))
@@ -346,7 +367,7 @@ def _step(problem: _Problem, course: _Course, goal, tolerance: _Tolerance) -> _C
     return _Course(
         t=xp.where(arrives, goal, xp.where(moved, course.t + h, course.t)),
         y=xp.where(moved, y + reached, y),
-        h=after,
+        h=held(after),
         columns=xp.where(kept, columns, xp.minimum(columns, course.columns)),
         made=j,
         steps=steps,

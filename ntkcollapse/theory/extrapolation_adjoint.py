@@ -142,13 +142,13 @@ class _Adjoint(NamedTuple):
         """w[k, c − 1]: what column c of k counts."""
         return jnp.asarray(_weights(MOST_IN_SINGLE_PRECISION if self.dtype.itemsize == 4 else MOST)[0], self.dtype)
 
-    def column(self, t, y, solve, c):
+    def column(self, t, y, solve, τ, c):
         """δ after each of the c steps of a column, behind zeros at the start: (most + 1, ·)."""
         problem = self.problem(self.arrays)
 
         def euler(i, all_δ):
             δ = all_δ[i]
-            return all_δ.at[i + 1].set(δ + solve(solve.τ * problem.speed(t + i.astype(y.dtype) * solve.τ, y + δ)))
+            return all_δ.at[i + 1].set(δ + solve(τ * problem.speed(t + i.astype(y.dtype) * τ, y + δ)))
 
         return jax.lax.fori_loop(0, c, euler, jnp.zeros((self.weights.shape[1] + 1, len(y)), y.dtype))
 
@@ -157,7 +157,8 @@ class _Adjoint(NamedTuple):
         jacobian = _Jacobian.at(self.problem(self.arrays), t, y)
 
         def add(c, reached):
-            δ = self.column(t, y, jacobian.solver(h / c.astype(h.dtype)), c)[c]
+            τ = h / c.astype(h.dtype)
+            δ = self.column(t, y, jacobian.solver(_TRACED.held(τ)), τ, c)[c]
             return reached + self.weights[columns, c - 1] * δ
 
         return jax.lax.fori_loop(1, columns + 1, add, y)
@@ -167,8 +168,9 @@ class _Adjoint(NamedTuple):
         jacobian = _Jacobian.at(self.problem(self.arrays), t, y)
 
         def add(c, carry):
-            solve = jacobian.solver(h / c.astype(h.dtype))
-            all_δ = self.column(t, y, solve, c)
+            τ = h / c.astype(h.dtype)
+            solve = jacobian.solver(_TRACED.held(τ))
+            all_δ = self.column(t, y, solve, τ, c)
             transposed = jax.linear_transpose(solve, y)
 
             def euler(i, carry):
@@ -176,9 +178,9 @@ class _Adjoint(NamedTuple):
                 μ, at_start, of_arrays = carry
                 (ν,) = transposed(μ)
                 _, pull_back = jax.vjp(
-                    lambda arrays, y: self.speed(arrays, t + i.astype(y.dtype) * solve.τ, y), self.arrays, y + all_δ[i]
+                    lambda arrays, y: self.speed(arrays, t + i.astype(y.dtype) * τ, y), self.arrays, y + all_δ[i]
                 )
-                more, through_f = pull_back(solve.τ * ν)
+                more, through_f = pull_back(τ * ν)
                 return μ + through_f, at_start + through_f, jax.tree.map(jnp.add, of_arrays, more)
 
             μ = self.weights[columns, c - 1] * at_end

@@ -68,3 +68,19 @@ def test_times_after_a_steady_state_have_no_part_in_a_gradient():
     assert np.isfinite(W).all(axis=(1, 2)).tolist() == [True, True, False, False]
     expected = jax.grad(total, has_aux=True)(0.3, times[:2], None)[0]
     np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+
+
+def test_second_derivatives_are_those_of_the_flow():
+    """Forward over reverse, of what is observed, against differences of gradients; of a kernel, a start and a time."""
+
+    def loss(p):
+        start = LastLayer(H=(1 + p[1]) * START.H, W=START.W, b=START.b)
+        times = jnp.stack([jnp.asarray(0.0), 0.4 + p[2]])
+        run = simulate(start, Flow(BlockKernel(3.0, 2.0, 0.6 + p[0]), UNEQUAL), times=times, method=Method(rtol=1e-9))
+        return run["loss"][-1]
+
+    gradient, h = jax.jit(jax.grad(loss)), 1e-4
+    steps = h * jnp.eye(3)
+    differences = [(gradient(steps[i]) - gradient(-steps[i])) / (2 * h) for i in range(3)]
+    hessian = jax.jit(jax.hessian(loss))(jnp.zeros(3))
+    np.testing.assert_allclose(hessian, differences, rtol=0, atol=1e-5 * np.abs(differences).max())
