@@ -228,7 +228,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no last layer": (run(Words(KAPPA, CLASSES)), "Words.last_layer: expected a LastLayer, .* got str of a LastLayer"),
     "a part of the speed": (run(Short(KAPPA, CLASSES)), r"Short: expected d state/dt as a pytree like the state, with"),
-    "no flow": (run(Unfinished), "kernel: expected a kernel or a flow, got Unfinished, which is neither"),
+    "no flow": (run(Unfinished), "kernel: expected a kernel, got the function 'Unfinished', which is none"),
     "fixed steps": (
         run(Flow(KAPPA, CLASSES), method=Method(solver=diffrax.Euler())),
         r"solver: expected one that estimates the error of a step, got one of fixed steps.*Method\(step=...\)",

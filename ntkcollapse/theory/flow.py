@@ -39,8 +39,8 @@ def as_kernel(kernel: Any) -> SampleKernel | KernelPath | KernelFunction:
     if callable(kernel):
         if isinstance(kernel, eqx.Module | type):
             raise TypeError(
-                f"kernel: expected a kernel or a flow, got {getattr(kernel, '__name__', type(kernel).__name__)}, "
-                "which is neither; derive a flow of your own from ntkcollapse.Flow, and give an instance of it."
+                f"kernel: expected a kernel, got the function {getattr(kernel, '__name__', type(kernel).__name__)!r}, "
+                "which is none; a flow, an instance of a class derived from Flow, goes to `simulate` as it is."
             )
         return KernelFunction(kernel)
     if isinstance(kernel, Sequence) and len(kernel) == 3 and all(jnp.ndim(value) == 0 for value in kernel):
