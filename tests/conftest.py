@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import no_type_check
 
 import jax
 import jaxtyping
@@ -44,7 +45,7 @@ def pytest_collection_finish(session):
             methods = [method for thing in own if inspect.isclass(thing) for method in vars(thing).values()]
             for function in [*own, *methods]:
                 if inspect.isfunction(function) and not inspect.get_annotations(function):
-                    function.__no_type_check__ = True
+                    no_type_check(function)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ntkcollapse.networks import mlp
+from ntkcollapse.networks import Network, mlp
 from ntkcollapse.training import read_status, saved_variables, train
 from ntkcollapse.trajectory import Trajectory
 from tests.training.settings import small
@@ -53,6 +53,7 @@ def test_a_run_goes_on_with_its_own_measurements_network_and_data_only(tmp_path)
             train(longer, out, resume=True, **changed)
     assert read_status(out)["outcome"] == "finished"
     net, _, step = saved_variables(config, out, network=network, splits=splits)
+    assert isinstance(net, Network)
     assert net.trunk == network.trunk
     assert train(longer, out, resume=True, **own)["step"].tolist() == [0, step, 2 * step]
     assert Trajectory.load(out).equation.own == ("data", "network")

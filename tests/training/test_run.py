@@ -60,7 +60,8 @@ def test_what_is_recorded(measured):
         "residual_class", "residual_global", "weight_norm", "parameter_norm", "learning_rate", "seconds",
     }  # fmt: skip
     assert names <= run.observables.keys()
-    finite = {name: np.isfinite(np.asarray(v)).reshape(len(run.times), -1).all(1) for name, v in run.items()}
+    T = len(run.times)
+    finite = {name: np.asarray(np.isfinite(v)).reshape(T, -1).all(axis=1) for name, v in run.items()}
     blocks = {name: known for name, known in finite.items() if name.startswith("blocks_")}
     assert all(known[1:].all() for name, known in finite.items() if name not in blocks)
     # Samples on which no feature is alive have no kernel: it is singular from the third record on.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ntkcollapse._checks import check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.kernel_path import KernelFunction, KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss
 from ntkcollapse.sample_kernel import SampleKernel
@@ -59,7 +59,7 @@ class DeepLinearFlow(AbstractFlow):
     decay_W: Float[Array, " L"]
     decay_H: Float[Array, ""]
     weight_decay: WeightDecay
-    kernel: SampleKernel | KernelPath
+    kernel: SampleKernel | KernelPath | KernelFunction
     bias: str = eqx.field(static=True)
     constraint: Constraint
     noise: None

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.kernel_path import KernelFunction, KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss, SquaredError
 from ntkcollapse.sample_kernel import SampleKernel
@@ -53,7 +53,7 @@ class ElasticFlow(AbstractFlow):
     kind: str = eqx.field(static=True, default="I")
     power: float | Float[Array, ""] = 0.0
     # In whose terms it is observed; the invariant of this kernel is not conserved here.
-    kernel: SampleKernel | KernelPath = eqx.field(default_factory=lambda: BlockKernel(1.0, 0.0, 0.0))
+    kernel: SampleKernel | KernelPath | KernelFunction = eqx.field(default_factory=lambda: BlockKernel(1.0, 0.0, 0.0))
     loss: Loss = SquaredError()
     weight_decay: WeightDecay = eqx.field(default_factory=lambda: WeightDecay.of(0.0))
     constraint: Constraint = Unconstrained()
