@@ -45,6 +45,8 @@ types: .venv/installed
 notebooks: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.pytest_cache/notebooks
 notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+# They are run to see that they run: another quarter is optimisation.
+notebooks: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 notebooks: .venv/installed
 	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 $(NOTEBOOKS)
 

@@ -17,7 +17,7 @@ from ntkcollapse._checks import check_choice
 from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 PLACES = {
-    "simulate": "table of `ntkcollapse simulate`",
+    "simulate": "table of `ntkcollapse simulate`, and a trajectory that is printed",
     "train": "table of `ntkcollapse train`",
     "test data": "table of `ntkcollapse train`, about the means of training and test data",
     "sweep": "table of `ntkcollapse sweep`",

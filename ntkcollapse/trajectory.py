@@ -35,13 +35,10 @@ from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.krylov_kernel import KrylovKernel
 from ntkcollapse.last_layer import LastLayer
-from ntkcollapse.observable_table import described
+from ntkcollapse.observable_table import described, shown_in
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.sample_kernel import DenseKernel, GroupedKernel, SampleKernel
 from ntkcollapse.theory.reduced import ReducedState
-
-# Observables that `print` shows where a trajectory has them.
-_TOLD = ("loss", "accuracy", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023", "nc4_mismatch")
 
 # Axes of every array of a state, after the leading one of time.
 _AXES = {
@@ -227,7 +224,7 @@ class Trajectory(eqx.Module):
             f"  states       {', '.join(states) or 'none'}",
             f"  kernel       {'none' if self.kernel is None else type(self.kernel).__name__}",
         ]
-        told = [name for name in _TOLD if name in self.observables and self.observables[name].ndim == 1]
+        told = [name for name in shown_in("simulate") if name in self.observables and self.observables[name].ndim == 1]
         width = max(map(len, told), default=0)
         for name in told:
             first, last = (float(self.observables[name][i]) for i in (0, -1))

@@ -188,5 +188,5 @@ def test_parameters_of_every_kind():
     theta = ntk.empirical_ntk(f, params, X, parameters="w")
     expected = dense_ntk(lambda w, x: f(params | {"w": w}, x), params["w"], X)
     np.testing.assert_allclose(theta, expected, atol=1e-12)
-    with pytest.raises(TypeError, match="x1: expected an array, got list"):
+    with pytest.raises(TypeError, match=r"x1\[0\]\[0\]: expected an array, got float; np.asarray makes one"):
         ntk.empirical_ntk(f, params, X.tolist(), parameters="w")

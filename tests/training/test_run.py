@@ -60,8 +60,8 @@ def test_what_is_recorded(measured):
         "residual_class", "residual_global", "weight_norm", "parameter_norm", "learning_rate", "seconds",
     }  # fmt: skip
     assert names <= run.observables.keys()
-    T = len(run.times)
-    finite = {name: np.asarray(np.isfinite(v)).reshape(T, -1).all(axis=1) for name, v in run.items()}
+    arrays = {name: np.asarray(value).reshape(len(run.times), -1) for name, value in run.items()}
+    finite = {name: np.array([np.isfinite(row).all() for row in rows]) for name, rows in arrays.items()}
     blocks = {name: known for name, known in finite.items() if name.startswith("blocks_")}
     assert all(known[1:].all() for name, known in finite.items() if name not in blocks)
     # Samples on which no feature is alive have no kernel: it is singular from the third record on.
