@@ -195,7 +195,8 @@ def cases() -> dict[str, Callable[[], Case]]:
 
         x, f = inputs(4, 4, 2), hk.transform_with_state(forward)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            params, state = f.init(key, x, is_training=True)
+            # Haiku begins with the averages of what it is drawn with.
+            params, state = f.init(key, 2 * x + 1, is_training=True)
         return Case(networks.of(f, x, params, state), x)
 
     def equinox_perceptron():
