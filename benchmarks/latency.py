@@ -325,6 +325,44 @@ def another_shape() -> Call:
     )
 
 
+def _flow_of_120(**options: Any) -> Callable[..., Any]:
+    """The run of 10 classes of 12 samples with 16 features to T = 1, saved at 40 times, from κ_n."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import ntkcollapse as nc
+
+    classes, random = nc.Classes.balanced(num_classes=10, per_class=12), np.random.default_rng(0)
+    start = nc.LastLayer(H=0.3 * random.normal(size=(16, 120)), W=0.1 * random.normal(size=(10, 16)), b=np.zeros(10))
+
+    def run(between: Any) -> Any:
+        flow = nc.Flow(nc.BlockKernel(3.0, 2.0, between), classes, **options)
+        return nc.simulate(start, flow, times=np.linspace(0.0, 1.0, 40))
+
+    return run
+
+
+def full_run() -> Call:
+    """A run in all of H, as of every model and of every equation of one's own."""
+
+    def call() -> Any:
+        return _flow_of_120(loss="cross-entropy")(0.6)["loss"]
+
+    return call
+
+
+def derivative() -> Call:
+    """The derivative of the last loss of a reduced run with respect to κ_n."""
+
+    def call() -> Any:
+        import jax
+
+        run = _flow_of_120()
+        return jax.grad(lambda between: run(between)["loss"][-1])(0.6)
+
+    return call
+
+
 def by_scipy() -> Call:
     """The states alone, on (M, P, W, b) by scipy's method of order 8, as one would write it without this package."""
 
@@ -369,7 +407,7 @@ CASES |= {
 }
 CASES |= {"import": imported, "ten lines": readme_lines, "ten lines, no figure": without_figure}
 CASES |= {"ten lines, another shape": another_shape}
-CASES |= {"ten lines, states by scipy": by_scipy}
+CASES |= {"ten lines, states by scipy": by_scipy, "full run": full_run, "derivative": derivative}
 CASES |= {f"block statistics, {name}": lambda job=job: statistics(job) for name, job in JOBS.items()}
 
 
