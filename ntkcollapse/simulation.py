@@ -165,15 +165,15 @@ def simulate(
     _warn_single_precision(layer.W)
     is_reduced = _reduces(flow, start, reduced)
     flow = _in_precision_of(layer.W, flow)
-    if type(flow) is not Flow:
-        _check_speed(flow, start, times[0])
+    own = type(flow) is not Flow or not _of_this_package(flow)
+    hidden = own and _checked_speed(flow, start, times[0])
     options = (times, method, progress, steady, grid)
     with exact_products():
         if is_reduced:
             assert isinstance(flow, Flow)
             parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
         else:
-            parts = _full_run(flow, start, options, key=key, observed=observed)
+            parts = _full_run(flow, start, options, key=key, observed=observed, hidden=hidden)
     run = Trajectory(
         times,
         parts.observables,
@@ -258,7 +258,9 @@ def _check_directions(X: Array | None, num_directions: int) -> None:
         )
 
 
-def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool) -> _Parts:
+def _full_run(
+    flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool, hidden: bool
+) -> _Parts:
     """Integrates the state of the flow as it is, and observes its last layer."""
     from ntkcollapse.theory.retraction import Retracted
 
@@ -268,7 +270,8 @@ def _full_run(flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | 
     if not isinstance(flow.constraint, Unconstrained):
         solver = Retracted(solver, flow.retract)
     tolerances = (method.rtol, method.atol)
-    out = _solve(flow, start, times, solver, tolerances, method.max_steps, progress, key, steady, grid)
+    solve = _solve_differentiably if hidden else _solve
+    out = solve(flow, start, times, solver, tolerances, method.max_steps, progress, key, steady, grid)
     layers = jax.vmap(flow.last_layer)(out.states)
     kernel = flow.kernel
     if isinstance(kernel, KernelFunction) or type(flow).kernel_at is not AbstractFlow.kernel_at:
@@ -407,15 +410,27 @@ def _check_parts(flow: AbstractFlow) -> None:
         )
 
 
-def _check_speed(flow: AbstractFlow, start: Any, t: Any) -> None:
-    """Raises TypeError where a flow of one's own gives something else than a pytree like the state."""
-    speed = jax.eval_shape(lambda state, t: flow(t, state), start, t)
+def _of_this_package(flow: AbstractFlow) -> bool:
+    """Whether the flow and its parts are of this package's kinds, which hold in arrays all that they are."""
+    parts = (flow, flow.kernel, flow.loss, flow.constraint)
+    own = all(type(part).__module__.partition(".")[0] == "ntkcollapse" for part in parts)
+    return own and not isinstance(flow.kernel, KernelFunction)
+
+
+def _checked_speed(flow: AbstractFlow, start: Any, t: Any) -> bool:
+    """Whether functions of the flow hold values that are traced, of which no array of the flow tells.
+
+    Raises:
+        TypeError: a flow of one's own that gives something else than a pytree like the state.
+    """
+    program, speed = jax.make_jaxpr(lambda state, t: flow(t, state), return_shape=True)(start, t)
     wanted, got = ([(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)] for tree in (start, speed))
     if jax.tree.structure(speed) != jax.tree.structure(start) or wanted != got:
         raise TypeError(
             f"{type(flow).__name__}: expected d state/dt as a pytree like the state, with {wanted} in "
             f"{jax.tree.structure(start)}; got {got} in {jax.tree.structure(speed)}."
         )
+    return is_traced(program.consts)
 
 
 def _in_single_precision(start: Any) -> Any:

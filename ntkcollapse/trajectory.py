@@ -212,7 +212,8 @@ class Trajectory(eqx.Module):
 
     def __repr__(self) -> str:
         """What it is a trajectory of, and the observables that tell of collapse, first and last."""
-        if is_traced(self):
+        # Within transformations, of several runs at once, and as a tree of something else there are no such numbers.
+        if is_traced(self) or not isinstance(self.times, jax.Array) or self.times.ndim != 1:
             return super().__repr__()
         times, sizes = np.asarray(self.times), self.classes.sizes
         per_class = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"

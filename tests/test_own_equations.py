@@ -265,3 +265,34 @@ def test_what_a_flow_of_ones_own_lacks_is_named_before_any_compute(case):
     action, message = BAD[case]
     with pytest.raises((TypeError, ValueError), match=message):
         action()
+
+
+def test_derivatives_reach_what_functions_of_a_flow_hold():
+    """A number that a function closes over is in no array of the flow: of its equation, its loss and its kernel."""
+
+    def equation(a):
+        class Scaled(Flow):
+            def __call__(self, t, state, args=None):
+                return jax.tree.map(lambda x: a * x, super().__call__(t, state))
+
+        return Scaled(KAPPA, CLASSES)
+
+    def loss(a):
+        class ScaledError(SquaredError):
+            def gradient(self, f, Y):
+                return a * (f - Y)
+
+        return Flow(KAPPA, CLASSES, loss=ScaledError())
+
+    def kernel(a):
+        return Flow(lambda t: (3.0 + a * t, 2.0, 0.6), CLASSES)
+
+    for flow in (equation, loss, kernel):
+
+        def final(a, flow=flow):
+            run = simulate(START, flow(a), times=TIMES, method=METHOD, observed=False)
+            return jnp.sum(jnp.square(run.states.W[-1]))
+
+        h = 1e-4
+        difference = (final(1.1 + h) - final(1.1 - h)) / (2 * h)
+        np.testing.assert_allclose(jax.grad(final)(1.1), difference, rtol=1e-6)

@@ -345,5 +345,8 @@ def test_a_printed_trajectory_shows_its_sizes_and_numbers():
     told = {line.split()[0]: line.split()[1:] for line in lines[4:-1]}
     assert told["loss"] == [f"{run['loss'][0]:.4g}", "->", f"{run['loss'][-1]:.4g}"]
     assert {"nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023"} <= set(told)
-    # Within transformations there are no numbers to show.
+    # Of several runs at once, of shapes, and within transformations there are no numbers to show.
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), run)
+    for other in (several, jax.eval_shape(lambda: run), jax.tree.map(lambda x: None, run)):
+        assert str(other).startswith("Trajectory(")
     assert jax.vmap(lambda x: (str(run.replaced(times=run.times * x)), x)[1])(jnp.ones(1)).tolist() == [1.0]

@@ -295,6 +295,10 @@ class _Course(NamedTuple):
     evaluations: Any
     outcome: Any
 
+    def is_before(self, goal):
+        """Whether it is still to be led to that time."""
+        return (self.t < goal) & (self.outcome == Outcome.SUCCESSFUL)
+
 
 def _euler(problem: _Problem, solve: _Solver, τ, course: _Course, begun_alike, i, carry):
     """One linearly implicit Euler step of a column: all columns begin with the same slope."""
@@ -380,11 +384,7 @@ def _step(problem: _Problem, course: _Course, goal, tolerance: _Tolerance) -> _C
 def _advance(problem: _Problem, course: _Course, goal, tolerance: _Tolerance):
     """Leads to a time, and gives the state there: infinite where it was not reached."""
     xp = problem.steps.xp
-    course = problem.steps.while_loop(
-        lambda c: (c.t < goal) & (c.outcome == Outcome.SUCCESSFUL),
-        lambda c: _step(problem, c, goal, tolerance),
-        course,
-    )
+    course = problem.steps.while_loop(lambda c: c.is_before(goal), lambda c: _step(problem, c, goal, tolerance), course)
     return course, xp.where(course.t >= goal, course.y, xp.inf)
 
 

@@ -34,7 +34,7 @@ from ntkcollapse.theory.extrapolation import (
     _weights,
     integrate_reduced,
 )
-from ntkcollapse.theory.outcome import Integration, Outcome
+from ntkcollapse.theory.outcome import Integration
 
 # States that are kept at once, of all steps and of one block; their square is the number of steps that can be kept.
 BLOCK = 64
@@ -103,7 +103,6 @@ def _backward(residuals, grad_out, perturbed, problem, options):
 def _recorded(problem, options):
     """The integration, its states as vectors (T, ·), and the record of its steps."""
     flow, start, times = problem
-    options = {"rtol": 1e-6, "atol": 0.0, "max_steps": 100_000, "steady": None} | options
     problem, course, tolerance = _begin(flow, start, times, **options)
 
     def advance(carry, goal_and_number):
@@ -114,8 +113,7 @@ def _recorded(problem, options):
             after = _step(problem, course, goal, tolerance)
             return after, record.with_step(course, after, goal, i)
 
-        unsettled = lambda carry: (carry[0].t < goal) & (carry[0].outcome == Outcome.SUCCESSFUL)  # noqa: E731
-        course, record = jax.lax.while_loop(unsettled, step, carry)
+        course, record = jax.lax.while_loop(lambda carry: carry[0].is_before(goal), step, carry)
         return (course, record), jnp.where(course.t >= goal, course.y, jnp.inf)
 
     goals = jnp.asarray(times, course.y.dtype), jnp.arange(len(times))
