@@ -154,6 +154,9 @@ LOSSES = Choices(
     }
 )
 
+# Of the passes of training.
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
 # What a run measures unless told otherwise. In the order in which they are made: what is shared is paid for by the
 # first that needs it. The others look at every layer, or at all features of both parts.
 _MEASUREMENTS = "ntkcollapse.training.measurements"

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from ntkcollapse._checks import check_positive, is_traced
 from ntkcollapse._files import user_cache
+from ntkcollapse._platforms import platform
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -120,17 +121,19 @@ _FOR_STEPS: dict[str, Any] = _FOR_PRODUCTS | _SIMPLE_LOOPS
 _EFFORTS = {"least": _LEAST_EFFORT, "loops": _SIMPLE_LOOPS, "products": _FOR_PRODUCTS, "steps": _FOR_STEPS}
 
 
-@cache
 def _compiler_options(effort: str) -> dict[str, Any] | None:
     """Those that the compiler of this JAX has; none but on a CPU: other platforms have other trades."""
-    import jax
+    return _cpu_options(effort) if platform() == "cpu" else None
 
-    if jax.default_backend() != "cpu":
-        return None
+
+@cache
+def _cpu_options(effort: str) -> dict[str, Any]:
+    import jax
 
     def has(options: dict[str, Any]) -> bool:
         try:
-            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+            with jax.default_device("cpu"):
+                jax.jit(lambda: 0, compiler_options=options).lower().compile()
         except jax.errors.JaxRuntimeError:
             return False
         return True
@@ -159,7 +162,7 @@ def compiled_for_products(function: Callable[_P, _T], *, steps: bool = False, do
 
 def _with_options(function: Callable[_P, _T], effort: Callable[[Any], str], donate: Any = "none") -> Callable[_P, _T]:
     @cache
-    def program(effort: str) -> Any:
+    def program(effort: str, on: str) -> Any:
         import equinox as eqx
 
         return eqx.filter_jit(function, donate=donate, **{"compiler_options": _compiler_options(effort)})  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -175,7 +178,7 @@ def _with_options(function: Callable[_P, _T], effort: Callable[[Any], str], dona
         if is_traced(args, kwargs):
             return part()(*args, **kwargs)
         try:
-            return program(effort((args, kwargs)))(*args, **kwargs)
+            return program(effort((args, kwargs)), platform())(*args, **kwargs)
         except ValueError as error:
             # Values known beforehand, within a function that is being compiled: JAX takes options of that alone.
             if "compiler_options" not in str(error):

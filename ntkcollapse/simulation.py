@@ -5,6 +5,7 @@ Solvers of diffrax are imported where they are used: the default of reduced flow
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +16,8 @@ from jaxtyping import Array, Float, Key
 
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_increasing, check_number, check_positive, check_shape, is_traced
-from ntkcollapse._precision import exact_products
+from ntkcollapse._platforms import device_named, has_double, moved, platform, runs_on
+from ntkcollapse._precision import Precision, exact_products
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
@@ -78,6 +80,8 @@ def simulate(
     progress: bool = False,
     throw: bool = True,
     key: Key[Array, ""] | None = None,
+    device: jax.Device | str | None = None,
+    precision: Precision | None = None,
 ) -> Trajectory:
     r"""Integrates the gradient flow of the last layer, and observes it.
 
@@ -118,6 +122,11 @@ def simulate(
         throw: whether a failed integration raises; otherwise what was reached is returned, and
             `statistics["successful"]` is False.
         key: of the noise, for models that have some.
+        device: where it runs, a device or the name of a platform. None: beside an accelerator a single run of small
+            matrices goes to the CPU, since each of its operations takes less time than starting it there; large ones
+            run on the accelerator, as does all that is under `jit`, `vmap` or `grad`. Double precision goes to the CPU
+            where the accelerator has none (TPU), with a warning.
+        precision: digits of products of matrices on accelerators, as in `empirical_ntk`.
 
     Raises:
         ValueError: shapes that disagree, a kernel that is not positive definite, times that do not increase, a path of
@@ -139,12 +148,74 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    flow = _flow_of(kappa, classes)
-    start = _in_single_precision(_as_start(start))
-    layer = _layer_of(flow, start)
+    flow, start = _flow_of(kappa, classes), _as_start(start)
     method = Method(solver=method) if isinstance(method, str) else method
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a Method or the name of a solver, got {type(method).__name__}.")
+    options = {"reduced": reduced, "columns": columns, "observed": observed, "steady": steady, "progress": progress}
+    where = _device_of(flow, start, times, method, reduced, device)
+    with exact_products(precision), nullcontext() if where is None else jax.default_device(where):
+        if where is not None:
+            flow, start, times, key = moved((flow, start, times, key), where)
+        return _simulate(flow, start, times, method, throw=throw, key=key, **options)
+
+
+def _device_of(
+    flow: AbstractFlow, start: Any, times: Any, method: Method, reduced: bool | None, asked: jax.Device | str | None
+) -> jax.Device | None:
+    """The device that a run is moved to; None for where JAX computes anyway."""
+    traced = is_traced(flow, start, times)
+    if asked is not None:
+        if traced:
+            raise ValueError(
+                "device: expected none under `jit`, `vmap` and `grad`, whose own device it runs on; call these within "
+                "`jax.default_device(device)`."
+            )
+        return device_named(asked)
+    if platform() == "cpu":
+        return None
+    double = any(x.dtype == np.float64 for x in jax.tree.leaves((start, flow)) if eqx.is_array(x))
+    # The default method runs on the host: what is observed of it stays there.
+    on_host = (
+        method.solver is None
+        and method.step is None
+        and getattr(flow.kernel, "reducible", False)
+        and reduced is not False
+    )
+    chosen = runs_on(platform(), batched=traced, double=double, work=0.0 if on_host else _work(flow, start))
+    if chosen != "cpu":
+        return None
+    if double and not has_double(platform()):
+        remedy = "; call it within `jax.default_device('cpu')`" if traced else ": it runs on the CPU"
+        _warn_once("double", f"simulate: {platform()} has no double precision{remedy}.")
+    return None if traced else device_named("cpu")
+
+
+def _work(flow: AbstractFlow, start: Any) -> float:
+    """Multiplications in one evaluation of the flow, about."""
+    features = max((x.shape[0] for x in jax.tree.leaves(start) if eqx.is_array(x) and x.ndim), default=1)
+    state = sum(x.size for x in jax.tree.leaves(start) if eqx.is_array(x))
+    kernel = max((x.size for x in jax.tree.leaves(flow.kernel) if eqx.is_array(x)), default=0)
+    return 2.0 * state * flow.classes.num_classes + float(features) * kernel
+
+
+def _simulate(
+    flow: AbstractFlow,
+    start: Any,
+    times: Any,
+    method: Method,
+    *,
+    reduced: bool | None,
+    columns: bool,
+    observed: bool,
+    steady: float | None,
+    progress: bool,
+    throw: bool,
+    key: Key[Array, ""] | None,
+) -> Trajectory:
+    """`simulate`, where it runs."""
+    start = _in_single_precision(start)
+    layer = _layer_of(flow, start)
     if times is None:
         raise TypeError("times: expected the flow times to save at, got none; simulate(start, kappa, classes, times).")
     check_increasing("times", times)
@@ -168,12 +239,11 @@ def simulate(
     own = type(flow) is not Flow or not _of_this_package(flow)
     hidden = own and _checked_speed(flow, start, times[0])
     options = (times, method, progress, steady, grid)
-    with exact_products():
-        if is_reduced:
-            assert isinstance(flow, Flow)
-            parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
-        else:
-            parts = _full_run(flow, start, options, key=key, observed=observed, hidden=hidden)
+    if is_reduced:
+        assert isinstance(flow, Flow)
+        parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
+    else:
+        parts = _full_run(flow, start, options, key=key, observed=observed, hidden=hidden)
     run = Trajectory(
         times,
         parts.observables,
@@ -702,11 +772,15 @@ _warned: set[str] = set()
 
 
 def _warn_single_precision(W: Array) -> None:
-    if W.dtype == jnp.float64 or "float32" in _warned:
-        return
-    _warned.add("float32")
-    warnings.warn(
-        f"simulate: the start is {W.dtype}; rates that differ by 10⁴ and residuals of 10⁻⁸ need float64. Set "
-        "jax.config.update('jax_enable_x64', True) before making arrays.",
-        stacklevel=3,
-    )
+    if W.dtype != jnp.float64:
+        _warn_once(
+            "float32",
+            f"simulate: the start is {W.dtype}; rates that differ by 10⁴ and residuals of 10⁻⁸ need float64. Set "
+            "jax.config.update('jax_enable_x64', True) before making arrays.",
+        )
+
+
+def _warn_once(what: str, message: str) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(message, stacklevel=5)

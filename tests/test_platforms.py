@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from ntkcollapse import BlockKernel, Classes, Flow, simulate
+from ntkcollapse import BlockKernel, Classes, Flow, Method, simulate, simulation
+from ntkcollapse._platforms import CONSTANTS, Choice, runs_on
 from ntkcollapse.networks import network
 from ntkcollapse.ntk import empirical_ntk
 from tests.cases import random_state
+from tests.platforms import as_if
 
 CLASSES = Classes((4, 3, 5))
 START = random_state(5, CLASSES)
@@ -69,6 +71,47 @@ def test_kernels_of_networks_are_lowered_for(platform, engine):
     with jax.default_matmul_precision("bfloat16"):
         chosen = export.export(jax.jit(lambda params: kernel(params)), platforms=[platform])(params).mlir_module()
     assert [line for line in products(chosen) if "HIGHEST" not in line]
+
+
+@pytest.mark.parametrize(
+    ("on", "batched", "double", "work", "where"),
+    [
+        ("cpu", False, True, 1e12, "cpu"),
+        ("cuda", False, True, 1e3, "cpu"),
+        ("cuda", True, True, 1e3, "cuda"),
+        ("cuda", False, True, 1e9, "cuda"),
+        ("tpu", False, False, 1e9, "tpu"),
+        ("tpu", True, True, 1e9, "cpu"),
+    ],
+)
+def test_small_runs_go_to_the_cpu(on, batched, double, work, where):
+    assert runs_on(on, batched=batched, double=double, work=work) == where
+
+
+def test_where_a_run_is_placed(monkeypatch):
+    """Beside a GPU or a TPU that are not here."""
+    flow, full = Flow(BlockKernel(3.0, 2.0, 0.6), CLASSES), Method(solver="tsit5")
+    cpu, dense = jax.devices()[0], Flow(np.eye(12), CLASSES)
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (START, dense))
+    place = simulation._device_of
+    assert place(flow, START, TIMES, full, None, None) is None, "on a CPU nothing is moved"
+    monkeypatch.setattr(simulation, "platform", lambda: "cuda")
+    assert place(flow, START, TIMES, full, None, None) == cpu
+    assert place(flow, START, TIMES, full, None, "cpu") == cpu
+    as_if(monkeypatch, single_run=1e3)
+    assert place(dense, START, TIMES, full, None, None) is None, "large matrices stay on the accelerator"
+    assert place(flow, START, TIMES, Method(), None, None) == cpu, "the default method runs on the host"
+    monkeypatch.setattr(simulation, "platform", lambda: "tpu")
+    monkeypatch.setattr(simulation, "_warned", set())
+    monkeypatch.setitem(CONSTANTS, "double", CONSTANTS["double"]._replace(tpu=Choice(0, "data sheet")))
+    assert place(*reversed(single), TIMES, full, None, None) is None
+    with pytest.warns(UserWarning, match="tpu has no double precision: it runs on the CPU"):
+        run = simulate(START, dense, times=TIMES, method="tsit5", observed=False)
+    assert run.states.W.devices() == {cpu}
+    with pytest.raises(ValueError, match="device: expected a platform that is here, got 'tpu'"):
+        simulate(START, flow, times=TIMES, device="tpu")
+    with pytest.raises(ValueError, match="device: expected none under"):
+        jax.jit(lambda between: loss(between, device="cpu"))(0.6)
 
 
 class Checked(Flow):

@@ -29,7 +29,8 @@ class VisionTransformerTrunk(nn.Module):
             return nn.Dense(width, param_dtype=self.param_dtype, name=name)(x)
 
         def norm(x, name):
-            return nn.LayerNorm(param_dtype=self.param_dtype, force_float32_reductions=False, name=name)(x)
+            single = jnp.dtype(self.param_dtype) == jnp.float32
+            return nn.LayerNorm(param_dtype=self.param_dtype, force_float32_reductions=single, name=name)(x)
 
         N, height, width, channels = x.shape
         p = self.patch

@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ntkcollapse._platforms import here
+
 
 class Devices:
     """All of `jax.devices()`: those of one process, or of every process after `jax.distributed.initialize`.
 
-    Every process is given the same samples and gets the same numbers back.
+    Where `jax.default_device` names one, it is that one alone. Every process is given the same samples and gets the
+    same numbers back.
     """
 
     def __init__(self):
-        devices = jax.devices()
+        chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+        devices = jax.devices() if chosen is None else [here()]
         self.count = len(devices)
         mesh = Mesh(np.asarray(devices), ("samples",))
         self._split = NamedSharding(mesh, PartitionSpec("samples"))
@@ -43,9 +47,16 @@ class Devices:
 
     def fetch(self, tree: Any):
         """The pytree's arrays on the host of every process."""
-        if self.count > 1:
+        return jax.tree.map(np.asarray, self.to_fetch(tree))
+
+    def to_fetch(self, tree: Any):
+        """The same on its way there, without waiting for it."""
+        if jax.process_count() > 1:
             tree = _to_all(self._everywhere)(tree)
-        return jax.tree.map(np.asarray, tree)
+        for leaf in jax.tree.leaves(tree):
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+        return tree
 
     def padded(self, x: Any) -> Any:
         """With the last sample repeated until the devices share evenly."""

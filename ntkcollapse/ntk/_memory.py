@@ -3,37 +3,41 @@
 import os
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ntkcollapse._checks import check_positive
-
-# Larger chunks than this are not faster on a CPU, they only take more.
-_ENOUGH_ON_CPU = 512 * 2**20
-_FRACTION = 0.25
-# What one compiled step may take: the usual allocator of Linux gives memory beyond 32 MiB back to the system at once
-# and gets it page by page the next time, which takes longer than the work in it. Elsewhere memory is kept.
-_STEP_ON_CPU = 24 * 2**20
-_STEP = 512 * 2**20
+from ntkcollapse._platforms import constant, here, number
 
 
 def budget(memory: int | float | None) -> int:
-    """Bytes for intermediate arrays: `memory`, or a quarter of what the first device reports (CPU: at most 512 MiB)."""
+    """Bytes for intermediate arrays on each device: `memory`, or a share of what is free on the fullest of them.
+
+    On a CPU, at most 512 MiB. All processes of one computation get the same number, that of the fullest device of all.
+    """
     if memory is not None:
         check_positive("memory", memory)
         return int(memory)
-    device = jax.local_devices()[0]
+    free = min(_free(device) for device in [here(), *jax.local_devices(backend=here().platform)])
+    if jax.process_count() > 1:
+        free = int(np.min(multihost_utils.process_allgather(np.asarray(free))))
+    return min(int(number("free_share") * free), constant("most_memory"))
+
+
+def _free(device: jax.Device) -> int:
+    """Bytes that are free on a device, as far as it says."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
-        return int(_FRACTION * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        free = 4 * _ENOUGH_ON_CPU
-    return min(int(_FRACTION * free), _ENOUGH_ON_CPU)
+        return 2**31
 
 
 def step() -> int:
     """Bytes that one compiled step of a long computation should keep below."""
-    return _STEP_ON_CPU if jax.default_backend() == "cpu" else _STEP
+    return constant("step_bytes")
 
 
 def fit(available: int, each: int, most: int) -> int:

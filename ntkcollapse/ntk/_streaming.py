@@ -11,6 +11,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from ntkcollapse._checks import check_finite
+from ntkcollapse._platforms import constant
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk._devices import Devices
@@ -93,8 +94,10 @@ def stream(
                     split,
                 )
                 sums = engine.add(placed, sums, batch, devices.everywhere(jnp.asarray(first)))
-                # What a batch needs is given back before the next one asks for as much.
-                jax.block_until_ready(sums)
+                # What a batch needs is given back before the next one asks for as much; elsewhere than on a CPU only
+                # its samples lie in wait.
+                if (i - start) % (constant("ahead") + 1) == 0:
+                    jax.block_until_ready(sums)
                 if i == start:
                     check_finite("gradients of f", devices.fetch(sums.scatter))
                 bar.update()

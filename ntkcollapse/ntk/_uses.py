@@ -21,9 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# From here on, one gather of all patches instead of a slice for each position in the window. It takes three times as
-# long, and a fifth of the time to compile.
-_MANY_OFFSETS = 64
+from ntkcollapse._platforms import number
 
 
 class Use(eqx.Module):
@@ -175,7 +173,7 @@ def _convolution(params, shapes, results, operand) -> Use | None:
         padding=tuple((int(lo), int(hi)) for lo, hi in params["padding"]),
         input_dilation=tuple(params["lhs_dilation"]),
         window_dilation=tuple(params["rhs_dilation"]),
-        gathered=prod(window) > _MANY_OFFSETS,
+        gathered=prod(window) > number("offsets"),
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice
+from ntkcollapse._precision import in_precision
 from ntkcollapse.classes import Classes
 from ntkcollapse.compiled import compiled_quickly
 from ntkcollapse.ntk._spread import Spread, from_matrix
@@ -29,6 +30,7 @@ class Alignment(eqx.Module):
     centred_standard_error: Float[Array, ""]
 
 
+@in_precision
 def matrix_alignment(matrix: Float[Array, "N N"] | Any, classes: Classes) -> Alignment:
     """Alignment of a kernel that is at hand, its samples in class order.
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
 from ntkcollapse._checks import check_choice, check_finite, is_traced
+from ntkcollapse._platforms import behind, platform
+from ntkcollapse._precision import Precision, in_precision
 from ntkcollapse.ntk._devices import Devices
 from ntkcollapse.ntk._fastest import known, resolve
 from ntkcollapse.ntk._memory import budget
@@ -20,6 +22,7 @@ from ntkcollapse.ntk._samples import one_array
 from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, kernel_shape, mirror
 
 
+@in_precision
 def empirical_ntk(
     f: Callable,
     params: PyTree,
@@ -32,6 +35,7 @@ def empirical_ntk(
     in_axes: Any = 0,
     memory: int | float | None = None,
     checkpoint: str | Path | None = None,
+    precision: Precision | None = None,
 ) -> Float[Array, "A B ..."]:
     r"""Empirical neural tangent kernel of a pure function, exact.
 
@@ -58,9 +62,13 @@ def empirical_ntk(
             upper levels. f takes and returns what it always does, outputs (N, K). A kernel can be differentiated in
             samples of one array, not of a pytree.
         memory: bytes for intermediate arrays, on each device; what peaks is one chunk of samples in the engine.
-            Default: a quarter of what is free, on a CPU at most 512 MiB. The kernel itself comes on top.
+            Default: a quarter of what is free, on a CPU at most 512 MiB. The kernel itself comes on top, in the
+            host's memory while it is made; one of more bytes than these stays on the CPU device.
         checkpoint: a folder for the finished part of the kernel, written every minute: a stopped call goes on from
             there when made again with the same arguments. Not needed once the call returns, and not under `jit`.
+        precision: digits of products of matrices and convolutions on accelerators, as JAX names them: "highest" (by
+            default, unless `jax_default_matmul_precision` is set), "high", "tensorfloat32", "bfloat16", "default".
+            A CPU has all digits always. docs/accelerators.md has what each costs and leaves.
     Returns:
         Θ, in squared units of f over squared units of the parameters; in float32 at least.
     Raises:
@@ -105,11 +113,16 @@ def empirical_ntk(
     if done:
         kernel[...] = saved[0]
     bar = tqdm(total=len(tiles), initial=done, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False)
-    for n, ((i, ii), (j, jj)) in enumerate(tiles[done:], done + 1):
-        right = None if x2 is None and i == j else chunk(x1 if x2 is None else x2, j, jj)
-        tile = engine.kernel(placed, chunk(x1, i, ii), right, outputs, chunks)
+
+    def sent():
+        for (i, ii), (j, jj) in tiles[done:]:
+            right = None if x2 is None and i == j else chunk(x1 if x2 is None else x2, j, jj)
+            tile = engine.kernel(placed, chunk(x1, i, ii), right, outputs, chunks)
+            yield (i, ii), (j, jj), tile if traced else devices.to_fetch(tile)
+
+    for n, ((i, ii), (j, jj), tile) in enumerate(behind(sent()), done + 1):
         if not traced:
-            tile = devices.fetch(tile)[: ii - i, : jj - j]
+            tile = np.asarray(tile)[: ii - i, : jj - j]
             check_finite("gradients of f", tile)
         kernel = _write(kernel, slice(i, ii), slice(j, jj), tile)
         if x2 is None and i != j:
@@ -121,7 +134,11 @@ def empirical_ntk(
     partial.remove("kernel")
     if outputs == "mean":
         kernel = kernel / K if traced else np.divide(kernel, K, out=kernel)
-    return jnp.asarray(kernel) if traced else jax.device_put(kernel)
+    if traced:
+        return jnp.asarray(kernel)
+    # One that would leave no room beside it on an accelerator stays with the CPU.
+    on_host = platform() != "cpu" and kernel.nbytes > budget(memory)
+    return jax.device_put(kernel, jax.local_devices(backend="cpu")[0] if on_host else None)
 
 
 def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:

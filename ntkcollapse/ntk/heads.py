@@ -5,9 +5,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_real, check_shape
+from ntkcollapse._precision import Precision, in_precision
 from ntkcollapse.ntk.engines._contract import EXACT
 
 
+@in_precision
 def output_ntk_from_features(
     feature_ntk: Float[ArrayLike, "A B n n"],
     features1: Float[ArrayLike, "A n"],
@@ -15,6 +17,7 @@ def output_ntk_from_features(
     weight: Float[ArrayLike, "C n"],
     *,
     use_bias: bool = True,
+    precision: Precision | None = None,
 ) -> Float[Array, "A B C C"]:
     r"""Output kernel of f = W h + b from its feature kernel, exact.
 
@@ -27,6 +30,7 @@ def output_ntk_from_features(
         features1, features2: h, one row a sample.
         weight: W as in `LastLayer`, (C, n): the transpose of flax's kernel.
         use_bias: whether the layer has a bias that is trained.
+        precision: as in `empirical_ntk`.
     Raises:
         ValueError: shapes that disagree, or numbers that are not real or masked.
     """

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ntkcollapse._checks import check_choice, check_finite, check_whole
+from ntkcollapse._platforms import behind
+from ntkcollapse._precision import Precision, in_precision
 from ntkcollapse.ntk._memory import budget, evened, fit
 from ntkcollapse.ntk._problem import Problem, named_leaves, prepare
 from ntkcollapse.ntk._samples import one_array
@@ -17,6 +19,7 @@ from ntkcollapse.ntk.engines._contract import EXACT
 from ntkcollapse.ntk.engines.jacobian import jacobians
 
 
+@in_precision
 def ntk_diagonal(
     f: Callable,
     params: PyTree,
@@ -26,6 +29,7 @@ def ntk_diagonal(
     parameters: Any = None,
     in_axes: Any = 0,
     memory: int | float | None = None,
+    precision: Precision | None = None,
 ) -> Float[Array, "N ..."]:
     r"""The empirical NTK of each sample with itself, Θ_ks(x_i, x_i), in time linear in N.
 
@@ -33,7 +37,7 @@ def ntk_diagonal(
     chosen). Its mean over samples is the mean squared norm of gradients.
 
     Args:
-        f, params, x, parameters, in_axes, memory: as in `empirical_ntk`.
+        f, params, x, parameters, in_axes, memory, precision: as in `empirical_ntk`.
         outputs: "full" (N, K, K), "diagonal" (N, K) for k = s, "mean" (N,) for its mean over k.
     Raises:
         ValueError, TypeError: as `empirical_ntk`.
@@ -46,12 +50,13 @@ def ntk_diagonal(
     starts = [min(i, len(x) - chunk) for i in range(0, len(x), chunk)]
     n, _, *rest = kernel_shape(outputs, len(x), 1, problem.num_outputs)
     out = np.zeros((n, *rest), problem.dtype)
-    for i in starts:
-        out[i : i + chunk] = _diagonal(problem, jnp.asarray(x[i : i + chunk]), outputs)
+    for i, part in behind((i, _diagonal(problem, jnp.asarray(x[i : i + chunk]), outputs)) for i in starts):
+        out[i : i + chunk] = part
     check_finite("gradients of f", out)
     return jnp.asarray(out)
 
 
+@in_precision
 def layer_ntks(
     f: Callable,
     params: PyTree,
@@ -63,6 +68,7 @@ def layer_ntks(
     parameters: Any = None,
     in_axes: Any = 0,
     memory: int | float | None = None,
+    precision: Precision | None = None,
 ) -> dict[str, Float[Array, "A B ..."]]:
     r"""The empirical NTK of each layer, in one pass; their sum is `empirical_ntk`.
 
@@ -72,7 +78,7 @@ def layer_ntks(
     Exact, by the Jacobian of a chunk of samples at a time (no engine is chosen).
 
     Args:
-        f, params, x1, x2, outputs, parameters, in_axes, memory: as in `empirical_ntk`.
+        f, params, x1, x2, outputs, parameters, in_axes, memory, precision: as in `empirical_ntk`.
         depth: how many levels of the parameters' paths name a layer: with 1, "Dense_0/kernel" and "Dense_0/bias" are
             the layer "Dense_0". Without it each array is a layer by itself.
     Returns:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ntkcollapse._checks import check_choice, check_finite, check_real, check_shape
+from ntkcollapse._checks import check_choice, check_real, check_shape, is_traced
+from ntkcollapse._precision import Precision, exact_products
 from ntkcollapse.ntk._memory import budget, evened, fit
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
 from ntkcollapse.ntk._samples import one_array
@@ -30,8 +31,8 @@ class NTKOperator:
     P numbers each, go back and forth together.
 
     Args:
-        f, params, x, x2, parameters, in_axes, memory: as in `empirical_ntk`. With x2 the map is rectangular: from
-            vectors on x2 to vectors on x.
+        f, params, x, x2, parameters, in_axes, memory, precision: as in `empirical_ntk`. With x2 the map is rectangular:
+            from vectors on x2 to vectors on x.
         outputs: "full", vectors (N, K) and Θ with all its outputs; or "mean", vectors (N,) and the mean of Θ_kk over
             k, at the cost of K products.
     Raises:
@@ -49,8 +50,11 @@ class NTKOperator:
         parameters: Any = None,
         in_axes: Any = 0,
         memory: int | float | None = None,
+        precision: Precision | None = None,
     ):
         check_choice("outputs", outputs, ("full", "mean"))
+        with exact_products(precision):
+            pass
         self.outputs = outputs
         f, samples = one_array(f, {"x": x} if x2 is None else {"x": x, "x2": x2}, in_axes)
         self._problem = prepare(f, params, samples, parameters)
@@ -59,7 +63,7 @@ class NTKOperator:
         self.is_symmetric = x2 is None
         # No bytes where no chosen parameter meets the samples.
         self._sample_bytes = max(1, sample_bytes(self._problem, one_like(x)))
-        self._memory = budget(memory)
+        self._memory, self._precision = budget(memory), precision
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,6 +106,10 @@ class NTKOperator:
         return self._applied(jnp.asarray(X, self.dtype))
 
     def _applied(self, X):
+        with exact_products(self._precision):
+            return self._product(X)
+
+    def _product(self, X):
         """Θ X by gradients: one for each vector, and for each output where the kernel is a mean over them."""
         (n2, *_, k), n, K = X.shape, np.shape(self._x)[0], self._problem.num_outputs
         outputs = np.tile(np.arange(K), k) if self.outputs == "mean" else np.zeros(k, int)
@@ -112,6 +120,7 @@ class NTKOperator:
         # Of one size, so that one shape is compiled; the last ones are filled up with samples and vectors of zeros.
         chunk, chunk2 = (evened(m, fit(self._memory // 2, together * self._sample_bytes, m)) for m in (n, n2))
         out = jnp.zeros((k, n, *X.shape[1:-1]), X.dtype)
+        finite = []
         for first in range(0, len(vectors), together):
             some = slice(first, first + together)
             V = _filled(jnp.moveaxis(X, -1, 0)[vectors[some]], together)
@@ -121,10 +130,18 @@ class NTKOperator:
                 here = _filled(V[:, i : i + chunk2], chunk2, axis=1)
                 part = _back(self._problem, _samples(self._x2, i, chunk2), here, at)
                 total = part if total is None else jax.tree.map(jnp.add, total, part)
-            check_finite("gradients of f", total)
+            finite.append(_is_finite(total))
             parts = [_forth(self._problem, _samples(self._x, i, chunk), total, at) for i in range(0, n, chunk)]
             out = out.at[vectors[some]].add(jnp.concatenate(parts, axis=1)[: len(vectors[some]), :n])
+        # Asked for once all is on its way.
+        if not is_traced(finite) and not np.all(jax.device_get(finite)):
+            raise ValueError("gradients of f: expected finite numbers; find what produced the others before going on.")
         return jnp.moveaxis(out, 0, -1) / (K if self.outputs == "mean" else 1)
+
+
+@jax.jit
+def _is_finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _samples(x, i, chunk):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice, check_finite, check_key, check_whole
+from ntkcollapse._precision import Precision, in_precision
 from ntkcollapse.ntk._memory import budget, evened, fit
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
 from ntkcollapse.ntk._samples import one_array
@@ -55,6 +56,7 @@ class RandomFeatures(eqx.Module):
 
         return jnp.sqrt(jax.lax.fori_loop(0, d, add, jnp.zeros_like(mean)) / (d * (d - 1)))
 
+    @in_precision
     def _estimate(self, other, outputs):
         check_choice("outputs", outputs, OUTPUTS)
         g = self.features
@@ -72,6 +74,7 @@ class RandomFeatures(eqx.Module):
         return contract(g, h, outputs) / share, term
 
 
+@in_precision
 def random_features(
     f: Callable,
     params: PyTree,
@@ -82,6 +85,7 @@ def random_features(
     parameters: Any = None,
     in_axes: Any = 0,
     memory: int | float | None = None,
+    precision: Precision | None = None,
 ) -> RandomFeatures:
     r"""Random projections of the gradients of f, whose inner products are unbiased for the empirical NTK.
 
@@ -92,7 +96,7 @@ def random_features(
     d forward passes over the samples, and no gradient is made. Memory grows with N·K·d.
 
     Args:
-        f, params, x, parameters, in_axes, memory: as in `empirical_ntk`.
+        f, params, x, parameters, in_axes, memory, precision: as in `empirical_ntk`.
         num_features: d.
         key: of the directions; feature j of a key is the same whatever d, `memory` and samples are.
     Raises:

@@ -11,6 +11,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ntkcollapse._checks import check_real
+from ntkcollapse._precision import in_precision
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk.engines._contract import EXACT
@@ -129,10 +130,20 @@ def spectral_density(
             raise ValueError(f"{name}: expected at least 1, got {number}.")
     size = _size(operator)
     nodes, weights = [], []
-    for probe in jax.random.split(key, num_probes):
-        start = np.asarray(jax.random.rademacher(probe, (size,), dtype=float), dtype=float)
-        *_, (_, diagonal, norms) = _krylov(lambda v: _flat(operator, v), start, min(num_matvecs, size))
-        values, vectors = eigh_tridiagonal(diagonal, norms[:-1])
+    keys = jax.random.split(key, num_probes)
+    starts = [np.asarray(jax.random.rademacher(probe, (size,), dtype=float), dtype=float) for probe in keys]
+    runs = [_Lanczos(start) for start in starts]
+    for _ in range(min(num_matvecs, size)):
+        # One pass over the samples for the products of all probes.
+        going = [run for run in runs if not run.is_exhausted]
+        if not going:
+            break
+        X = np.stack([run.basis[-1] for run in going], axis=-1).reshape(*operator.shape, -1)
+        products = np.asarray(operator.matmat(X), dtype=float).reshape(size, -1)
+        for run, product in zip(going, products.T, strict=True):
+            run.add(product)
+    for run in runs:
+        values, vectors = eigh_tridiagonal(np.asarray(run.diagonal), np.asarray(run.norms[:-1]))
         # Fewer nodes where the Krylov space is exhausted: the same number of rows for all, with weight zero.
         missing = num_matvecs - len(values)
         nodes.append(np.pad(values, (0, missing), mode="edge"))
@@ -143,27 +154,44 @@ def spectral_density(
 def _krylov(
     product: Callable[[np.ndarray], np.ndarray], start: np.ndarray, steps: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Lanczos with full reorthogonalisation: (basis, diagonal, norms) after each of at most `steps` products.
+    """Lanczos: (basis, diagonal, norms) after each of at most `steps` products, until nothing is left.
+
+    A loop on the host, since each product streams over samples there.
+    """
+    run = _Lanczos(start)
+    for n in range(steps):
+        run.add(product(run.basis[-1]))
+        yield np.stack(run.basis[: n + 1]), np.asarray(run.diagonal), np.asarray(run.norms)
+        if run.is_exhausted:
+            break
+
+
+class _Lanczos:
+    """Lanczos with full reorthogonalisation, from one vector: `add` takes the product with the newest basis vector.
 
     The tridiagonal matrix has the norms but the last one beside its diagonal. The last one is that of what the next
-    basis vector is made of: 0 where nothing is left, which ends it. A loop on the host, since each product streams
-    over samples there.
+    basis vector is made of: 0 where nothing is left, and then there is none.
     """
-    basis = [start / np.linalg.norm(start)]
-    diagonal, norms = [], []
-    for _ in range(steps):
-        w = product(basis[-1])
+
+    def __init__(self, start: np.ndarray):
+        self.basis = [start / np.linalg.norm(start)]
+        self.diagonal: list[float] = []
+        self.norms: list[float] = []
+
+    @property
+    def is_exhausted(self) -> bool:
+        return bool(self.norms) and self.norms[-1] == 0
+
+    def add(self, w: np.ndarray) -> None:
         scale = np.linalg.norm(w)
-        diagonal.append(float(basis[-1] @ w))
-        Q = np.stack(basis)
+        self.diagonal.append(float(self.basis[-1] @ w))
+        Q = np.stack(self.basis)
         for _ in range(2):  # Once is not enough in floating point; twice is.
             w = w - Q.T @ (Q @ w)
         norm = float(np.linalg.norm(w))
-        norms.append(norm if norm > 1e-10 * scale else 0.0)
-        yield Q, np.asarray(diagonal), np.asarray(norms)
-        if norms[-1] == 0:
-            break
-        basis.append(w / norm)
+        self.norms.append(norm if norm > 1e-10 * scale else 0.0)
+        if not self.is_exhausted:
+            self.basis.append(w / norm)
 
 
 def _flat(operator: NTKOperator, v: np.ndarray) -> np.ndarray:
@@ -192,6 +220,7 @@ def count_levels(eigenvalues, kernel: BlockKernel, classes: Classes) -> Levels:
     return Levels(above_class, above_single - above_class, classes.num_samples - above_single)
 
 
+@in_precision
 def within_class_eigenvalues(matrix, classes: Classes) -> Float[Array, " rest"]:
     """Eigenvalues of the within-class remainder QΘQ on its N − C dimensions, in ascending order.
 

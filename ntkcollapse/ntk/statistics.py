@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice, check_shape, is_traced
+from ntkcollapse._precision import Precision, in_precision
 from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes, class_order
@@ -183,6 +184,7 @@ class BlockStatistics(eqx.Module):
         return jnp.sqrt(off / jnp.where(largest > 0, squares.sum(), 1))
 
 
+@in_precision
 def block_statistics(
     f: Callable,
     params: PyTree,
@@ -198,6 +200,7 @@ def block_statistics(
     probes: int = 16,
     key: PRNGKeyArray | None = None,
     checkpoint: str | Path | None = None,
+    precision: Precision | None = None,
 ) -> BlockStatistics:
     r"""Exact class-block means of the empirical NTK, in time linear and memory flat in N.
 
@@ -226,6 +229,7 @@ def block_statistics(
         key: for the probes.
         checkpoint: a folder for partial sums, written every minute: a stopped run goes on from there when called
             again with the same arguments. Not needed once the call returns.
+        precision: as in `empirical_ntk`.
     Raises:
         ValueError: as `empirical_ntk`; labels that do not fit x, a class with one sample, or traced arrays.
     References:

@@ -8,6 +8,7 @@ from ntkcollapse._coercion import SEED, Whole
 from ntkcollapse._config import Settings, setting
 from ntkcollapse._options import parse_options
 from ntkcollapse.choices import (
+    COMPUTE_DTYPES,
     DATASETS,
     DEFAULT_MEASUREMENTS,
     ENGINES,
@@ -88,6 +89,11 @@ class TrainConfig(Settings):
     epochs: int = setting(400, "passes over the training set")
     batch_size: int = setting(120, "samples a step; 0 for all")
     balanced: bool = setting(True, "every batch has the same number of every class")
+    compute_dtype: str = setting(
+        "float32",
+        "precision of the passes of training; parameters, losses and all that is measured stay in float32",
+        choices=COMPUTE_DTYPES,
+    )
     measure: tuple[str, ...] = setting(
         DEFAULT_MEASUREMENTS,
         "what is measured, in place of the default",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ntkcollapse._platforms import behind
 from ntkcollapse.data import Batches, Dataset
 from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.objectives import batch_loss
@@ -21,14 +22,19 @@ def evaluate(network: AbstractNetwork, variables: Variables, data: Dataset, loss
     """
     total, hits, N = 0.0, 0.0, len(data.inputs)
     labels = data.labels
-    for start in range(0, N, CHUNK):
-        x, y = data.inputs[start : start + CHUNK], labels[start : start + CHUNK]
-        real = len(x)
-        if real < CHUNK <= N:
-            # The last chunk is filled up with its first sample, which then weighs nothing: one compilation.
-            fill = CHUNK - real
-            x, y = np.concatenate([x, x[:1].repeat(fill, 0)]), np.concatenate([y, y[:1].repeat(fill)])
-        losses, right = _chunk(network, loss, variables, x, y)
+
+    def sent():
+        for start in range(0, N, CHUNK):
+            x, y = data.inputs[start : start + CHUNK], labels[start : start + CHUNK]
+            real = len(x)
+            if real < CHUNK <= N:
+                # The last chunk is filled up with its first sample, which then weighs nothing: one compilation.
+                fill = CHUNK - real
+                x, y = np.concatenate([x, x[:1].repeat(fill, 0)]), np.concatenate([y, y[:1].repeat(fill)])
+            yield real, _chunk(network, loss, variables, x, y)
+
+    for real, seen in behind(sent()):
+        losses, right = jax.device_get(seen)
         total += float(np.asarray(losses, dtype=np.float64)[:real].sum())
         hits += float(np.asarray(right)[:real].sum())
     return total / N, hits / N

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from ntkcollapse._checks import check_positive, check_whole
+from ntkcollapse._platforms import constant
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.errors import NonFiniteLoss
@@ -62,11 +63,16 @@ def gradient_descent(
 def _descend(network, variables, data, learning_rate, steps, loss) -> Iterator[Snapshot]:
     stepper = Stepper(network, optax.sgd(learning_rate), loss)
     state, inputs, labels = stepper.start(variables), jnp.asarray(data.inputs), jnp.asarray(data.labels)
-    done, last = 0, None
+    done, last, together = 0, None, constant("steps")
     for step in steps:
         while done < step:
-            state, _ = stepper(state, inputs, labels, step=done)
-            done += 1
+            if together == 1:
+                state, _ = stepper(state, inputs, labels, step=done)
+                done += 1
+            else:
+                count = min(together, step - done)
+                state, _ = stepper.several(state, inputs, labels, None, np.ones(together), done, count)
+                done += count
         # The next step donates its state, so the caller gets a copy; its loss comes with that step.
         kept = jax.tree.map(jnp.copy, state.variables)
         value = float("nan")

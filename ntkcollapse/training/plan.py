@@ -95,7 +95,7 @@ class Plan:
             probe=train.balanced(m, argument="probe_per_class") if m else train,
             network=network,
             initial=network.init(jax.random.key(config.seed), train.inputs),
-            stepper=Stepper(network, optimizer, config.loss, config.weight_decay),
+            stepper=Stepper(network, optimizer, config.loss, config.weight_decay, config.compute_dtype),
             batches=batches,
             statistics_batches=(
                 batches

@@ -60,28 +60,46 @@ class Progress:
         """Whether the network is to be measured at this step."""
         return self.step in self.plan.measured_at or self.is_over
 
-    def advance(self) -> None:
-        """One step, and the measurements due after it.
+    def advance(self, most: int = 1) -> None:
+        """One step, or up to `most` in one program until the next look or measurement; and the measurements due then.
 
         Raises:
             NonFiniteLoss: an earlier step could not be taken, see `look`.
         """
         began = time.perf_counter()
-        plan = self.plan
-        epoch, batch = divmod(self.step, plan.batches.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, plan.batches.epoch(epoch))
-        rows = None if plan.config.batch_size == 0 else jax.device_put(self._epoch[1][batch], self.placed.rows)
-        self.state, self.record = plan.stepper(
-            self.state, self.placed.inputs, self.placed.labels, rows, plan.rate(self.step), self.step
-        )
-        self.step += 1
+        plan, full = self.plan, self.plan.config.batch_size == 0
+        given = self.state, self.placed.inputs, self.placed.labels
+        if most == 1:
+            rows = None if full else jax.device_put(self._rows(self.step), self.placed.rows)
+            self.state, self.record = plan.stepper(*given, rows, plan.rate(self.step), self.step)
+            self.step += 1
+        else:
+            steps = [self.step]
+            while len(steps) < most and not self._is_looked_at(steps[-1] + 1):
+                steps.append(steps[-1] + 1)
+            # Filled up to one length with what is not taken.
+            filled = steps + steps[-1:] * (most - len(steps))
+            rows = None if full else jax.device_put(np.stack([*map(self._rows, filled)]), self.placed.rows_of_steps)
+            rates = np.asarray([*map(plan.rate, filled)])
+            self.state, self.record = plan.stepper.several(*given, rows, rates, self.step, len(steps))
+            self.step += len(steps)
         self.records.seconds["training"] += time.perf_counter() - began
-        if self.is_due or self.step % _LOOK_EVERY == 0:
+        if self._is_looked_at(self.step):
             # Between these, steps are queued without waiting.
             self.look()
         if self.is_due:
             self.measure()
+
+    def _rows(self, step: int) -> np.ndarray:
+        """The samples of the batch of a step."""
+        epoch, batch = divmod(step, self.plan.batches.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.plan.batches.epoch(epoch))
+        return self._epoch[1][batch]
+
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether the state is waited for after so many steps."""
+        return step in self.plan.measured_at or step >= self.plan.last or step % _LOOK_EVERY == 0
 
     def look(self) -> None:
         """Waits for the device; where it stopped before the step asked for, goes back there and measures.
@@ -124,7 +142,8 @@ class Progress:
         """The variables at this step, the next one's to overwrite no more, with batch statistics to measure with."""
         variables = jax.tree.map(jnp.copy, self.state.variables)
         if len(jax.devices()) > 1:
-            variables = jax.device_put(variables, jax.devices()[0])
+            # Every process measures on a device of its own.
+            variables = jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0)), variables)
         if not self.plan.config.recompute_statistics:
             return variables
         train, batches = self.plan.splits.train, self.plan.statistics_batches

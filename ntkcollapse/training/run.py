@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack, overload
 
 import optax
 
+from ntkcollapse._platforms import constant
 from ntkcollapse.clock import Clock
 from ntkcollapse.data import Splits
 from ntkcollapse.networks import AbstractNetwork
@@ -79,7 +80,8 @@ def train(
     can be stopped and resumed at any moment: order of the data, learning rate, batch statistics and measurements are
     functions of the step and the settings, so that a resumed run ends in the same bits as one that was never stopped.
 
-    Several devices share each batch (`jax.devices()`, where their number divides it), normalised as one.
+    Several devices share each batch (`jax.devices()`, where their number divides it), normalised as one. On an
+    accelerator the data lie on the device, and up to fifty steps between two measurements are one program.
 
     Args:
         config: the settings.
@@ -150,13 +152,16 @@ def _run_to_its_end(
     run: Progress, output: Output, bar: Announcer, stop: StopRequest, on_step: Callable[[int], None] | None
 ) -> Trajectory:
     """The trajectory of the whole run; however the run ends, its directory says so."""
+    # Who looks at every step is shown every step.
+    watched = on_step is not None or run.plan.config.checkpoint_seconds == 0
+    together = 1 if watched else constant("steps")
     output.write_status(run, "running")
     try:
         if not run.records.steps:
             run.measure()
         bar.show(run)
         while not run.is_over:
-            run.advance()
+            run.advance(together)
             output.save_in_time(run)
             bar.show(run)
             if on_step is not None:

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ntkcollapse._checks import check_choice
+from ntkcollapse.choices import COMPUTE_DTYPES
 from ntkcollapse.networks import AbstractNetwork, Variables
 from ntkcollapse.training.objectives import batch_loss
 from ntkcollapse.training.optimizers import TakesRate
@@ -49,12 +51,15 @@ class Stepper(eqx.Module):
         optimizer: any optax transformation.
         loss: "squared" or "cross-entropy", see `batch_loss`.
         weight_decay: λ of the penalty λ/2 Σ ‖p‖² over tensors with more than one axis, in the loss.
+        compute_dtype: "bfloat16" for mixed precision: the passes there and back in it, parameters, optimiser, batch
+            statistics and loss in their own; "float32" for all in the parameters' own.
     """
 
     network: AbstractNetwork
     optimizer: optax.GradientTransformationExtraArgs = eqx.field(static=True)
     loss: str = eqx.field(static=True)
     weight_decay: float = eqx.field(static=True)
+    compute_dtype: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -62,11 +67,14 @@ class Stepper(eqx.Module):
         optimizer: optax.GradientTransformation,
         loss: str = "squared",
         weight_decay: float = 0.0,
+        compute_dtype: str = "float32",
     ):
+        check_choice("compute_dtype", compute_dtype, COMPUTE_DTYPES)
         self.network = network.as_stepped()
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.loss = loss
         self.weight_decay = weight_decay
+        self.compute_dtype = compute_dtype
 
     def start(self, variables: Variables) -> TrainingState:
         """The state before the first step."""
@@ -96,9 +104,44 @@ class Stepper(eqx.Module):
         """
         return _advance((self, inputs, labels, rows, float(rate), step), state)
 
+    def several(
+        self,
+        state: TrainingState,
+        inputs: Float[Array, "N *shape"],
+        labels: Int[Array, " N"],
+        rows: Int[Array, "S B"] | Int[np.ndarray, "S B"] | None,
+        rates: Float[np.ndarray, " S"],
+        step: int,
+        count: int,
+    ) -> tuple[TrainingState, StepRecord]:
+        """The state after the first `count` of S steps from `step` on, and the record of the last, by one program.
+
+        It is compiled once for each S, whatever `count` is: what suits accelerators, where starting a program takes
+        about as long as a small step.
+        """
+        dtype = jax.tree.leaves(state.variables.params)[0].dtype
+        return _advance_several((self, inputs, labels, rows, jnp.asarray(rates, dtype), step, count), state)
+
 
 @partial(jax.jit, donate_argnums=1)
 def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord]:
+    return _moved(kept, state)
+
+
+@partial(jax.jit, donate_argnums=1)
+def _advance_several(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord]:
+    stepper, inputs, labels, rows, rates, step, count = kept
+
+    def one(i, carry):
+        here = None if rows is None else rows[i]
+        return _moved((stepper, inputs, labels, here, rates[i], (step + i).astype(state.step.dtype)), carry[0])
+
+    like = jax.eval_shape(lambda state: one(jnp.zeros((), jnp.int32), (state, None)), state)[1]
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.fori_loop(jnp.zeros_like(count), count, one, (state, none))
+
+
+def _moved(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord]:
     stepper, inputs, labels, rows, rate, step = kept
     if rows is not None:
         inputs, labels = inputs[rows], labels[rows]
@@ -106,7 +149,11 @@ def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepReco
     targets = jax.nn.one_hot(labels, network.num_classes, dtype=jax.tree.leaves(params)[0].dtype)
 
     def objective(params):
-        outputs, batch_stats = network.training_outputs(Variables(params, state.variables.batch_stats), inputs)
+        variables = Variables(params, state.variables.batch_stats)
+        if stepper.compute_dtype == "bfloat16":
+            outputs, batch_stats = _half_precision_outputs(network, variables, inputs)
+        else:
+            outputs, batch_stats = network.training_outputs(variables, inputs)
         loss = batch_loss(stepper.loss, outputs, targets)
         value = loss + penalty(params, stepper.weight_decay) if stepper.weight_decay else loss
         return value, (loss, outputs, batch_stats)
@@ -128,6 +175,20 @@ def _advance(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepReco
     record = StepRecord(loss, jnp.mean(hits.astype(loss.dtype)), gradient_norm)
     taken = finite if step is None else finite & (state.step == step)
     return _where(taken, moved, state), record
+
+
+def _half_precision_outputs(network: AbstractNetwork, variables: Variables, inputs) -> tuple[Array, PyTree]:
+    """`training_outputs` by passes in bfloat16, from and to the precision of the variables."""
+
+    def cast(x, dtype):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    params = jax.tree.map(lambda p: cast(p, jnp.bfloat16), variables.params)
+    # Batch statistics stay as they are: averages in bfloat16 would not move by less than a hundredth.
+    with jax.numpy_dtype_promotion("standard"):
+        outputs, moved = network.training_outputs(Variables(params, variables.batch_stats), cast(inputs, jnp.bfloat16))
+    moved = jax.tree.map(lambda new, old: cast(new, old.dtype), moved, variables.batch_stats)
+    return outputs.astype(jax.tree.leaves(variables.params)[0].dtype), moved
 
 
 def penalty(params: PyTree, weight_decay: float) -> Float[Array, ""]:

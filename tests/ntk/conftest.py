@@ -2,9 +2,9 @@
 
 import pytest
 
-from ntkcollapse.ntk.engines import layerwise
+from tests.platforms import as_if
 
 
 @pytest.fixture(autouse=True)
 def layer_by_layer(monkeypatch):
-    monkeypatch.setattr(layerwise, "_AT_ONCE", 0)
+    as_if(monkeypatch, at_once=0)

@@ -11,6 +11,7 @@ from ntkcollapse.classes import Classes
 from ntkcollapse.ntk import block_statistics, empirical, empirical_ntk, matrix_alignment
 from ntkcollapse.ntk.engines import Layerwise, layerwise
 from tests.ntk.zoo import case, dense_ntk, normal
+from tests.platforms import as_if
 
 X, LABELS = normal(0, 20, 6), np.arange(20) % 2
 PARAMS = {
@@ -58,7 +59,7 @@ def test_a_small_kernel_is_one_program(monkeypatch):
 
 
 def test_layers_take_a_program_each(monkeypatch):
-    monkeypatch.setattr(layerwise, "_FEW", 0)
+    as_if(monkeypatch, few=0)
     jax.clear_caches()
     with programs() as count:
         empirical_ntk(two_layers, PARAMS, X, outputs="mean")

@@ -12,6 +12,7 @@ from ntkcollapse.ntk._trace import Traced
 from ntkcollapse.ntk.engines import NTVP, Jacobian, Layerwise, _contract, _factors
 from ntkcollapse.ntk.engines._engine import Chunks
 from tests.ntk.zoo import MAKERS, Case, case, dense_jacobian, dense_ntk, normal
+from tests.platforms import as_if
 
 
 def close(got, want):
@@ -79,7 +80,7 @@ def test_outputs_in_tiles(count):
 @pytest.mark.parametrize("outputs", ["full", "diagonal", "mean"])
 def test_formed_gradients_and_grams_agree(traffic, outputs, monkeypatch):
     # Both ways to the same inner product, on a product with several groups, positions, inputs and outputs.
-    monkeypatch.setattr(_factors, "_TRAFFIC", traffic)
+    as_if(monkeypatch, traffic=traffic)
     x = _factors.Factors(jnp.asarray(normal(0, 4, 2, 3, 5)), jnp.asarray(normal(1, 4, 2, 3, 3, 2)))
     y = _factors.Factors(jnp.asarray(normal(2, 6, 2, 3, 5)), jnp.asarray(normal(3, 6, 2, 3, 3, 2)))
     g, h = (np.einsum("bgti,bgtko->bkgoi", np.asarray(z.a), np.asarray(z.d)) for z in (x, y))

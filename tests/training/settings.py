@@ -30,6 +30,6 @@ def small(**changes: Any) -> TrainConfig:
 
 
 def convolutional() -> Trajectory:
-    """Eight steps of a residual network of eight channels, in batches of 60."""
+    """Six steps of a residual network of eight channels, in batches of 80."""
     network = Network(ResNetTrunk(1, widths=(4, 8)), 10)
-    return train(small(batch_size=60, epochs=2, learning_rate=0.1, measure_steps=(1, 2)), network=network)
+    return train(small(batch_size=80, epochs=2, learning_rate=0.1, measure_steps=(1, 2)), network=network)

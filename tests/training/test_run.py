@@ -19,6 +19,7 @@ from ntkcollapse.training import (
     MEASUREMENTS,
     NonFiniteLoss,
     RunInUse,
+    Stepper,
     TrainConfig,
     evaluate,
     read_status,
@@ -29,6 +30,7 @@ from ntkcollapse.training import (
 )
 from ntkcollapse.training.step import _advance
 from ntkcollapse.trajectory import Trajectory
+from tests.platforms import as_if
 from tests.training.settings import convolutional, small
 
 ROOT = Path(__file__).parents[2]
@@ -244,9 +246,10 @@ def test_measuring_on_the_batch():
 _DEVICES = """
 import json, sys, jax
 jax.config.update("jax_enable_x64", True)
+from ntkcollapse._platforms import CONSTANTS, Choice
 from ntkcollapse.training import train
 from tests.training.settings import small
-run = train(small(batch_size=60))
+run = train(small(batch_size=80))
 found = {"devices": run.settings["devices"], "loss": run["train_loss"].tolist()}
 from ntkcollapse.data import from_arrays
 train_part, test_part = small().build_splits()
@@ -260,31 +263,52 @@ run = convolutional()
 found["compiled"] = _advance._cache_size() - compiled
 found["convolutional"] = {name: run[name].tolist() for name in ("train_loss", "batch_loss", "gradient_norm")}
 found["features"] = run.states.H[-1].tolist()
+CONSTANTS["steps"] = CONSTANTS["steps"]._replace(cpu=Choice(50, "unknown"))
+found["in_blocks"] = train(small(batch_size=80))["train_loss"].tolist()
 json.dump(found, sys.stdout)
 """
 
 
-def test_two_devices_agree_with_one():
-    """Each batch is spread over two simulated devices and normalised as one."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+def test_eight_devices_agree_with_one():
+    """Each batch is spread over eight simulated devices and normalised as one, step by step or several at once."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", _DEVICES], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)
-    assert len(two["devices"]) == 2
+    eight = json.loads(done.stdout)
+    assert len(eight["devices"]) == 8
     # 239 samples a step are for one device.
-    assert two["of_one"] == two["devices"][:1]
-    one = train(small(batch_size=60))
-    # Sums over the batch in another order, over 20 steps in float32; statistics of half a batch would be off by 10%.
-    np.testing.assert_allclose(two["loss"], one["train_loss"], rtol=1e-4)
-    # Convolutions with batch norm, likewise: eight steps, in training mode, in evaluation mode and in the features.
+    assert eight["of_one"] == eight["devices"][:1]
+    one = train(small(batch_size=80))
+    # Sums over the batch in another order, over 15 steps in float32; statistics of a part of it would be off by 10%.
+    for name in ("loss", "in_blocks"):
+        np.testing.assert_allclose(eight[name], one["train_loss"], rtol=1e-4)
+    # Convolutions with batch norm, likewise: six steps, in training mode, in evaluation mode and in the features.
     one = convolutional()
-    for name, value in two["convolutional"].items():
+    for name, value in eight["convolutional"].items():
         np.testing.assert_allclose(value, one[name], rtol=1e-3, err_msg=name)
     size = float(np.abs(one.states.H[-1]).max())
-    np.testing.assert_allclose(two["features"], one.states.H[-1], atol=1e-3 * size)
-    assert two["compiled"] == 1
+    np.testing.assert_allclose(eight["features"], one.states.H[-1], atol=1e-3 * size)
+    assert eight["compiled"] == 1
+
+
+def test_blocks_of_steps_are_the_run(monkeypatch):
+    """As on an accelerator: fewer programs are started, and records are those of single steps."""
+    one = train(small(measure_steps=(3,)))
+    as_if(monkeypatch, steps=16)
+    calls = []
+    several = Stepper.several
+    monkeypatch.setattr(Stepper, "several", lambda self, *args: calls.append(args[-1]) or several(self, *args))
+    blocks = train(small(measure_steps=(3,)))
+    assert sum(calls) == 40
+    assert len(calls) == 6
+    for name in ("step", "train_loss", "batch_loss", "gradient_norm", "learning_rate"):
+        # Two programs, in single precision, over 40 steps.
+        np.testing.assert_allclose(blocks[name], one[name], rtol=1e-3, err_msg=name)
+    watched = []
+    train(small(epochs=1), on_step=watched.append)
+    assert watched == list(range(1, 9))
 
 
 def test_settings_are_checked():

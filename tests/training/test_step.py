@@ -19,7 +19,7 @@ from ntkcollapse.training import (
     log_spaced,
     optimizer,
 )
-from ntkcollapse.training.step import _advance
+from ntkcollapse.training.step import _advance, _advance_several
 
 X = np.random.default_rng(0).normal(size=(8, 4))
 LABELS = np.repeat(np.arange(2), 4).astype(np.int32)
@@ -166,3 +166,45 @@ def test_log_spaced_steps():
     assert steps[-1] == 1000
     assert list(steps) == sorted(set(steps))
     assert len(log_spaced(3, 50)) == 4
+
+
+def test_several_steps_are_one_program(linear):
+    """The same states as step by step, whatever number of them is taken; a bad one stops them where it is."""
+    net, variables = linear
+    stepper, x, labels = Stepper(net, optimizer("sgd")), jnp.asarray(X), jnp.asarray(LABELS)
+    rows, rates = np.random.default_rng(2).integers(0, 8, (5, 4)).astype(np.int32), np.linspace(0.1, 0.5, 5)
+    compiled = _advance_several._cache_size()  # pyright: ignore
+    for count in (5, 2):
+        one, record = stepper.start(variables), None
+        for step in range(count):
+            one, record = stepper(one, x, labels, rows[step], rates[step], step)
+        all_at_once, last = stepper.several(stepper.start(variables), x, labels, rows, rates, 0, count)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), (one, record), (all_at_once, last))
+    bad = np.where(np.arange(8)[:, None] == 7, np.inf, X)
+    rows[:2], rows[2:] = [0, 1, 2, 3], [4, 5, 6, 7]
+    state, _ = stepper.several(stepper.start(variables), jnp.asarray(bad), labels, rows, rates, 0, 5)
+    assert int(state.step) == 2
+    assert _advance_several._cache_size() == compiled + 1  # pyright: ignore
+
+
+def test_mixed_precision_keeps_what_it_should():
+    """Passes in bfloat16; parameters, optimiser, batch statistics, loss and gradients are float32, and nearly those."""
+    net, x = mlp((6,), 2, batch_norm=True), jnp.asarray(X, jnp.float32)
+    variables = net.init(jax.random.key(0), X)
+    states = {}
+    for dtype in ("float32", "bfloat16"):
+        stepper = Stepper(net, optimizer("sgd", momentum=0.9), compute_dtype=dtype)
+        state, record = stepper(stepper.start(variables), x, jnp.asarray(LABELS), rate=0.1)
+        states[dtype] = state, record
+        text = str(jax.make_jaxpr(lambda s, stepper=stepper: _advance((stepper, x, LABELS, None, 0.1, None), s))(state))
+        assert ("bf16" in text) == (dtype == "bfloat16")
+        kinds = {str(leaf.dtype) for leaf in jax.tree.leaves((state, record))}
+        assert kinds == {"float32", "int32"}
+    (full, of_full), (half, of_half) = states.values()
+    # bfloat16 has eight binary digits, and there are a few products after one another.
+    assert float(of_half.loss) == pytest.approx(float(of_full.loss), rel=0.05)
+    assert float(of_half.loss) != float(of_full.loss)
+    moved = [state.variables.batch_stats["trunk"] for state in (full, half)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.01), *moved)
+    with pytest.raises(ValueError, match="compute_dtype: expected one of 'float32', 'bfloat16'; got 'float16'"):
+        Stepper(net, optimizer("sgd"), compute_dtype="float16")

@@ -2,15 +2,14 @@
 
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Outputs = Literal["full", "diagonal", "mean"]
 OUTPUTS: tuple[Outputs, ...] = ("full", "diagonal", "mean")
 
-# Accelerators may otherwise round the factors of float32 products.
-EXACT = jax.lax.Precision.HIGHEST
+# The precision that is set around the call (`_precision`): all digits where nothing else is asked for.
+EXACT = None
 
 
 def contract(g: Float[Array, "A k P"], h: Float[Array, "B k P"], outputs: Outputs) -> Float[Array, "A B ..."]:

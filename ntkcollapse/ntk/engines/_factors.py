@@ -12,12 +12,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntkcollapse._platforms import number
 from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import EXACT, GroupSums, Outputs, contract, counted, group_sums, scatter_of
-
-# Work is counted in multiplications of a matrix product; writing and reading again a number of an array too large for
-# the cache costs about as much as this many (measured on a CPU; it decides only near a tie).
-_TRAFFIC = 50
 
 
 class Factors(NamedTuple):
@@ -57,8 +54,10 @@ def grams_are_cheaper(use: Use, A: int, B: int, k: int, outputs: Outputs) -> boo
     both = k * k if outputs == "full" else k
     kept = 1 if outputs == "mean" else both
     memory = A * B * G * T * T * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
-    formed = G * I * O * (k * (A + B) * T + both * A * B + _TRAFFIC * k * (A + B))
-    return memory and A * B * G * T * T * (I + both * O + _TRAFFIC * (1 + kept)) < formed
+    # In multiplications; what writing and reading an array takes in them decides only near a tie.
+    traffic = number("traffic")
+    formed = G * I * O * (k * (A + B) * T + both * A * B + traffic * k * (A + B))
+    return memory and A * B * G * T * T * (I + both * O + traffic * (1 + kept)) < formed
 
 
 def contract_grams(x: Factors, y: Factors, outputs: Outputs) -> Float[Array, "A B ..."]:
@@ -87,7 +86,7 @@ def is_formed(use: Use) -> bool:
 
 def _sums_from_gradients(G: int, T: int, I: int, O: int, k: int, q: int, pairs: bool) -> bool:
     # Either way the sums cost T·G·I·O·k a sample; the rest differs.
-    formed = G * k * I * O * (_TRAFFIC + q + (k if pairs else 0))
+    formed = G * k * I * O * (number("traffic") + q + (k if pairs else 0))
     direct = G * T * (3 * T * (I + k * O) + (2 * k * k * O if pairs else 0) + q * I * O * k)
     return formed <= direct
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from ntkcollapse._platforms import number
 from ntkcollapse.compiled import compiled_for_products
 from ntkcollapse.ntk._memory import evened, fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
@@ -22,10 +23,6 @@ from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums, ker
 from ntkcollapse.ntk.engines._engine import BATCH, SUMS, Chunks, Engine, Sums, add_groups, marked, unit_cotangents
 from ntkcollapse.ntk.engines._factors import Factors, contract_grams, grams_are_cheaper, is_formed, sum_factors
 
-# Up to so many samples, what compiles fast is chosen before what runs fast.
-_FEW = 64
-# Bytes up to which one program does it all: larger ones are compiled layer by layer, like layers once.
-_AT_ONCE = 256 * 2**20
 # From so many samples on, a kernel of samples with themselves is made from the diagonal on, in so many rows of blocks.
 _TRIANGLE = 2048
 _PANELS = 4
@@ -54,7 +51,10 @@ class Layerwise(Engine):
 
     def chunks(self, problem, x, num_samples, outputs, available):
         sizes, K = _plan(problem, x), problem.num_outputs
-        if sizes.at_once(problem, num_samples, outputs) <= min(available, _AT_ONCE) and jax.device_count() == 1:
+        if (
+            sizes.at_once(problem, num_samples, outputs) <= min(available, number("at_once"))
+            and jax.device_count() == 1
+        ):
             return Chunks(samples=num_samples, outputs=K, whole=True)
         least = K if outputs == "full" else 1
         each = sizes.forward + least * sizes.backward
@@ -72,7 +72,7 @@ class Layerwise(Engine):
     def kernel(self, problem, x1, x2, outputs, chunks):
         K, count = problem.num_outputs, chunks.outputs
         plan = _plan(problem, one_like(x1))
-        few = len(x1) + (0 if x2 is None else len(x2)) <= _FEW
+        few = len(x1) + (0 if x2 is None else len(x2)) <= number("few")
         if chunks.whole:
             steps = any(isinstance(product.use, EveryStep) for product in plan.products)
             return _BY_ONE_PROGRAM[steps](problem, plan.for_few() if few else plan, x1, x2, outputs)
@@ -104,12 +104,12 @@ class Layerwise(Engine):
             some, scatter = _add_rest((batch, counts, rest), ([gradients[leaf] for leaf in leaves], scatter))
             for leaf, gradient in zip(leaves, some, strict=True):
                 gradients[leaf] = gradient
-        for product in reversed(plan.products):
-            at = side.inputs[product.tap], side.cotangents.pop(product.tap)
-            given = (product.use, problem.dtype, batch, counts, *at)
-            leaves = [leaf for leaf in (product.leaf, product.bias) if leaf is not None]
-            some, scatter = _add_product(given, ([gradients[leaf] for leaf in leaves], scatter))
-            for leaf, gradient in zip(leaves, some, strict=True):
+        for products in plan.together_at_most(number("together"), len(batch.x), count, problem.dtype):
+            at = [(side.inputs[p.tap], side.cotangents.pop(p.tap)) for p in products]
+            given = (tuple(p.use for p in products), problem.dtype, batch, counts, at)
+            leaves = [p.leaves for p in products]
+            some, scatter = _add_products(given, ([[gradients[leaf] for leaf in of] for of in leaves], scatter))
+            for leaf, gradient in zip(itertools.chain(*leaves), itertools.chain(*some), strict=True):
                 gradients[leaf] = gradient
         return Sums(gradients, counts, scatter).counted(batch)
 
@@ -127,6 +127,11 @@ class Product(eqx.Module):
     tap: int = eqx.field(static=True)
     bias: int | None = eqx.field(static=True)
     use: Use
+
+    @property
+    def leaves(self) -> list[int]:
+        """Numbers of the parameter and of its bias."""
+        return [leaf for leaf in (self.leaf, self.bias) if leaf is not None]
 
     @property
     def whole(self) -> Use:
@@ -155,6 +160,21 @@ class Plan(eqx.Module):
     def together(self) -> bool:
         """Whether all gradients that are no product are made where the cotangents are."""
         return len(self.rest) == 1
+
+    def together_at_most(self, size: float, n: int, count: int, dtype) -> list[list[Product]]:
+        """The products from the outputs on, in groups whose inputs, cotangents and gradients are `size` bytes."""
+        groups: list[list[Product]] = []
+        room = 0.0
+        for product in reversed(self.products):
+            use = product.whole
+            each = use.positions * (use.inputs + count * use.outputs) + count * use.inputs * use.outputs
+            room -= n * use.groups * each * dtype.itemsize
+            if groups and room >= 0:
+                groups[-1].append(product)
+            else:
+                groups.append([product])
+                room = size - n * use.groups * each * dtype.itemsize
+        return groups
 
     def for_few(self) -> "Plan":
         """The same for few samples: products that compile fast."""
@@ -474,18 +494,20 @@ def _contract_grams(given, total: Array) -> Array:
 
 
 @partial(compiled_for_products, donate="all-except-first")
-def _add_product(given, state):
-    use, dtype, batch, counts, inputs, cotangents = given
+def _add_products(given, state):
+    uses, dtype, batch, counts, at = given
     totals, scatter = state
-    factors = _factors(use, dtype, inputs, cotangents)
-    parts = [sum_factors(factors, batch.by_group, batch.signs, pairs=scatter.ndim == 3)]
-    if len(totals) > 1:
-        bias = factors.bias()
-        parts.append(group_sums(bias, batch.by_group, batch.signs, pairs=scatter.ndim == 3))
     added = []
-    for total, part in zip(totals, parts, strict=True):
-        total, scatter = add_groups(total, scatter, counts, batch, part)
-        added.append(total)
+    for use, (inputs, cotangents), of in zip(uses, at, totals, strict=True):
+        factors = _factors(use, dtype, inputs, cotangents)
+        parts = [sum_factors(factors, batch.by_group, batch.signs, pairs=scatter.ndim == 3)]
+        if len(of) > 1:
+            bias = factors.bias()
+            parts.append(group_sums(bias, batch.by_group, batch.signs, pairs=scatter.ndim == 3))
+        added.append([])
+        for total, part in zip(of, parts, strict=True):
+            total, scatter = add_groups(total, scatter, counts, batch, part)
+            added[-1].append(total)
     return added, scatter
 
 
