@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 Precision = Literal["highest", "high", "tensorfloat32", "bfloat16", "default"]
 
 
-def exact_products(precision: Precision | None = None) -> AbstractContextManager:
+def exact_products(precision: Precision | str | None = None) -> AbstractContextManager:
     """Within it, products of matrices and convolutions keep all digits of their type, whatever computes them.
 
     By default TF32 and bfloat16 units give three: kernels would be good to 1e-3, and engines would differ. Another

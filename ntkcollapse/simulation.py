@@ -80,7 +80,7 @@ def simulate(
     progress: bool = False,
     throw: bool = True,
     key: Key[Array, ""] | None = None,
-    device: jax.Device | str | None = None,
+    device: Any = None,
     precision: Precision | None = None,
 ) -> Trajectory:
     r"""Integrates the gradient flow of the last layer, and observes it.
@@ -160,9 +160,7 @@ def simulate(
         return _simulate(flow, start, times, method, throw=throw, key=key, **options)
 
 
-def _device_of(
-    flow: AbstractFlow, start: Any, times: Any, method: Method, reduced: bool | None, asked: jax.Device | str | None
-) -> jax.Device | None:
+def _device_of(flow: AbstractFlow, start: Any, times: Any, method: Method, reduced: bool | None, asked: Any) -> Any:
     """The device that a run is moved to; None for where JAX computes anyway."""
     traced = is_traced(flow, start, times)
     if asked is not None:

@@ -104,7 +104,7 @@ def test_where_a_run_is_placed(monkeypatch):
     monkeypatch.setattr(simulation, "platform", lambda: "tpu")
     monkeypatch.setattr(simulation, "_warned", set())
     monkeypatch.setitem(CONSTANTS, "double", CONSTANTS["double"]._replace(tpu=Choice(0, "data sheet")))
-    assert place(*reversed(single), TIMES, full, None, None) is None
+    assert place(single[1], single[0], TIMES, full, None, None) is None
     with pytest.warns(UserWarning, match="tpu has no double precision: it runs on the CPU"):
         run = simulate(START, dense, times=TIMES, method="tsit5", observed=False)
     assert run.states.W.devices() == {cpu}

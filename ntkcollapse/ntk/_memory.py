@@ -1,6 +1,7 @@
 """How much memory a computation may take, and how many samples at a time that allows."""
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ def budget(memory: int | float | None) -> int:
     return min(int(number("free_share") * free), constant("most_memory"))
 
 
-def _free(device: jax.Device) -> int:
+def _free(device: Any) -> int:
     """Bytes that are free on a device, as far as it says."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
