@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ntkcollapse._arrays import as_array
-from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole
+from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole, is_traced
 from ntkcollapse._types import AnyArray
 
 # Their sizes stand in memory one by one.
@@ -176,6 +176,12 @@ class Classes(eqx.Module):
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         means = np.add.reduceat(X, starts, axis=-1) / np.asarray(self.sizes, X.dtype)
         return means, X - np.repeat(means, self.sizes, axis=-1)
+
+    def squares(self, X: Float[AnyArray, "n N"]) -> Float[AnyArray, "C n n"]:
+        """Σ x xᵀ over the columns of each class: by numpy where X has values."""
+        xp = jnp if is_traced(X) else np
+        parts = xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)
+        return xp.stack([part @ part.T for part in parts])
 
     def deviations(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... N"]:
         """X − X Z D⁻¹ Zᵀ: what remains of each sample after its class mean."""

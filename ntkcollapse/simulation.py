@@ -5,7 +5,7 @@ Solvers of diffrax are imported where they are used: the default of reduced flow
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -148,16 +148,28 @@ def simulate(
     >>> bool(run["loss"][-1] < 1e-3 * run["loss"][0])
     True
     """
-    flow, start = _flow_of(kappa, classes), _as_start(start)
-    method = Method(solver=method) if isinstance(method, str) else method
-    if not isinstance(method, Method):
-        raise TypeError(f"method: expected a Method or the name of a solver, got {type(method).__name__}.")
-    options = {"reduced": reduced, "columns": columns, "observed": observed, "steady": steady, "progress": progress}
-    where = _device_of(flow, start, times, method, reduced, device)
-    with exact_products(precision), nullcontext() if where is None else jax.default_device(where):
-        if where is not None:
-            flow, start, times, key = moved((flow, start, times, key), where)
-        return _simulate(flow, start, times, method, throw=throw, key=key, **options)
+    with _evaluated(kappa, start, times, key):
+        flow, start = _flow_of(kappa, classes), _as_start(start)
+        method = Method(solver=method) if isinstance(method, str) else method
+        if not isinstance(method, Method):
+            raise TypeError(f"method: expected a Method or the name of a solver, got {type(method).__name__}.")
+        options = {"reduced": reduced, "columns": columns, "observed": observed, "steady": steady, "progress": progress}
+        where = _device_of(flow, start, times, method, reduced, device)
+        with exact_products(precision), nullcontext() if where is None else jax.default_device(where):
+            if where is not None:
+                flow, start, times, key = moved((flow, start, times, key), where)
+            return _simulate(flow, start, times, method, throw=throw, key=key, **options)
+
+
+def _evaluated(*arguments: Any) -> AbstractContextManager:
+    """Within it, what is known is computed, also where a function around `simulate` is being traced.
+
+    Not what functions of one's own may hold, of which nobody knows whether it is traced.
+    """
+    own = any(not _of_this_package(x) if isinstance(x, AbstractFlow) else callable(x) for x in arguments)
+    within = is_traced(jax.device_put(0.0))
+    # Only there: it takes programs apart into their operations, each of which is compiled.
+    return jax.ensure_compile_time_eval() if within and not own and not is_traced(arguments) else nullcontext()
 
 
 def _device_of(flow: AbstractFlow, start: Any, times: Any, method: Method, reduced: bool | None, asked: Any) -> Any:
@@ -279,10 +291,15 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     kernel, classes = flow.kernel, flow.classes
     assert not isinstance(kernel, KernelFunction)
     first, deviations = kernel.at(times[0]), None
+    groups = first.group_rates(classes.num_classes).shape[0]
+    columns_of = None
     if isinstance(start, LastLayer):
         means, deviations = split_columns(start.H, classes)
-        start = ReducedStart.of_parts(means, deviations, start, first, classes)
-    groups = first.group_rates(classes.num_classes).shape[0]
+        # Where one rate makes them enough, what is observed of columns is their squares, class by class: no N in it.
+        alike = groups == 1 and not kernel.num_directions
+        squares = classes.squares(deviations) if alike else None
+        start = ReducedStart.of_parts(means, deviations, start, first, classes, squares)
+        columns_of = (deviations, classes) if squares is None else as_array(squares)
     check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
     _check_directions(start.X, kernel.num_directions)
     reduced = ReducedFlow(
@@ -303,8 +320,6 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         options = ((method.rtol, method.atol), method.max_steps, progress, None, steady, grid)
         out = _solve(reduced, start.state, times, solver, *options)
         solver = type(solver).__name__
-    # Classes have static sizes: only deviations, whose columns they name, may compile for each of them anew.
-    columns_of = None if deviations is None else (deviations, classes)
     observables: Observables = {}
     if observed:
         observed_at = _in_chunks(_observe_reduced, reduced, columns_of, metrics(along_runs=True))
@@ -334,7 +349,7 @@ def _full_run(
 
     times, method, progress, steady, grid = options
     default = "tsit5" if key is None else "shark"
-    solver = _solver_of(method, default if method.solver is None else method.solver)
+    solver = _solver_of(method, default if method.solver is None else method.solver, noise=key is not None)
     if not isinstance(flow.constraint, Unconstrained):
         solver = Retracted(solver, flow.retract)
     tolerances = (method.rtol, method.atol)
@@ -348,12 +363,12 @@ def _full_run(
     return _Parts(out, layers, observables, kernel, None, type(solver).__name__)
 
 
-def _solver_of(method: Method, solver: Any) -> Any:
+def _solver_of(method: Method, solver: Any, *, noise: bool = False) -> Any:
     """The solver of this name, or discrete steps."""
     if method.step is None:
         from ntkcollapse.theory.integrate import named_solver
 
-        return named_solver(solver)
+        return named_solver(solver, noise=noise)
     from ntkcollapse.theory.steps import Descent
 
     return Descent(jnp.asarray(method.step, float), jnp.asarray(method.momentum, float))
@@ -374,7 +389,10 @@ def _times_of_steps(times: Any, method: Method, flow: AbstractFlow) -> np.ndarra
     if is_traced(times):
         raise ValueError("times: expected numbers beside Method(step=...), got traced ones: they count the steps.")
     if flow.noise is not None:
-        raise ValueError("step: expected a flow without noise, got one with; leave the step out, and give a solver.")
+        raise ValueError(
+            f"step: expected a flow without noise beside Method(step={method.step}), got {type(flow).__name__} with "
+            f"noise; take steps of a solver, Method(solver='shark'), or the flow without noise, noise=None."
+        )
     length, times = method.time_of_a_step, np.asarray(times, dtype=float)
     since = (times - times[0]) / length
     counts = np.round(since)
@@ -542,7 +560,12 @@ def _check_start(start: Any, layer: Any, flow: AbstractFlow, key: Key[Array, ""]
     else:
         layer.check(flow.classes)
     if (flow.noise is None) != (key is None):
-        raise ValueError("key: expected a key for a model with noise, and none for a model without.")
+        expected, got, remedy = (
+            ("a key of random numbers for a flow with noise", "none", "give key=jax.random.key(0)")
+            if key is None
+            else ("none for a flow without noise", "a key", "leave it out")
+        )
+        raise ValueError(f"key: expected {expected}, got {got}; {remedy}.")
     if not isinstance(flow.constraint, Unconstrained):
         if not isinstance(start, LastLayer):
             raise ValueError("start: a model with a constraint is integrated in full; give a LastLayer.")
@@ -655,11 +678,12 @@ def _in_chunks(function, *parts):
 
 @compiled_quickly()
 def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedState, times):
-    """Everything that class means and scatter tell; deviations and their classes add the scatter class by class.
+    """Everything that class means and scatter tell; what is known of columns adds the scatter class by class.
 
-    Gives the observables, WᵀW and H K⁻¹ Hᵀ.
+    columns_of: their squares by class, (C, n, n), where one rate makes them enough; else deviations and classes, whose
+    static sizes compile for each of them anew. Gives the observables, WᵀW and H K⁻¹ Hᵀ.
     """
-    spread = None if columns_of is None else _class_spread(flow.kernel, *columns_of)
+    spread = None if columns_of is None else _class_spread(flow.kernel, columns_of)
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(flow.scatter))
     start_root = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
 
@@ -690,16 +714,17 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
     return jax.lax.map(at, (times, states))
 
 
-def _class_spread(kernel, deviations, classes):
+def _class_spread(kernel, columns_of):
     """The function (kernel, state) ↦ (n, C) of each class's squared deviations, feature by feature."""
-    one_rate = kernel.at(0.0).group_rates(classes.num_classes).shape[0] == 1
-    if kernel.num_directions and one_rate:
-        # What the propagator acts on, and the further directions: (n + K, N).
+    deviations, classes, start = None, None, columns_of
+    if isinstance(columns_of, tuple):
+        deviations, classes = columns_of
         first = kernel.at(0.0)
-        V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
-        deviations = jnp.concatenate([first.split(deviations, classes)[0], V.T])
-    by_class = jnp.split(deviations, np.cumsum(classes.sizes)[:-1], axis=1)
-    start = jnp.stack([X @ X.T for X in by_class]) if one_rate else None
+        start = None
+        if kernel.num_directions and first.group_rates(classes.num_classes).shape[0] == 1:
+            # What the propagator acts on, and the further directions: (n + K, N).
+            V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
+            start = classes.squares(jnp.concatenate([first.split(deviations, classes)[0], V.T]))
 
     def spread(kernel, state):
         if start is not None:
@@ -747,12 +772,14 @@ def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> O
 
 
 def _check_kernel(kappa: SampleKernel | KernelPath | KernelFunction, classes: Classes, times: Array) -> None:
-    if not isinstance(kappa, KernelPath):
-        kappa.at(times[0]).check(classes)
-        return
-    for i in range(kappa.times.shape[0]):
-        kappa.at(kappa.times[i]).check(classes)
-    if is_traced(kappa.times, times):
+    path = kappa if isinstance(kappa, KernelPath) else None
+    first = kappa.at(times[0]) if path is None else None
+    # What is known is checked, also where starts and times are traced.
+    with nullcontext() if is_traced(kappa, first) else jax.ensure_compile_time_eval():
+        kernels = [first] if path is None else [path.at(path.times[i]) for i in range(path.times.shape[0])]
+        for kernel in kernels:
+            kernel.check(classes)
+    if path is None or is_traced(path.times, times):
         return
     if float(times[0]) < float(kappa.times[0]) or float(times[-1]) > float(kappa.times[-1]):
         raise ValueError(

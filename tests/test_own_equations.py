@@ -197,6 +197,25 @@ class Short(Flow):
         return state.H
 
 
+class Still(Unfinished):
+    """Half of the methods."""
+
+    loss: Any = None
+    weight_decay: Any = None
+    bias: str = "free"
+    constraint: Any = None
+    noise: Any = None
+    __call__: Any = AbstractFlow.__call__
+    is_plain: Any = AbstractFlow.is_plain
+
+
+class Forgetful(Flow):
+    """Its __init__ sets one field."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+
 unfinished: Any = Unfinished
 
 
@@ -211,7 +230,18 @@ def run(flow: Any, start: Any = START, times: Any = TIMES, **options: Any):
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "no loss": (lambda: unfinished(CLASSES, KAPPA), "Unfinished with abstract attributes {.*'loss'"),
+    "no loss": (
+        lambda: unfinished(CLASSES, KAPPA),
+        r"Unfinished: expected .* got none of the name .*loss.*ntkcollapse\.Flow",
+    ),
+    "no speed": (
+        lambda: Still(CLASSES),
+        "Still: expected a flow with all .* of AbstractFlow, got none of the name __call__, is_plain; add",
+    ),
+    "a field left out": (
+        lambda: Forgetful(KAPPA),
+        r"Forgetful.classes: expected a value from its __init__, got none; set self.classes there",
+    ),
     "a loss by name": (
         run(bare(loss="squared")),
         r"Bare.loss: expected a Loss, got str; a subclass of ntkcollapse.Flow",
@@ -255,7 +285,16 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "steps with noise": (
         run(Flow(KAPPA, CLASSES, noise=0.1), method=Method(step=0.25), key=jax.random.key(0)),
-        "step: expected a flow without noise",
+        r"step: expected a flow without noise beside Method\(step=0.25\), got Flow with noise; .*'shark'.*noise=None",
+    ),
+    "no key": (run(Flow(KAPPA, CLASSES, noise=0.1)), r"key: expected .* with noise, got none; give key=jax.random.key"),
+    "a key for nothing": (
+        run(Flow(KAPPA, CLASSES), key=jax.random.key(0)),
+        "key: expected none for a flow without noise, got a key; leave it out",
+    ),
+    "noise for another solver": (
+        run(Flow(KAPPA, CLASSES, noise=0.1), method="chebyshev", key=jax.random.key(0)),
+        "solver: expected one for flows with noise, got RungeKuttaChebyshev; leave it out, or take 'shark'",
     ),
 }
 

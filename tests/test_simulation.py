@@ -38,6 +38,22 @@ def test_reduced_run_is_the_full_run(kind):
         np.testing.assert_allclose(fast[name], slow[name], rtol=1e-6, atol=1e-8, err_msg=name)
 
 
+def test_what_is_known_is_simulated_while_a_function_around_is_traced():
+    """Under `jit`: nothing of the run traced, and a start or times traced under a kernel that is known."""
+    run = simulate(START, KAPPA, CLASSES, TIMES[:3], columns=False)
+
+    def around(x):
+        return x * simulate(START, KAPPA, CLASSES, TIMES[:3], columns=False)["loss"][-1]
+
+    np.testing.assert_allclose(jax.jit(around)(2.0), 2.0 * run["loss"][-1], rtol=1e-12)
+
+    def within(x):
+        start = LastLayer(H=x * START.H, W=START.W, b=START.b)
+        return simulate(start, KAPPA, CLASSES, x * TIMES[:3], observed=False).states.W[-1]
+
+    np.testing.assert_allclose(jax.jit(within)(1.0), run.states.W[-1], rtol=0, atol=1e-5)
+
+
 def test_default_solver_reaches_its_tolerance_and_conserves_the_invariant():
     exact = simulate(START, KAPPA, CLASSES, TIMES, method=Method(solver="dopri8", rtol=1e-12, atol=1e-14))
     errors, drifts = [], []

@@ -1,6 +1,7 @@
 """The one state equation: gradient flow of the last layer under a kernel, a loss, a constraint and noise."""
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -83,6 +84,24 @@ class AbstractFlow(eqx.Module):
     bias: eqx.AbstractVar[str]
     constraint: eqx.AbstractVar[Constraint]
     noise: eqx.AbstractVar[Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        missing = sorted({*cls.__abstractvars__, *cls.__abstractmethods__})
+        if missing:
+            raise TypeError(
+                f"{cls.__name__}: expected a flow with all attributes and methods of AbstractFlow, got none of the name "
+                f"{', '.join(missing)}; add them to the class, or derive it from ntkcollapse.Flow, which has them all."
+            )
+        return super().__new__(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called where nothing else gives the attribute: a field that `__init__` has left out.
+        if name in {field.name for field in dataclasses.fields(self)}:
+            raise TypeError(
+                f"{type(self).__name__}.{name}: expected a value from its __init__, got none; set self.{name} there, "
+                "or call super().__init__(...)."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     @abc.abstractmethod

@@ -24,20 +24,25 @@ from ntkcollapse.theory.retraction import Retracted
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
 
 
-def named_solver(solver: Any) -> diffrax.AbstractSolver:
+def named_solver(solver: Any, *, noise: bool = False) -> diffrax.AbstractSolver:
     """The diffrax solver of this name, or the one given.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a solver of ordinary equations alone for a flow with noise.
     """
     if isinstance(solver, diffrax.AbstractSolver):
+        if noise and not isinstance(solver, diffrax.AbstractItoSolver | diffrax.AbstractStratonovichSolver):
+            raise ValueError(
+                f"solver: expected one for flows with noise, got {type(solver).__name__}; leave it out, or take "
+                "'shark'."
+            )
         return solver
     if not isinstance(solver, str):
         raise ValueError(
             f"solver: expected one of {', '.join(SOLVERS)}, or a diffrax solver as diffrax.Tsit5(), got {solver!r}."
         )
     check_choice("solver", solver, SOLVERS)
-    return SOLVERS[solver]()
+    return named_solver(SOLVERS[solver](), noise=noise)
 
 
 def integrate(

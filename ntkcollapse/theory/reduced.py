@@ -76,8 +76,21 @@ class ReducedStart(eqx.Module):
         return cls.of_parts(*split_columns(state.H, classes), state, kernel, classes)
 
     @classmethod
-    def of_parts(cls, means: Any, deviations: Any, state: LastLayer, kernel: SampleKernel, classes: Classes):
-        """The same where class means (n, C) and deviations (n, N) of H are known already."""
+    def of_parts(
+        cls,
+        means: Any,
+        deviations: Any,
+        state: LastLayer,
+        kernel: SampleKernel,
+        classes: Classes,
+        squares: Any | None = None,
+    ):
+        """The same where class means (n, C) and deviations (n, N) of H are known already.
+
+        squares: of the deviations by class, (C, n, n), which make all of it where they have one rate.
+        """
+        if squares is not None:
+            return cls(M=means, scatter=squares.sum(0), W=state.W, b=state.b)
         groups, X = kernel.split(deviations, classes), None
         if kernel.num_directions:
             V = kernel.directions(classes)
