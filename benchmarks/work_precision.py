@@ -150,7 +150,7 @@ def reference(name: str, problem: Problem, kept: Path) -> list[np.ndarray]:
 
 def measured(call: Callable, problem: Problem, rtol: float, exact) -> dict:
     """Seconds and error of one method at one tolerance; seconds None where it failed, or took too long."""
-    spent = []
+    spent, parts = [], []
     try:
         for _ in range(3):
             began = time.process_time()

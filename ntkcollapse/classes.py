@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+from threadpoolctl import threadpool_limits
 
 from ntkcollapse._arrays import as_array
 from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole, is_traced
@@ -180,8 +182,9 @@ class Classes(eqx.Module):
     def squares(self, X: Float[AnyArray, "n N"]) -> Float[AnyArray, "C n n"]:
         """Σ x xᵀ over the columns of each class: by numpy where X has values."""
         xp = jnp if is_traced(X) else np
-        parts = xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)
-        return xp.stack([part @ part.T for part in parts])
+        # Threads cost more than products of one class.
+        with nullcontext() if xp is jnp else threadpool_limits(1):
+            return xp.stack([part @ part.T for part in xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)])
 
     def deviations(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... N"]:
         """X − X Z D⁻¹ Zᵀ: what remains of each sample after its class mean."""

@@ -716,25 +716,25 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
 
 def _class_spread(kernel, columns_of):
     """The function (kernel, state) ↦ (n, C) of each class's squared deviations, feature by feature."""
-    deviations, classes, start = None, None, columns_of
-    if isinstance(columns_of, tuple):
-        deviations, classes = columns_of
-        first = kernel.at(0.0)
-        start = None
-        if kernel.num_directions and first.group_rates(classes.num_classes).shape[0] == 1:
-            # What the propagator acts on, and the further directions: (n + K, N).
-            V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
-            start = classes.squares(jnp.concatenate([first.split(deviations, classes)[0], V.T]))
 
-    def spread(kernel, state):
-        if start is not None:
+    def moved(squares):
+        def spread(_, state):
             P = state.P[0] if state.X is None else jnp.concatenate([state.P[0], state.X], axis=1)
             # Rounding may leave −1e-30 where a class has no spread along a feature.
-            return jnp.maximum(jnp.einsum("ij,cjk,ik->ic", P, start, P), 0)
-        now = state.columns(kernel, deviations, classes) - classes.expand(state.M)
-        return classes.sums(jnp.square(now))
+            return jnp.maximum(jnp.einsum("ij,cjk,ik->ic", P, squares, P), 0)
 
-    return spread
+        return spread
+
+    if not isinstance(columns_of, tuple):
+        return moved(columns_of)
+    (deviations, classes), first = columns_of, kernel.at(0.0)
+    if first.group_rates(classes.num_classes).shape[0] == 1:
+        # What the propagator acts on, and the further directions: (n + K, N).
+        V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
+        return moved(classes.squares(jnp.concatenate([first.split(deviations, classes)[0], V.T])))
+    return lambda kernel, state: classes.sums(
+        jnp.square(state.columns(kernel, deviations, classes) - classes.expand(state.M))
+    )
 
 
 @eqx.filter_jit
@@ -772,14 +772,16 @@ def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> O
 
 
 def _check_kernel(kappa: SampleKernel | KernelPath | KernelFunction, classes: Classes, times: Array) -> None:
-    path = kappa if isinstance(kappa, KernelPath) else None
-    first = kappa.at(times[0]) if path is None else None
-    # What is known is checked, also where starts and times are traced.
-    with nullcontext() if is_traced(kappa, first) else jax.ensure_compile_time_eval():
-        kernels = [first] if path is None else [path.at(path.times[i]) for i in range(path.times.shape[0])]
-        for kernel in kernels:
-            kernel.check(classes)
-    if path is None or is_traced(path.times, times):
+    if not isinstance(kappa, KernelPath):
+        first = kappa.at(times[0])
+        # What is known is checked, also where starts and times are traced.
+        with _evaluated(first):
+            first.check(classes)
+        return
+    with _evaluated(kappa):
+        for i in range(kappa.times.shape[0]):
+            kappa.at(kappa.times[i]).check(classes)
+    if is_traced(kappa.times, times):
         return
     if float(times[0]) < float(kappa.times[0]) or float(times[-1]) > float(kappa.times[-1]):
         raise ValueError(

@@ -217,6 +217,7 @@ class Forgetful(Flow):
 
 
 unfinished: Any = Unfinished
+still: Any = Still
 
 
 def bare(**others):
@@ -235,7 +236,7 @@ BAD: dict[str, tuple[Any, str]] = {
         r"Unfinished: expected .* got none of the name .*loss.*ntkcollapse\.Flow",
     ),
     "no speed": (
-        lambda: Still(CLASSES),
+        lambda: still(CLASSES),
         "Still: expected a flow with all .* of AbstractFlow, got none of the name __call__, is_plain; add",
     ),
     "a field left out": (

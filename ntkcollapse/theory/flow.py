@@ -89,8 +89,8 @@ class AbstractFlow(eqx.Module):
         missing = sorted({*cls.__abstractvars__, *cls.__abstractmethods__})
         if missing:
             raise TypeError(
-                f"{cls.__name__}: expected a flow with all attributes and methods of AbstractFlow, got none of the name "
-                f"{', '.join(missing)}; add them to the class, or derive it from ntkcollapse.Flow, which has them all."
+                f"{cls.__name__}: expected a flow with all attributes and methods of AbstractFlow, got none of the "
+                f"name {', '.join(missing)}; add them to the class, or derive it from ntkcollapse.Flow."
             )
         return super().__new__(cls)
 
