@@ -717,7 +717,7 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
 def _class_spread(kernel, columns_of):
     """The function (kernel, state) ↦ (n, C) of each class's squared deviations, feature by feature."""
 
-    def moved(squares):
+    def by_propagator(squares):
         def spread(_, state):
             P = state.P[0] if state.X is None else jnp.concatenate([state.P[0], state.X], axis=1)
             # Rounding may leave −1e-30 where a class has no spread along a feature.
@@ -726,12 +726,12 @@ def _class_spread(kernel, columns_of):
         return spread
 
     if not isinstance(columns_of, tuple):
-        return moved(columns_of)
+        return by_propagator(columns_of)
     (deviations, classes), first = columns_of, kernel.at(0.0)
     if first.group_rates(classes.num_classes).shape[0] == 1:
         # What the propagator acts on, and the further directions: (n + K, N).
         V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
-        return moved(classes.squares(jnp.concatenate([first.split(deviations, classes)[0], V.T])))
+        return by_propagator(classes.squares(jnp.concatenate([first.split(deviations, classes)[0], V.T])))
     return lambda kernel, state: classes.sums(
         jnp.square(state.columns(kernel, deviations, classes) - classes.expand(state.M))
     )
