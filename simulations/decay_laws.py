@@ -1,39 +1,149 @@
-"""Exponential or algebraic? Laws of decay of trained networks, by `fit_decay`, before their learning rate drops.
+"""Exponential or algebraic? Laws of decay of trained networks in their terminal phase, by `fit_decay`.
 
-    python simulations/decay_laws.py
+    python simulations/decay_laws.py              trains eight networks, some five minutes of processor time
+    python simulations/decay_laws.py --kept       of the runs that when_the_theorem_holds.py keeps in simulations/runs
 
-Reads the runs that `when_the_theorem_holds.py` keeps in simulations/runs.
+A perceptron on 200 digits by full-batch gradient descent at one learning rate, without momentum, so that steps are flow
+time: squared loss with and without weight decay, cross-entropy, batch norm; two seeds. The window is from training
+accuracy 1 to the end, or to the first excursion. Runs are kept in simulations/runs/decay_laws and not made twice.
 """
 
+import argparse
+import itertools
 from pathlib import Path
+from typing import Any
 
+import jax
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 import ntkcollapse as nc
 from ntkcollapse import plots
 from ntkcollapse.commands import table
 from ntkcollapse.theory import fit_decay
+from ntkcollapse.training import TrainConfig, read_status, train
 
-RUNS = Path(__file__).parent / "runs" / "when_the_theorem_holds"
+HERE = Path(__file__).parent
 NAMES = ("residual_single", "residual_class", "nc1_tirer2022", "nc2_seleznova2023", "nc3_seleznova2023")
-# Run → last step: before the first excursion with batch norm, before the learning rate drops without.
-LAST = {"digits_batch_norm_0": 900, "digits_batch_norm_1": 900, "digits_0": 4000}
+PLAIN: dict[str, Any] = {"learning_rate": 0.3, "weight_decay": 0.0}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "squared loss": PLAIN,
+    "squared loss, decay 5e-4": PLAIN | {"weight_decay": 5e-4},
+    "cross-entropy": PLAIN | {"loss": "cross-entropy"},
+    "squared loss, batch norm": PLAIN | {"learning_rate": 0.1},
+}
+STEPS = 20000
+# A residual that rises by this factor above its least is an excursion, where a window ends.
+EXCURSION = 3.0
+
+
+def trained(name: str, seed: int) -> nc.Trajectory:
+    """The run, read where it is there already."""
+    options = ("widths=(128,128,32)", f"batch_norm={str('batch norm' in name).lower()}")
+    config = TrainConfig(
+        network="mlp",
+        network_options=options,
+        dataset="digits",
+        per_class=20,
+        momentum=0.0,
+        nesterov=False,
+        decay_every=0,
+        batch_size=0,
+        epochs=STEPS,
+        measure=("train", "last-layer"),
+        measure_log=60,
+        probe_per_class=0,
+        recompute_statistics=True,
+        seed=seed,
+        **SETTINGS[name],
+    )
+    out = HERE / "runs" / "decay_laws" / f"{name} {seed}".replace(",", "").replace(" ", "_")
+    if out.exists() and read_status(out)["outcome"] == "finished":
+        return nc.Trajectory.load(out)
+    return train(config, out, resume=out.exists())
+
+
+def window_of(run: nc.Trajectory, accuracy: float, last: float = np.inf) -> tuple[int, int]:
+    """First and last record: from this training accuracy on, to the last step or before the first excursion."""
+    norm = np.asarray(run["loss"], float)
+    reached = np.asarray(run["accuracy"], float) >= accuracy
+    if not reached.any():
+        raise ValueError(f"accuracy: expected a run that reaches {accuracy:g}, got one that ends at {run['accuracy'][-1]:g}.")
+    first = int(np.argmax(reached))
+    out = norm[first:] > EXCURSION * np.minimum.accumulate(norm[first:])
+    end = first + int(np.argmax(out)) - 1 if out.any() else len(norm) - 1
+    return first, min(end, int(np.searchsorted(np.asarray(run["step"]), last, side="right")) - 1)
+
+
+def laws(where: str, run: nc.Trajectory, accuracy: float, last: float = np.inf) -> list[list[str]]:
+    """One line an observable; none where the window has too few records or nothing falls in it."""
+    first, end = window_of(run, accuracy, last)
+    steps, times, lines = np.asarray(run["step"]), np.asarray(run.times), []
+    for name in NAMES:
+        if name not in run.observables:
+            continue
+        cells = [f"{where}, {steps[first]} to {steps[end]}", plots.described(name).symbol]
+        values = np.asarray(run[name], float)[[first, end]]
+        try:
+            fit = fit_decay(times, np.asarray(run[name], float), (times[first], times[end]))
+        except ValueError as error:
+            lines.append([*cells, str(error).split(":")[0] + " does not fit", "", "", ""])
+            continue
+        low, high = fit.exponent_interval
+        power = f"{fit.exponent:.2f} ({low:.2f}-{high:.2f})" if np.isfinite(high) and low < 20 else "-"
+        lines.append([*cells, fit.law, power, f"{fit.efolds:.1f}", f"{values[0]:.2g} → {values[1]:.2g}"])
+    return lines
+
+
+def figure_of(runs: dict[tuple[str, int], nc.Trajectory]) -> Figure:
+    """Each observable over flow time since the window began, doubly logarithmic: powers are straight."""
+    colours = dict(zip(SETTINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+    with plots.style():
+        figure, axes = plt.subplots(1, 4, figsize=(11, 3.2), layout="constrained")
+        for ax, name in zip(axes, ("residual_single", "nc1_tirer2022", NAMES[3], NAMES[4]), strict=True):
+            for (setting, seed), run in runs.items():
+                if name not in run.observables:
+                    continue
+                first, end = window_of(run, 1.0)
+                times, values = np.asarray(run.times)[first : end + 1], np.asarray(run[name], float)[first : end + 1]
+                label = setting if seed == 0 else None
+                ax.plot(times, values, color=colours[setting], linestyle="-:"[seed], linewidth=1.1, label=label)
+            ax.set(xscale="log", yscale="log", xlabel=r"flow time $t$", title=plots.described(name).label)
+            low, high = ax.get_ylim()
+            if high / low < 100:
+                ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+                ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+                ax.minorticks_off()
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(SETTINGS))
+    return figure
 
 
 def main() -> None:
-    lines = []
-    for key, last in LAST.items():
-        run = nc.Trajectory.load(RUNS / key)
-        steps, times = np.asarray(run["step"]), np.asarray(run.times)
-        first = int(np.argmax(np.asarray(run["accuracy"]) >= 0.99))
-        end = int(np.searchsorted(steps, last, side="right")) - 1
-        for name in NAMES:
-            fit = fit_decay(times, np.asarray(run[name], float), (times[first], times[end]))
-            low, high = fit.exponent_interval
-            where = f"{key}, {steps[first]} to {steps[end]}"
-            exponent = f"{fit.exponent:.2f} ({low:.2f}-{high:.2f})"
-            lines.append([where, plots.described(name).symbol, fit.law, exponent, f"{fit.efolds:.1f}"])
-    print(table(["run, steps", "of", "law", "exponent", "e-folds"], lines))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    flags = parser.parse_args()
+    nc.enable_cache()
+    jax.config.update("jax_enable_x64", True)
+    header = ["run, steps", "of", "law", "exponent p of t^-p", "e-folds", "from → to"]
+    lines, name = [], "decay_laws"
+    if flags.kept:
+        name = "decay_laws_kept"
+        for folder in sorted((HERE / "runs" / "when_the_theorem_holds").iterdir()):
+            run = nc.Trajectory.load(folder)
+            lines += laws(folder.name, run, 0.99, float(run.settings["decay_every"]))
+    else:
+        runs = {}
+        for seed, setting in itertools.product(flags.seeds, SETTINGS):
+            runs[setting, seed] = trained(setting, seed)
+            print(setting, seed, flush=True)
+        for (setting, seed), run in sorted(runs.items(), key=lambda item: (list(SETTINGS).index(item[0][0]), item[0][1])):
+            lines += laws(f"{setting}, seed {seed}", run, 1.0)
+        print(plots.save(figure_of(runs), HERE / "figures" / "decay_laws")[-1])
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.txt").write_text(table(header, lines) + "\n")
+    print(table(header, lines))
 
 
 if __name__ == "__main__":

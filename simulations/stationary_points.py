@@ -1,16 +1,20 @@
 """Where weight decay comes to rest: is E proportional to WᵀW, as features of one degree in their weights would have it?
 
-    python simulations/stationary_points.py
+    python simulations/stationary_points.py              every network, two decays; a few minutes of processor time
+    python simulations/stationary_points.py --networks ReLU "z cubed" --decays 0.3
 
 For features homogeneous of degree p in weights that decay, p λ H = −Θ^h[WᵀR] at a stationary point, and λ W = −R Hᵀ.
 If Θ^h were one kernel K for all features, WᵀW = p H K⁻¹ Hᵀ, and ‖E‖ over the sum of its parts' norms (p − 1)/(p + 1).
-Small networks of one degree on digits are brought to a stationary point by L-BFGS, and each assumption between is
-tested. A table in simulations/results; a minute of processor time.
+Small networks on digits are brought to rest by L-BFGS, and each assumption between is made in turn: distance from rest,
+degree (kinks, biases that do not decay), Θ^h inverted where it is not invertible, a kernel of each feature by itself,
+their mean, its three numbers. A table in simulations/results, written anew after every network.
 """
 
+import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
@@ -25,80 +29,152 @@ from ntkcollapse.data import load
 HERE = Path(__file__).parent
 # Fewer samples than pixels that vary: kernels are invertible, but for units that are off.
 WIDTH, PER_CLASS = 16, 5
-# Name → features of one input under weights, shapes of these, and the degree in them.
-NETWORKS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = {
-    "linear": (lambda A, x: A[0] @ x, ((WIDTH, 64),), 1),
-    "two linear layers": (lambda A, x: A[1] @ (A[0] @ x), ((WIDTH, 64), (WIDTH, WIDTH)), 2),
-    "ReLU": (lambda A, x: jax.nn.relu(A[0] @ x), ((WIDTH, 64),), 1),
-    "z|z|": (lambda A, x: (A[0] @ x) * jnp.abs(A[0] @ x), ((WIDTH, 64),), 2),
-    "z squared": (lambda A, x: (A[0] @ x) ** 2, ((WIDTH, 64),), 2),
-    "z cubed": (lambda A, x: (A[0] @ x) ** 3, ((WIDTH, 64),), 3),
+# Below this share of the largest eigenvalue a direction counts as one that Θ^h does not move.
+RANK = 1e-10
+
+
+class Trunk(NamedTuple):
+    """Features of one input under weights, the shapes of these, the degree in those that decay, and which do not."""
+
+    features: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    degree: int
+    free: tuple[int, ...] = ()
+
+
+_ONE, _TWO = ((WIDTH, 64),), ((WIDTH, 64), (WIDTH, WIDTH))
+NETWORKS: dict[str, Trunk] = {
+    "linear": Trunk(lambda A, x: A[0] @ x, _ONE, 1),
+    "two linear layers": Trunk(lambda A, x: A[1] @ (A[0] @ x), _TWO, 2),
+    "ReLU": Trunk(lambda A, x: jax.nn.relu(A[0] @ x), _ONE, 1),
+    "ReLU, biases": Trunk(lambda A, x: jax.nn.relu(A[0] @ x + A[1]), (*_ONE, (WIDTH,)), 1, free=(1,)),
+    "two ReLU layers": Trunk(lambda A, x: jax.nn.relu(A[1] @ jax.nn.relu(A[0] @ x)), _TWO, 2),
+    "z|z|": Trunk(lambda A, x: (A[0] @ x) * jnp.abs(A[0] @ x), _ONE, 2),
+    "z squared": Trunk(lambda A, x: (A[0] @ x) ** 2, _ONE, 2),
+    "z squared, then linear": Trunk(lambda A, x: A[1] @ (A[0] @ x) ** 2, _TWO, 3),
+    "z cubed": Trunk(lambda A, x: (A[0] @ x) ** 3, _ONE, 3),
 }
+STAGES = ("as it is", "all of Θ^h", "each feature", "their mean", "three numbers")
 
 
-def stationary(features: Any, shapes: Any, x: Any, Y: Any, decay: float, seed: int) -> tuple[Any, Any, float]:
-    """Weights of the features and W where the gradient of ½‖R‖² + λ/2 ‖weights‖² is 0, and what is left of it."""
-    keys = jax.random.split(jax.random.key(seed), len(shapes) + 1)
-    start = [jax.random.normal(k, s) / s[-1] ** 0.5 for k, s in zip(keys, (*shapes, (10, WIDTH)), strict=True)]
+def stationary(trunk: Trunk, x: Any, Y: Any, decay: float, seed: int, iterations: int) -> tuple[Any, Any, float]:
+    """Weights of the features and W where the gradient of ½‖R‖² + λ/2 ‖decayed weights‖² is 0, and what is left."""
+    keys = jax.random.split(jax.random.key(seed), len(trunk.shapes) + 1)
+    start = [jax.random.normal(k, s) / s[-1] ** 0.5 for k, s in zip(keys, (*trunk.shapes, (10, WIDTH)), strict=True)]
     flat, back = jax.flatten_util.ravel_pytree(start)
 
     def loss(p: Any) -> Any:
         *A, W = back(p)
-        H = jax.vmap(lambda x: features(A, x), out_axes=1)(x)
-        return 0.5 * jnp.sum((W @ H - Y) ** 2) + 0.5 * decay * jnp.sum(p**2)
+        H = jax.vmap(lambda x: trunk.features(A, x), out_axes=1)(x)
+        squares = sum(jnp.sum(a**2) for k, a in enumerate((*A, W)) if k not in trunk.free)
+        return 0.5 * jnp.sum((W @ H - Y) ** 2) + 0.5 * decay * squares
 
     gradient = jax.jit(jax.value_and_grad(loss))
-    options = {"maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 40}
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 0.0, "gtol": 1e-9, "maxcor": 40}
     out = minimize(lambda p: tuple(map(np.asarray, gradient(p))), flat, jac=True, method="L-BFGS-B", options=options)
     *A, W = back(jnp.asarray(out.x))
     return A, W, float(np.linalg.norm(gradient(out.x)[1]) / (decay * np.linalg.norm(out.x)))
 
 
-def compared(name: str, decay: float, seed: int) -> list[str]:
-    """One line: what is left of the gradient; ratio and alignment under all of Θ^h, its mean, and its blocks."""
-    features, shapes, p = NETWORKS[name]
+class Rest(NamedTuple):
+    """What was found at rest.
+
+    left: of the gradient, over the pull of the decay; loss: ½‖R‖²; degree: ⟨J A, H⟩/‖H‖² of the decayed weights A, and
+        the cosine of the two; still: share of WᵀR in directions that Θ^h does not move, which its pseudo-inverse loses;
+    stages: the best ratio of WᵀW to each form of H K⁻¹ Hᵀ, and their alignment;
+    relative: ‖E‖ over the sum of its parts' norms, under the mean of the features' kernels and under three numbers.
+    """
+
+    left: float
+    loss: float
+    degree: tuple[float, float]
+    still: float
+    stages: dict[str, tuple[float, float]]
+    relative: tuple[float, float]
+
+
+def at_rest(name: str, decay: float, seed: int, iterations: int = 20000) -> Rest:
+    """Brings a network to rest, and makes one assumption after the other."""
+    trunk = NETWORKS[name]
     data = load("digits", per_class=PER_CLASS).train
     x, classes = jnp.asarray(np.asarray(data.inputs, float).reshape(-1, 64)), data.classes
-    A, W, left = stationary(features, shapes, x, classes.Y, decay, seed)
-    H = jax.vmap(lambda x: features(A, x), out_axes=1)(x)
-    J = jax.vmap(lambda x: jnp.concatenate([g.reshape(WIDTH, -1) for g in jax.jacrev(features)(A, x)], axis=1))(x)
-    theta = np.asarray(jnp.einsum("ikp,jlp->kilj", J, J))
+    A, W, left = stationary(trunk, x, classes.Y, decay, seed, iterations)
+    H = np.asarray(jax.vmap(lambda x: trunk.features(A, x), out_axes=1)(x))
     n, N = H.shape
-    gram = np.asarray(W.T @ W)
-    whole = np.asarray(H).reshape(-1) @ np.linalg.pinv(theta.reshape(n * N, n * N), rcond=1e-10)
-    # (WᵀW)_kj = p Σ_i [Θ^h⁻¹ H]_ki H_ji, without any assumption on Θ^h.
-    exact = whole.reshape(n, N) @ np.asarray(H).T
+    W, R = np.asarray(W), np.asarray(W) @ H - np.asarray(classes.Y)
+    jacobians = jax.vmap(lambda x: jax.jacrev(trunk.features)(A, x))(x)
+    J = np.concatenate([np.asarray(g).reshape(N, n, -1) for g in jacobians], axis=2).transpose(1, 0, 2)
+    pull = np.concatenate([np.ravel(a) * (k not in trunk.free) for k, a in enumerate(A)])
+    moved = J @ pull
+    theta = np.einsum("kip,jlp->kilj", J, J.transpose(1, 0, 2), optimize=True)
+    values, vectors = np.linalg.eigh(theta.reshape(n * N, n * N))
+    kept = values > RANK * values[-1]
+    whole = vectors[:, kept] @ ((vectors[:, kept].T @ H.reshape(-1)) / values[kept])
+    force = (W.T @ R).reshape(-1)
     mean = np.einsum("kikj->ij", theta) / n
-    averaged = np.asarray(H) @ np.linalg.pinv(mean, rcond=1e-10) @ np.asarray(H).T
-    means = nc.DenseKernel(jnp.asarray(mean)).block_means(classes)
-    blocks = np.asarray(nc.BlockKernel(*map(float, means)).as_matrix(classes))
-    blocked = np.asarray(H) @ np.linalg.solve(blocks, np.asarray(H).T)
-    cells = [f"{name}, {decay:g}", str(p), f"{left:.0e}", number(float(0.5 * np.sum((W @ H - classes.Y) ** 2)))]
-    for other in (exact, averaged, blocked):
-        cells.append(f"{np.sum(gram * other) / np.sum(other**2):.2f}, {np.sum(gram * other) / _norms(gram, other):.2f}")
-    E = gram - averaged
-    cells.append(
-        f"{np.linalg.norm(E) / (np.linalg.norm(gram) + np.linalg.norm(averaged)):.2f} ({(p - 1) / (p + 1):.2f})"
+    numbers = nc.DenseKernel(jnp.asarray(mean)).block_means(classes)
+    three = np.asarray(nc.BlockKernel(*map(float, numbers)).as_matrix(classes))
+    gram = W.T @ W
+    forms = {
+        # λ W = −R Hᵀ alone: what is not at rest shows here.
+        "as it is": -(W.T @ R) @ H.T / decay,
+        "all of Θ^h": whole.reshape(n, N) @ H.T,
+        "each feature": np.stack([np.linalg.pinv(theta[k, :, k], rcond=RANK) @ H[k] for k in range(n)]) @ H.T,
+        "their mean": H @ np.linalg.pinv(mean, rcond=RANK) @ H.T,
+        "three numbers": H @ np.linalg.solve(three, H.T),
+    }
+    sizes = {stage: float(np.linalg.norm(form)) for stage, form in forms.items()}
+    size = float(np.linalg.norm(gram))
+    return Rest(
+        left=left,
+        loss=float(0.5 * np.sum(R**2)),
+        degree=(
+            float(np.sum(moved * H) / np.sum(H**2)),
+            float(np.sum(moved * H) / np.linalg.norm(moved) / np.linalg.norm(H)),
+        ),
+        still=float(np.linalg.norm(vectors[:, ~kept].T @ force) / np.linalg.norm(force)),
+        stages={
+            stage: (float(np.sum(gram * form)) / sizes[stage] ** 2, float(np.sum(gram * form)) / (size * sizes[stage]))
+            for stage, form in forms.items()
+        },
+        relative=tuple(
+            float(np.linalg.norm(gram - forms[stage])) / (size + sizes[stage]) for stage in ("their mean", "three numbers")
+        ),  # pyright: ignore[reportArgumentType]
     )
-    return cells
 
 
-def _norms(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a) * np.linalg.norm(b))
+def line(name: str, decay: float, seed: int, rest: Rest) -> list[str]:
+    """One row of the table."""
+    p = NETWORKS[name].degree
+    return [
+        f"{name}, {decay:g}, {seed}",
+        str(p),
+        f"{rest.left:.0e}",
+        number(rest.loss),
+        f"{rest.degree[0]:.2f}, {rest.degree[1]:.2f}",
+        f"{rest.still:.2f}",
+        *(f"{ratio:.2f}, {alignment:.2f}" for ratio, alignment in rest.stages.values()),
+        f"{rest.relative[0]:.2f}, {rest.relative[1]:.2f} ({(p - 1) / (p + 1):.2f})",
+    ]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--decays", type=float, nargs="+", default=[0.03, 0.3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--iterations", type=int, default=20000)
+    flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    header = ["network, decay", "p", "gradient left", "loss", "Θ^h: ratio, alignment", "its mean", "three numbers"]
+    head = ["network, decay, seed", "p", "gradient left", "loss", "degree, cosine", "not moved by Θ^h", *STAGES]
+    header = [*head, "|E| relative: mean, three numbers (predicted)"]
     lines = []
-    for name in NETWORKS:
-        for decay in (0.03, 0.3):
-            lines.append(compared(name, decay, 0))
-            print(lines[-1], flush=True)
-    text = table([*header, "|E| relative, mean (predicted)"], lines)
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "stationary_points.txt").write_text(text + "\n")
-    print(text)
+    for name, decay, seed in itertools.product(flags.networks, flags.decays, flags.seeds):
+        lines.append(line(name, decay, seed, at_rest(name, decay, seed, flags.iterations)))
+        print(lines[-1], flush=True)
+        (HERE / "results" / "stationary_points.txt").write_text(table(header, lines) + "\n")
+    print(table(header, lines))
 
 
 if __name__ == "__main__":
