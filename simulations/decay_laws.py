@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 import ntkcollapse as nc
 from ntkcollapse import plots
 from ntkcollapse.commands import table
+from ntkcollapse.plots.style import label_short_decades
 from ntkcollapse.theory import fit_decay
 from ntkcollapse.training import TrainConfig, read_status, train
 
@@ -69,7 +70,9 @@ def window_of(run: nc.Trajectory, accuracy: float, last: float = np.inf) -> tupl
     norm = np.asarray(run["loss"], float)
     reached = np.asarray(run["accuracy"], float) >= accuracy
     if not reached.any():
-        raise ValueError(f"accuracy: expected a run that reaches {accuracy:g}, got one that ends at {run['accuracy'][-1]:g}.")
+        raise ValueError(
+            f"accuracy: expected a run that reaches {accuracy:g}, got one that ends at {run['accuracy'][-1]:g}."
+        )
     first = int(np.argmax(reached))
     out = norm[first:] > EXCURSION * np.minimum.accumulate(norm[first:])
     end = first + int(np.argmax(out)) - 1 if out.any() else len(norm) - 1
@@ -110,11 +113,7 @@ def figure_of(runs: dict[tuple[str, int], nc.Trajectory]) -> Figure:
                 label = setting if seed == 0 else None
                 ax.plot(times, values, color=colours[setting], linestyle="-:"[seed], linewidth=1.1, label=label)
             ax.set(xscale="log", yscale="log", xlabel=r"flow time $t$", title=plots.described(name).label)
-            low, high = ax.get_ylim()
-            if high / low < 100:
-                ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-                ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-                ax.minorticks_off()
+            label_short_decades(ax.yaxis)
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(SETTINGS))
     return figure
 
@@ -138,7 +137,9 @@ def main() -> None:
         for seed, setting in itertools.product(flags.seeds, SETTINGS):
             runs[setting, seed] = trained(setting, seed)
             print(setting, seed, flush=True)
-        for (setting, seed), run in sorted(runs.items(), key=lambda item: (list(SETTINGS).index(item[0][0]), item[0][1])):
+        for (setting, seed), run in sorted(
+            runs.items(), key=lambda item: (list(SETTINGS).index(item[0][0]), item[0][1])
+        ):
             lines += laws(f"{setting}, seed {seed}", run, 1.0)
         print(plots.save(figure_of(runs), HERE / "figures" / "decay_laws")[-1])
     (HERE / "results").mkdir(exist_ok=True)

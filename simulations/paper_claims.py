@@ -17,7 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
@@ -36,6 +35,7 @@ from ntkcollapse.commands import number, table
 from ntkcollapse.networks import Initialiser, Network, network
 from ntkcollapse.networks.densenet import DenseNetTrunk
 from ntkcollapse.networks.vgg import VGGTrunk
+from ntkcollapse.plots.style import label_short_decades
 from ntkcollapse.training import NonFiniteLoss, TrainConfig, read_status, train
 
 HERE = Path(__file__).parent
@@ -57,6 +57,7 @@ FAMILIES: dict[str, Callable[[Initialiser], Any]] = {
     "dense": _dense,
 }
 DATA = {"mnist": 14, "fashion-mnist": 14, "cifar10": 16}
+NAMES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 INITS = ("lecun-normal", "uniform", "he-normal")
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 BASE = TrainConfig(
@@ -127,10 +128,7 @@ def parts() -> dict[str, list[Case]]:
             case
             for seed, model in itertools.product(range(3), models)
             for case in (
-                *(
-                    model._replace(init=init, rate=rate, seed=seed)
-                    for init, rate in itertools.product(INITS, RATES)
-                ),
+                *(model._replace(init=init, rate=rate, seed=seed) for init, rate in itertools.product(INITS, RATES)),
                 model._replace(large=True, seed=seed),
             )
         ],
@@ -184,7 +182,16 @@ def ends(run: nc.Trajectory) -> dict[str, tuple[float, float]]:
     d, c, n = (np.asarray(run[f"kappa_{part}"], float) for part in ("diagonal", "within", "between"))
     values["strength"] = (c - n) / d
     values["between"] = n / d
+    values["sizes"] = np.array([_sizes(run, at) for at in (0, -1)])
     return {name: (float(value[0]), float(value[-1])) for name, value in values.items()}
+
+
+def _sizes(run: nc.Trajectory, at: int) -> float:
+    """‖WᵀW‖ / ‖H K⁻¹Hᵀ‖ at a record, K the block kernel of the three measured numbers."""
+    W, H = np.asarray(run.states.W[at], float), np.asarray(run.states.H[at], float)
+    kappa = nc.BlockKernel(*(float(run[f"kappa_{part}"][at]) for part in ("diagonal", "within", "between")))
+    form = H @ np.linalg.solve(np.asarray(kappa.as_matrix(run.classes)), H.T)
+    return float(np.linalg.norm(W.T @ W) / np.linalg.norm(form))
 
 
 def collapsed(run: nc.Trajectory) -> bool:
@@ -194,8 +201,8 @@ def collapsed(run: nc.Trajectory) -> bool:
 
 def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
     """One line a run, the groups with and without collapse, and rank correlations over the runs."""
-    names = ("train", "test", "NC1", "NC2", "NC3", "NC4", "strength", "of Θ", "of Θ^h", "of E", "|E|")
-    moving = ("NC1", "NC2", "NC3", "strength", "of Θ", "of Θ^h", "of E", "|E|")
+    moving = ("NC1", "NC2", "NC3", "strength", "of Θ", "of Θ^h", "of E", "|E|", "sizes")
+    names = ("train", "test", "NC4", *moving)
     lines, values = [], []
     for case, run in runs:
         value = ends(run)
@@ -212,11 +219,11 @@ def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
         group = [value for value, (_, run) in zip(values, runs, strict=True) if collapsed(run) == kind]
         if group:
             cells = [f"{said}, {len(group)} runs"]
-            for name in ("|E|", "of E", "of Θ^h", "of Θ", "strength", "between"):
-                ends_at = [value[name][1] for value in group]
-                cells.append(f"{np.median(ends_at):.2f} ({min(ends_at):.2f} to {max(ends_at):.2f})")
+            for name in ("|E|", "of E", "sizes", "of Θ^h", "of Θ", "strength", "between"):
+                at_end = [value[name][1] for value in group]
+                cells.append(f"{np.median(at_end):.2g} ({min(at_end):.2g} to {max(at_end):.2g})")
             lines.append(cells)
-    header = ["median (range) at the end", "|E| relative", "of E", "of Θ^h", "of Θ", "strength", "κ_n/κ_d"]
+    header = ["median (range) at the end", "|E| relative", "of E", "sizes", "of Θ^h", "of Θ", "strength", "κ_n/κ_d"]
     text.append(table(header, lines))
     if len(runs) > 3:
         lines = []
@@ -228,7 +235,9 @@ def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
             lines.append(line)
         header = [f"rank correlation, {len(runs)} runs", "strength", "of Θ^h", "of Θ", "of E", "|E|", "test accuracy"]
         text.append(table(header, lines))
-    gap = max(float(np.max(np.abs(np.asarray(r["gamma_alignment"]) - np.asarray(r["kappa_alignment"])))) for _, r in runs)
+    gap = max(
+        float(np.max(np.abs(np.asarray(r["gamma_alignment"]) - np.asarray(r["kappa_alignment"])))) for _, r in runs
+    )
     text.append(f"largest distance of the alignments of Θ and of Θ^h at any record of any run: {number(gap)}")
     return "\n\n".join(text)
 
@@ -244,7 +253,8 @@ def courses(runs: list[tuple[Case, nc.Trajectory]]) -> Figure:
             ax.set(xscale="log", yscale=scale, xlabel="epoch (0 at 0.5)", ylabel=label)
         for ax in axes.flat:
             ax.axvline(BASE.decay_every, color="0.7", linewidth=0.6, zorder=0)
-        _two_ticks(axes[0])
+        for ax in axes[0]:
+            label_short_decades(ax.yaxis)
         handles = [Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items()]
         kinds = {_kind(case): _line(case) for case, _ in shown}
         handles += [Line2D([], [], color="0.3", label=kind, **line) for kind, line in kinds.items()]
@@ -272,24 +282,25 @@ def points(runs: list[tuple[Case, nc.Trajectory]]) -> Figure:
                 style: dict[str, Any] = {"color": COLOURS[case.family], "markerfacecolor": face, "markersize": 5}
                 ax.plot(value[x][1], value[y][1], markers[case.dataset], **style)
             ax.set(yscale="log", xlabel=labels[x], ylabel=f"{labels[y]} at the end")
-        _two_ticks(axes)
+        for ax in axes:
+            label_short_decades(ax.yaxis)
         handles = [
             Line2D([], [], linestyle="none", marker="o", color=colour, label=name) for name, colour in COLOURS.items()
         ]
         handles += [
-            Line2D([], [], linestyle="none", marker=marker, color="0.4", label=name) for name, marker in markers.items()
+            Line2D([], [], linestyle="none", marker=marker, color="0.4", label=NAMES[name])
+            for name, marker in markers.items()
+            if any(case.dataset == name for case, _ in runs)
         ]
-        handles.append(
-            Line2D([], [], linestyle="none", marker="o", color="0.4", markerfacecolor="white", label="W × 5, no decay")
-        )
+        if any(case.large for case, _ in runs):
+            open_circle: dict[str, Any] = {"marker": "o", "color": "0.4", "markerfacecolor": "white"}
+            handles.append(Line2D([], [], linestyle="none", label="W × 5, no decay", **open_circle))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
 def _kind(case: Case) -> str:
-    return "MNIST, W × 5, no decay" if case.large else {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(
-        case.dataset, "Fashion-MNIST"
-    )  # fmt: skip
+    return "MNIST, W × 5, no decay" if case.large else NAMES[case.dataset]
 
 
 def _line(case: Case) -> dict[str, Any]:
@@ -297,16 +308,6 @@ def _line(case: Case) -> dict[str, Any]:
     if case.large:
         return {"linestyle": ":", "linewidth": 1.3}
     return {"linestyle": {"mnist": "-", "fashion-mnist": "--", "cifar10": "-."}[case.dataset], "linewidth": 1.1}
-
-
-def _two_ticks(axes: Iterable[Axes]) -> None:
-    """More labels where a logarithmic axis has less than two decades."""
-    for ax in axes:
-        low, high = ax.get_ylim()
-        if high / low < 100:
-            ticks = [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-            ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-            ax.minorticks_off()
 
 
 def summary() -> str:

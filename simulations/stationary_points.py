@@ -138,7 +138,8 @@ def at_rest(name: str, decay: float, seed: int, iterations: int = 20000) -> Rest
             for stage, form in forms.items()
         },
         relative=tuple(
-            float(np.linalg.norm(gram - forms[stage])) / (size + sizes[stage]) for stage in ("their mean", "three numbers")
+            float(np.linalg.norm(gram - forms[stage])) / (size + sizes[stage])
+            for stage in ("their mean", "three numbers")
         ),  # pyright: ignore[reportArgumentType]
     )
 

@@ -27,13 +27,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import spearmanr
 
 import ntkcollapse as nc
 from ntkcollapse import ntk, plots
 from ntkcollapse.commands import table
 from ntkcollapse.comparison import MeasuredRun, MeasuredStart, gaps
+from ntkcollapse.plots.style import label_short_decades
 from ntkcollapse.training import preset, train
 
 HERE = Path(__file__).parent
@@ -286,15 +286,12 @@ def rates_table(names: list[str], seeds: list[int]) -> str:
 
 
 def decades_axis(ax: Axes, factors: list[float]) -> None:
-    """Log axis of a ratio: a decade about 1 at least, with plain numbers as far as they are short."""
+    """Log axis of a ratio: a decade about 1 at least."""
     low, high = np.log10(min(0.32, *factors)), np.log10(max(3.2, *factors))
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
     ax.set_yscale("log")
     ax.set_ylim(10**low, 10**high)
-    ax.yaxis.set_minor_locator(NullLocator())
-    if high - low < 5:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,)))
-        ax.yaxis.set_major_formatter("{x:g}")
+    label_short_decades(ax.yaxis)
 
 
 def figure_of(rows: list[dict[str, Any]]) -> Figure:
@@ -349,6 +346,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     flags = parser.parse_args()
+    nc.enable_cache()
     jax.config.update("jax_enable_x64", True)
     # Kernels that are measured need not be ordered as the theorem assumes.
     warnings.simplefilter("ignore", UserWarning)
