@@ -7,11 +7,12 @@ For features homogeneous of degree p in weights that decay, p λ H = −Θ^h[W�
 If Θ^h were one kernel K for all features, WᵀW = p H K⁻¹ Hᵀ, and ‖E‖ over the sum of its parts' norms (p − 1)/(p + 1).
 Small networks on digits are brought to rest by L-BFGS, and each assumption between is made in turn: distance from rest,
 degree (kinks, biases that do not decay), Θ^h inverted where it is not invertible, a kernel of each feature by itself,
-their mean, its three numbers. A table in simulations/results, written anew after every network.
+their mean, its three numbers. What was found is kept in simulations/results and not sought twice.
 """
 
 import argparse
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ class Rest(NamedTuple):
     relative: tuple[float, float]
 
 
-def at_rest(name: str, decay: float, seed: int, iterations: int = 20000) -> Rest:
+def at_rest(name: str, decay: float, seed: int, iterations: int = 5000) -> Rest:
     """Brings a network to rest, and makes one assumption after the other."""
     trunk = NETWORKS[name]
     data = load("digits", per_class=PER_CLASS).train
@@ -164,15 +165,18 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--decays", type=float, nargs="+", default=[0.03, 0.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--iterations", type=int, default=20000)
+    parser.add_argument("--iterations", type=int, default=5000)
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     head = ["network, decay, seed", "p", "gradient left", "loss", "degree, cosine", "not moved by Θ^h", *STAGES]
     header = [*head, "|E| relative: mean, three numbers (predicted)"]
     lines = []
-    (HERE / "results").mkdir(exist_ok=True)
     for name, decay, seed in itertools.product(flags.networks, flags.decays, flags.seeds):
-        lines.append(line(name, decay, seed, at_rest(name, decay, seed, flags.iterations)))
+        file = HERE / "results" / "stationary_points" / f"{name}_{decay:g}_{seed}_{flags.iterations}.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(at_rest(name, decay, seed, flags.iterations)._asdict()))
+        lines.append(line(name, decay, seed, Rest(**json.loads(file.read_text()))))
         print(lines[-1], flush=True)
         (HERE / "results" / "stationary_points.txt").write_text(table(header, lines) + "\n")
     print(table(header, lines))
