@@ -211,6 +211,23 @@ OBSERVABLES: dict[str, Observable] = {
             group="Geometry of means and weights", of=("statistics",), along_runs=False,
         ),
         Observable(
+            "nc2_log_energy_liu2023", "NC2 log energy", "NC2 (logarithmic energy of class means)",
+            "logarithmic energy of the directions of centred class means, above that of a simplex ETF",
+            source="Liu, Yu, Weller & Schölkopf (2023)", group="Geometry of means and weights", of=("statistics",),
+            along_runs=False, shown=("layers",),
+        ),
+        Observable(
+            "nc2_riesz_energy_liu2023", "NC2 Riesz energy", "NC2 (Riesz energy of class means)",
+            "Riesz energy (s = 1) of the directions of centred class means over that of a simplex ETF, less 1",
+            source="Liu, Yu, Weller & Schölkopf (2023)", group="Geometry of means and weights", of=("statistics",),
+            along_runs=False, shown=("layers",),
+        ),
+        Observable(
+            "nc2_equidistance_wu2024", "NC2 distances", "NC2 (equal distances of class means)",
+            "standard deviation of the logarithms of distances between directions of centred class means",
+            source="Wu & Papyan (2024)", group="Geometry of means and weights", of=("statistics",), along_runs=False,
+        ),
+        Observable(
             "nc3_seleznova2023", "NC3", "NC3 (means aligned with $W$)",
             "distance of normalised W from the normalised centred class means", colour=GREEN,
             group="Geometry of means and weights", source=_SELEZNOVA, of=("statistics", "W"),
@@ -248,6 +265,26 @@ OBSERVABLES: dict[str, Observable] = {
             group="Geometry of means and weights", of=("W",), function="nc2_maximal_angle_papyan2020", along_runs=False,
         ),
         Observable(
+            "nc2_log_energy_liu2023_of_weights", "NC2 log energy of W", "NC2 (logarithmic energy of rows of $W$)",
+            "logarithmic energy of the directions of the rows of W, above that of a simplex ETF",
+            source="Liu, Yu, Weller & Schölkopf (2023), of W", group="Geometry of means and weights", of=("W",),
+            function="nc2_log_energy_liu2023", along_runs=False,
+        ),
+        Observable(
+            "snc1_mixon2022", "SNC1", r"SNC1 ($WW^\top=\sqrt{m}P$)",
+            "distance of WWᵀ from that of strong collapse of unconstrained features, relative",
+            source="Mixon, Parshall & Pi (2022)", group="Strong collapse", of=("statistics", "W"), along_runs=False,
+        ),
+        Observable(
+            "snc2_mixon2022", "SNC2", r"SNC2 ($H=W^\top\otimes 1^\top/\sqrt{m}$)",
+            "distance of features from the rows of W over √m, relative to those of strong collapse",
+            source="Mixon, Parshall & Pi (2022)", group="Strong collapse", of=("statistics", "W"), along_runs=False,
+        ),
+        Observable(
+            "snc3_mixon2022", "SNC3", "SNC3 ($b=1/C$)", "distance of the bias from the mean label, relative",
+            source="Mixon, Parshall & Pi (2022)", group="Strong collapse", of=("b",), along_runs=False,
+        ),
+        Observable(
             "nc4_mismatch", "NC4", "NC4 (mismatch with nearest mean)",
             "share of samples that the classifier assigns to another class than the nearest class mean",
             scale="linear", colour=ORANGE, group="Nearest class mean", source=_PAPYAN,
@@ -267,6 +304,16 @@ OBSERVABLES: dict[str, Observable] = {
             "ncc_error", "NCC error", "error of nearest class mean", "error of the nearest class mean as a classifier",
             scale="linear", group="Nearest class mean", shown=("depth figure",),
             source="Galanti, Galanti & Ben-Shaul (2022); Ben-Shaul & Dekel (2022)",
+        ),
+        Observable(
+            "knn_accuracy", "kNN accuracy", "accuracy of $k$ nearest neighbours",
+            "accuracy of the k nearest training features as a classifier", scale="linear", group="Nearest class mean",
+            source="Cohen, Sapiro & Giryes (2018)",
+        ),
+        Observable(
+            "rate_reduction_yu2020", "ΔR", r"coding rate reduction $\Delta R$",
+            "coding rate of all features less that of each class", "nat", scale="linear", group="Coding rate",
+            source="Yu, Chan, You, Song & Ma (2020)",
         ),
         Observable(
             "invariant_norm", "|E|", r"$\|W^\top W-HK^{-1}H^\top\|$", "norm of the invariant WᵀW - H K⁻¹ Hᵀ",

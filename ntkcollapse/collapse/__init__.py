@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         matrix_square_root,
         neural_feature_matrix,
     )
+    from ntkcollapse.collapse.coding_rate import RateReduction, maximal_rate_reduction, rate_reduction_yu2020
     from ntkcollapse.collapse.deep_rfm import DeepRFM, DeepRFMLayer, deep_rfm
     from ntkcollapse.collapse.fisher import concentration_block, fisher_ratio_zarka2021, separation_block, tight_frame
     from ntkcollapse.collapse.held_out import strong_test_collapse, weak_test_collapse
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ntkcollapse.collapse.nc3 import nc3_han2022, nc3_seleznova2023, nc3_zhu2021
     from ntkcollapse.collapse.nc4 import nc4_mismatch, nearest_class_mean
     from ntkcollapse.collapse.nearest_centre import ncc_accuracy, ncc_depth
+    from ntkcollapse.collapse.neighbours import knn_accuracy
     from ntkcollapse.collapse.pairs import cdnv_galanti2022, mean_cdnv_galanti2022
     from ntkcollapse.collapse.rfm import (
         KernelPredictor,
@@ -51,7 +53,13 @@ if TYPE_CHECKING:
     )
     from ntkcollapse.collapse.statistics import ClassStatistics
     from ntkcollapse.collapse.streaming import RunningStatistics
+    from ntkcollapse.collapse.strong import snc1_mixon2022, snc2_mixon2022, snc3_mixon2022
     from ntkcollapse.collapse.summary import evaluate, measure
+    from ntkcollapse.collapse.uniformity import (
+        nc2_equidistance_wu2024,
+        nc2_log_energy_liu2023,
+        nc2_riesz_energy_liu2023,
+    )
 
 __all__ = [
     "ClassStatistics",
@@ -62,6 +70,7 @@ __all__ = [
     "LayerAnsatz",
     "LayerProfile",
     "LowRankAGOP",
+    "RateReduction",
     "RecursiveFeatureMachine",
     "RunningStatistics",
     "Tap",
@@ -77,12 +86,14 @@ __all__ = [
     "kernel_nc1_papyan2020",
     "kernel_nc2_seleznova2023",
     "kernel_regression",
+    "knn_accuracy",
     "laplace_kernel",
     "layer_agops",
     "layer_kernels",
     "layer_profile",
     "low_rank_agop",
     "matrix_square_root",
+    "maximal_rate_reduction",
     "mean_cdnv_galanti2022",
     "measure",
     "nc1_han2022",
@@ -90,8 +101,11 @@ __all__ = [
     "nc1_seleznova2023",
     "nc1_tirer2022",
     "nc2_equiangle_papyan2020",
+    "nc2_equidistance_wu2024",
     "nc2_equinorm_papyan2020",
+    "nc2_log_energy_liu2023",
     "nc2_maximal_angle_papyan2020",
+    "nc2_riesz_energy_liu2023",
     "nc2_seleznova2023",
     "nc2_zhu2021",
     "nc3_han2022",
@@ -103,12 +117,16 @@ __all__ = [
     "nearest_class_mean",
     "neural_feature_ansatz",
     "neural_feature_matrix",
+    "rate_reduction_yu2020",
     "record_layers",
     "recursive_feature_machine",
     "separation_block",
     "simplex_etf_floor",
     "simplex_gram",
     "singular_split",
+    "snc1_mixon2022",
+    "snc2_mixon2022",
+    "snc3_mixon2022",
     "strong_test_collapse",
     "tight_frame",
     "weak_test_collapse",

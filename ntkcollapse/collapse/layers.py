@@ -10,7 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_finite, check_real, check_whole
+from ntkcollapse.classes import Classes, class_order
+from ntkcollapse.collapse.coding_rate import rate_reduction_yu2020
 from ntkcollapse.collapse.nearest_centre import ncc_depth
+from ntkcollapse.collapse.neighbours import knn_accuracy
 from ntkcollapse.collapse.statistics import check_label_range, check_labels, check_no_empty_class
 from ntkcollapse.collapse.streaming import RunningStatistics
 from ntkcollapse.collapse.summary import measure
@@ -48,6 +51,8 @@ def layer_profile(
     test: tuple[Any, Any] | None = None,
     *,
     batch_size: int = 500,
+    neighbours: int | None = None,
+    precision: float | None = None,
 ) -> LayerProfile:
     r"""The collapse profile of a network: one pass for means, one for what needs them, in flat memory.
 
@@ -59,9 +64,12 @@ def layer_profile(
     | metric | train | test |
     |---|---|---|
     | nc1_papyan2020, nc1_tirer2022, nc1_seleznova2023, nc2_seleznova2023, mean_cdnv_galanti2022 | yes | |
+    | nc2_log_energy_liu2023, nc2_riesz_energy_liu2023 | yes | |
     | ncc_accuracy | yes | yes, by the means of training |
     | weak_nc1_tirer2022, strong_nc1_tirer2022 | | as `weak_test_collapse`, `strong_test_collapse` |
     | nc1_tirer2022 | | about the means of the test set itself |
+    | knn_accuracy, with `neighbours` | each sample without itself | by the features of training |
+    | rate_reduction_yu2020, with `precision` | yes, in nats | |
 
     Args:
         activations: of a batch, by name of the layer, each (batch, ...): `flax_activations`, or any pure function. The
@@ -69,6 +77,9 @@ def layer_profile(
         inputs, labels: training data, as `activations` takes it.
         test: test data and labels.
         batch_size: samples that go through the network at once.
+        neighbours: k of `knn_accuracy`. It and `precision` look at all features of a layer together: N numbers a
+            feature of every layer are kept for them, and memory is flat no more.
+        precision: ε of `rate_reduction_yu2020`.
     Raises:
         ValueError: labels out of range, a class without samples, one class only, before anything is run; a layer whose
             output is not one row a sample, or not finite: the layer is named.
@@ -85,19 +96,24 @@ def layer_profile(
     frames = {name: _Frame.of(sums) for name, sums in first.items()}
     projected = {name: RunningStatistics.empty(frame.basis.shape[1], C) for name, frame in frames.items()}
     distances = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
+    kept = _Whole(neighbours, precision)
     for name, features, batch in _batches(activations, inputs, y, batch_size):
+        kept.keep("train", name, features)
         inside, outside = frames[name].split(features)
         projected[name] = projected[name].update(inside, batch)
         distances[name] = distances[name].update(frames[name], inside, outside, batch)
-    rows = [_train_values(first[name], projected[name], distances[name]) for name in first]
+    rows = [_train_values(first[name], projected[name], distances[name]) | kept.train_values(name, y) for name in first]
     tested = []
     if test is not None and z is not None:
         own: dict[str, RunningStatistics] = {}
         distances = dict.fromkeys(first, _Distances(0.0, 0.0, 0.0))
         for name, features, batch in _batches(activations, test[0], z, batch_size):
+            kept.keep("test", name, features)
             own[name] = own.get(name, _no_sums(features, C)).update(features, batch)
             distances[name] = distances[name].update(frames[name], *frames[name].split(features), batch)
-        tested = [_test_values(first[name], own[name], distances[name]) for name in first]
+        tested = [
+            _test_values(first[name], own[name], distances[name]) | kept.test_values(name, z, y) for name in first
+        ]
     return LayerProfile(
         layers=tuple(first),
         widths=tuple(sums.means.shape[0] for sums in first.values()),
@@ -204,6 +220,38 @@ class _Distances(NamedTuple):
             self.hits + float((nearest == labels).sum()),
             *(total + float(s) for total, s in zip((self.nearest, self.own), squares, strict=True)),
         )
+
+
+class _Whole:
+    """What looks at all features of a layer together, and the features that are kept for it."""
+
+    def __init__(self, neighbours: int | None, precision: float | None):
+        self.neighbours, self.precision = neighbours, precision
+        self.batches: dict[tuple[str, str], list[np.ndarray]] = {}
+
+    def keep(self, part: str, name: str, features: np.ndarray) -> None:
+        if self.neighbours is not None or (self.precision is not None and part == "train"):
+            self.batches.setdefault((part, name), []).append(features)
+
+    def train_values(self, name: str, labels: np.ndarray) -> dict[str, float]:
+        values = {}
+        if self.neighbours is not None:
+            values["knn_accuracy"] = knn_accuracy(self._columns("train", name), labels, neighbours=self.neighbours)
+        if self.precision is not None:
+            order = class_order(labels)
+            H, classes = self._columns("train", name)[:, order], Classes.from_labels(labels[order])
+            rates = rate_reduction_yu2020(H, classes, precision=self.precision)
+            values["rate_reduction_yu2020"] = rates.reduction
+        return values
+
+    def test_values(self, name: str, labels: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
+        if self.neighbours is None:
+            return {}
+        train = self._columns("train", name), train_labels
+        return {"knn_accuracy": knn_accuracy(self._columns("test", name), labels, train, neighbours=self.neighbours)}
+
+    def _columns(self, part: str, name: str) -> np.ndarray:
+        return np.concatenate(self.batches[part, name]).T
 
 
 def _train_values(sums: RunningStatistics, inside: RunningStatistics, distances: _Distances) -> dict[str, float]:

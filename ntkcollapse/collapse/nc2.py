@@ -32,7 +32,7 @@ def nc2_seleznova2023(of: Frame, *, centred: bool | None = None) -> Float[Array,
     References:
         Seleznova et al. (2023) for centred class means. Zhu et al. (2021): the same of W, `nc2_zhu2021`.
     """
-    V = _columns(of, centred)
+    V = frame_columns(of, centred)
     C = V.shape[1]
     gram = jnp.matmul(V.T, V, precision="highest")
     return _safe.norm(_safe.unit(gram) - simplex_gram(C, V.dtype) / jnp.sqrt(C - 1.0).astype(V.dtype))
@@ -56,7 +56,7 @@ def nc2_equinorm_papyan2020(of: Frame, *, centred: bool | None = None) -> Float[
     References:
         Papyan, Han & Donoho (2020), for centred class means and for the classifier.
     """
-    lengths = _lengths(_columns(of, centred))
+    lengths = _lengths(frame_columns(of, centred))
     return _safe.divide(_safe.std(lengths), jnp.mean(lengths), 0.0)
 
 
@@ -68,7 +68,7 @@ def nc2_equiangle_papyan2020(of: Frame, *, centred: bool | None = None) -> Float
     References:
         Papyan, Han & Donoho (2020).
     """
-    return _safe.std(_cosines(_columns(of, centred)))
+    return _safe.std(_cosines(frame_columns(of, centred)))
 
 
 def nc2_maximal_angle_papyan2020(of: Frame, *, centred: bool | None = None) -> Float[Array, ""]:
@@ -79,7 +79,7 @@ def nc2_maximal_angle_papyan2020(of: Frame, *, centred: bool | None = None) -> F
     References:
         Papyan, Han & Donoho (2020).
     """
-    V = _columns(of, centred)
+    V = frame_columns(of, centred)
     return jnp.mean(jnp.abs(_cosines(V) + 1 / (V.shape[1] - 1)))
 
 
@@ -102,7 +102,8 @@ def simplex_etf_floor(num_features: int, num_classes: int) -> float:
     return float((2 - 2 * (r / (num_classes - 1)) ** 0.5) ** 0.5)
 
 
-def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
+def frame_columns(of: Frame, centred: bool | None, *, simplex: bool = True) -> Float[Array, "n C"]:
+    """The vectors of a frame as columns, in a unit of their own; warns where a `simplex` has no room."""
     if isinstance(of, ClassStatistics):
         check_finite("means", of.means)
         V = of.centred_means() if centred in (None, True) else of.means
@@ -116,7 +117,8 @@ def _columns(of: Frame, centred: bool | None) -> Float[Array, "n C"]:
                 f"W: expected the rows of at least two classes, got shape {np.shape(of)}; one has no angles."
             )
         V = V - V.mean(1, keepdims=True) if centred else V
-    warn_if_no_simplex(*V.shape)
+    if simplex:
+        warn_if_no_simplex(*V.shape)
     # Scale is nothing here, and squares of entries below 1e-19 would be lost in float32.
     return V / _safe.power_of_two(V)
 

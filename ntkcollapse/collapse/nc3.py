@@ -24,7 +24,7 @@ def nc3_seleznova2023(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -
     References:
         Papyan, Han & Donoho (2020), the statement of (NC3); Seleznova et al. (2023).
     """
-    return _safe.norm(_safe.unit(_check(statistics, W).T) - _safe.unit(statistics.centred_means()))
+    return _safe.norm(_safe.unit(check_classifier(statistics, W).T) - _safe.unit(statistics.centred_means()))
 
 
 def nc3_han2022(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Float[Array, ""]:
@@ -33,7 +33,7 @@ def nc3_han2022(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Floa
     References:
         The form in the code published with Han, Papyan & Donoho (2022).
     """
-    return jnp.sum(jnp.square(_safe.unit(_check(statistics, W).T) - _safe.unit(statistics.centred_means())))
+    return jnp.sum(jnp.square(_safe.unit(check_classifier(statistics, W).T) - _safe.unit(statistics.centred_means())))
 
 
 def nc3_zhu2021(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Float[Array, ""]:
@@ -48,7 +48,7 @@ def nc3_zhu2021(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Floa
     References:
         Zhu et al. (2021).
     """
-    W = _check(statistics, W)
+    W = check_classifier(statistics, W)
     C = statistics.num_classes
     warn_if_no_simplex(statistics.num_features, C, stacklevel=3)
     factors = (A / _safe.power_of_two(A) for A in (W, statistics.centred_means()))
@@ -56,7 +56,8 @@ def nc3_zhu2021(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Floa
     return _safe.norm(_safe.unit(product) - simplex_gram(C, W.dtype) / jnp.sqrt(C - 1.0).astype(W.dtype))
 
 
-def _check(statistics: ClassStatistics, W) -> Float[Array, "C n"]:
+def check_classifier(statistics: ClassStatistics, W: Float[ArrayLike, "C n"]) -> Float[Array, "C n"]:
+    """W as an array; raises ValueError where it does not fit the statistics, or is not finite."""
     C, n = statistics.num_classes, statistics.num_features
     check_shape("W", W, (C, n), f"({C} classes, {n} features) as statistics has; flax stores its transpose")
     check_real(W=W)

@@ -19,7 +19,9 @@ from ntkcollapse.observable_table import Observable, metrics
 
 
 def measure(
-    statistics: ClassStatistics | RunningStatistics, W: Float[ArrayLike, "C n"] | None = None
+    statistics: ClassStatistics | RunningStatistics,
+    W: Float[ArrayLike, "C n"] | None = None,
+    b: Float[ArrayLike, " C"] | None = None,
 ) -> dict[str, float]:
     """Evaluates every metric of the table of observables that statistics (and a classifier) determine.
 
@@ -29,6 +31,7 @@ def measure(
     Args:
         statistics: of a set of features.
         W: classifier; NC3, and NC2 of its rows (names ending in _of_weights), come with it.
+        b: bias; what is said of it comes with it.
     Returns:
         Numbers by the names of the functions of this package. Degenerate values are as each function states.
     Raises:
@@ -47,8 +50,9 @@ def measure(
         raise ValueError("scatter: expected the within-class scatter, got sums kept without it (scatter=False).")
     for name in ("sizes", "means", "scatter", "square_deviations"):
         check_finite(name, getattr(statistics, name))
-    check_real(W=W)
-    check_finite("W", W)
+    for name, value in (("W", W), ("b", b)):
+        check_real(**{name: value})
+        check_finite(name, value)
     leaves = [np.asarray(x, dtype=np.float64) for x in jax.tree.leaves(statistics)]
     check_no_empty_class(leaves[0])
     with jax.enable_x64(True):
@@ -57,7 +61,8 @@ def measure(
         with warnings.catch_warnings():
             # Said above in every call; each metric would say so again, and only while it is compiled.
             warnings.simplefilter("ignore", UserWarning)
-            values = _measure(metrics(), wide, None if W is None else jnp.asarray(np.asarray(W, dtype=np.float64)))
+            layer = (None if x is None else jnp.asarray(np.asarray(x, dtype=np.float64)) for x in (W, b))
+            values = _measure(metrics(), wide, *layer)
         return {name: float(value) for name, value in values.items()}
 
 
@@ -95,5 +100,5 @@ def _function(entry: Observable) -> Callable[..., Array]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(entries: tuple[Observable, ...], statistics: ClassStatistics, W) -> dict[str, Array]:
-    return evaluate(entries, statistics, W)
+def _measure(entries: tuple[Observable, ...], statistics: ClassStatistics, W, b) -> dict[str, Array]:
+    return evaluate(entries, statistics, W, b)

@@ -94,6 +94,11 @@ def whole(x, y, z, w) -> tuple[dict, dict]:
         "mean_cdnv_galanti2022": np.mean(cdnv),
         "ncc_accuracy": np.mean(np.square(x[:, :, None] - M).sum(1).argmin(1) == y),
     }
+    # Three vectors of a simplex are √3 apart.
+    units = Mc / np.linalg.norm(Mc, axis=0)
+    apart = np.array([np.linalg.norm(units[:, c] - units[:, d]) for c, d in ((0, 1), (0, 2), (1, 2))])
+    train["nc2_log_energy_liu2023"] = np.mean(np.log(np.sqrt(3) / apart))
+    train["nc2_riesz_energy_liu2023"] = np.mean(np.sqrt(3) / apart) - 1
     squares = np.square(z[:, :, None] - M).sum(1)
     own = np.stack([z[w == c].mean(0) for c in classes])
     test = {
@@ -123,6 +128,23 @@ def test_profile_is_the_metrics_of_whole_activations(net):
             np.testing.assert_allclose(profile.train[key][i], value, rtol=2e-5, err_msg=f"{name} {key}")
         for key, value in test.items():
             np.testing.assert_allclose(profile.test[key][i], value, rtol=2e-5, err_msg=f"{name} test {key}")
+
+
+def test_what_looks_at_all_features_together(net):
+    """Neighbours and coding rates of layers, as of their whole activations, in batches that do not divide N."""
+    module, variables = net
+    activations = collapse.flax_activations(module, variables, train=False)
+    profile = collapse.layer_profile(activations, INPUTS, LABELS, TEST, batch_size=25, neighbours=3, precision=0.5)
+    x, z = (np.asarray(activations(part)["twice#2"], np.float64) for part in (INPUTS, TEST[0]))
+    assert profile.train["knn_accuracy"][2] == collapse.knn_accuracy(x.T, LABELS, neighbours=3)
+    assert profile.test["knn_accuracy"][2] == collapse.knn_accuracy(z.T, TEST[1], (x.T, LABELS), neighbours=3)
+    units = x / np.linalg.norm(x, axis=1, keepdims=True)
+    logs = [np.linalg.slogdet(np.eye(32) + 32 / len(part) / 0.25 * part.T @ part)[1] for part in (
+        units, *(units[LABELS == c] for c in range(3)))]  # fmt: skip
+    # Activations of batches of other sizes may differ in float32's last digit.
+    exact = logs[0] / 2 - sum(logs[1:]) / 6
+    np.testing.assert_allclose(profile.train["rate_reduction_yu2020"][2], exact, rtol=1e-5)
+    assert "rate_reduction_yu2020" not in profile.test
 
 
 def test_any_pure_function_and_its_depth():

@@ -7,6 +7,7 @@ and DecAccumulator over one batch, then the functions of `neural_collapse.measur
   rank C − 1. The two agree here.
 - its CDNV is summed in a float32 matrix whatever the input: seven digits.
 - its agreement of the classifier with the nearest class mean leaves out the bias.
+- its energies on the sphere are summed in a float32 matrix as well; the Riesz power is n − 2.
 - it has no feature-wise standard deviation, no lengths-and-angles form of NC2, and NC3 only as a product.
 """
 
@@ -25,6 +26,9 @@ RECORDED = {
     "simplex_etf_error_weights": 0.6469098703924926,
     "self_duality_error": 0.6272818552080024,
     "one_minus_clf_ncc_agreement": 0.18333333333333335,
+    "log_kernel_mean": -0.4581022560596466,
+    "log_kernel_variance": 0.02828105539083481,
+    "riesz_kernel_mean": 0.20914877951145172,
 }
 
 
@@ -54,5 +58,11 @@ def test_agreement():
     for name, value in pairs.items():
         assert value == pytest.approx(RECORDED[name], rel=1e-12), name
     assert values["mean_cdnv_galanti2022"] == pytest.approx(RECORDED["variability_cdnv"], rel=1e-7)
+    # Ours are above those of a simplex ETF, whose four vertices are √(8/3) apart.
+    simplex = np.sqrt(8 / 3)
+    assert values["nc2_log_energy_liu2023"] == pytest.approx(RECORDED["log_kernel_mean"] + np.log(simplex), rel=1e-6)
+    assert values["nc2_equidistance_wu2024"] ** 2 == pytest.approx(RECORDED["log_kernel_variance"], rel=1e-6)
+    riesz = float(collapse.nc2_riesz_energy_liu2023(statistics, power=4.0))
+    assert riesz == pytest.approx(RECORDED["riesz_kernel_mean"] * simplex**4 - 1, rel=1e-6)
     # The decision of the network itself, with its bias, is another one.
     assert float(collapse.nc4_mismatch(features.T, W, b, statistics.means)) == pytest.approx(17 / 60)

@@ -206,3 +206,31 @@ def test_spherical_features_and_logit_ball():
     run = simulate(start, ball, classes, np.array([0.0, 5e3, 1e4]))
     np.testing.assert_allclose(run["loss"][-1], lowest.value, rtol=1e-7)
     np.testing.assert_allclose(run.states.H[-1], classes.expand(lowest.scale * jnp.asarray(simplex(4))), atol=1e-4)
+
+
+def test_cross_entropy_is_tied_to_its_minimum_in_balls():
+    """Three bounds, each by a sum over samples, on any last layer; all reached by a balanced simplex ETF."""
+    C = 4
+    for sizes in ((3, 3, 3, 3), (5, 1, 2, 4)):
+        classes = Classes(sizes=sizes)
+        labels = np.asarray(classes.labels)
+        for seed in range(10):
+            state = scaled_start(5, classes, 0.1 + 0.3 * seed, seed, bias=True)
+            floor = np.array(models.spherical_features.floor(state, classes))
+            f = np.asarray(state.logits)
+            losses = [np.log(np.exp(f[:, i] - f[y, i]).sum()) for i, y in enumerate(labels)]
+            margins = [f[y, i] - np.delete(f[:, i], y).mean() for i, y in enumerate(labels)]
+            W, sums = np.asarray(state.W), [np.asarray(state.H)[:, labels == c].sum(1) for c in range(C)]
+            norms = np.linalg.norm(W - W.mean(0)) * np.linalg.norm(sums - np.mean(sums, axis=0))
+            bias = np.dot(state.b, np.array(sizes) - np.mean(sizes))
+            shares = np.mean(margins), C / (C - 1) * (norms + bias) / len(labels)
+            exact = np.mean(losses), *(np.log1p(3 * np.exp(-x)) for x in shares)
+            np.testing.assert_allclose(floor[:3], exact, rtol=1e-12)
+            assert np.all(np.diff(floor) < 0)
+    # A simplex of radii 2 and 3, and what the third bound is for balanced classes.
+    classes = Classes.balanced(C, 3)
+    W = np.asarray(models.fixed_etf.classifier(C, 5, key=jax.random.key(0)))
+    collapsed = LastLayer(H=classes.expand(2 * jnp.asarray(W).T), W=3 * W, b=np.full(C, 0.7))
+    floor = models.spherical_features.floor(collapsed, classes)
+    value = models.spherical_features.minimizer(classes, 2.0, 3.0).value
+    np.testing.assert_allclose(floor, np.full(4, value), rtol=1e-12)

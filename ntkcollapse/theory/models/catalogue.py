@@ -241,6 +241,7 @@ def homogeneous(classes: Classes, decay: Number, *, layers: int = 2) -> Flow:
     source="Yaras et al. (2022); Lu and Steinerberger (2022)",
     test=TESTS + "test_cross_entropy_models.py::test_spherical_features_and_logit_ball",
     minimizer=cross_entropy.bounded_simplex,
+    floor=cross_entropy.cross_entropy_floor,
 )
 def spherical_features(classes: Classes, radius_H: Number, radius_W: Number) -> Flow:
     """Norms fixed: a flow on a product of spheres."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_positive
 from ntkcollapse.classes import Classes
+from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.theory.models.losses import LogCrossEntropy
 
 
@@ -86,6 +87,55 @@ def bounded_simplex(
         weight_scale=jnp.asarray(radius_W, dtype=float) ** 2 * C / (C - 1),
         value=jnp.log1p((C - 1) * jnp.exp(-scale)),
     )
+
+
+class CrossEntropyFloor(NamedTuple):
+    """Mean cross-entropy of a state and what it cannot go below, each number at most the one before it.
+
+    loss: of the state; by_margin: of equal logits of wrong classes and one margin for all; by_norms: of features and
+    weights of these norms about their means; by_radii: of all ‖h_i‖ and ‖w_k‖ up to the largest that occur.
+    """
+
+    loss: Float[Array, ""]
+    by_margin: Float[Array, ""]
+    by_norms: Float[Array, ""]
+    by_radii: Float[Array, ""]
+
+
+def cross_entropy_floor(state: LastLayer, classes: Classes) -> CrossEntropyFloor:
+    r"""Ties the mean cross-entropy of any last layer to the minimum over features and weights in balls, in three steps.
+
+        L ≥ g(δ̄),   g(δ) = log(1 + (C − 1) e^{−δ}),   δ_i = f_{y_i} − mean_{k ≠ y_i} f_k,   δ̄ = mean of δ_i
+        δ̄ = C/((C − 1) N) [⟨P W, (M D P)ᵀ⟩ + ⟨b, P d⟩] ≤ C/((C − 1) N) [‖P W‖ ‖M D P‖ + ⟨b, P d⟩]
+          ≤ C/((C − 1) N) [√C r_W ‖d‖ r_H + ⟨b, P d⟩]     ( = r_H r_W C/(C − 1) for balanced classes )
+
+    with P = I − 11ᵀ/C, D = diag(d) the class sizes. First by convexity, of logsumexp in wrong logits and of g in the
+    margin; then by Cauchy and Schwarz; then by ‖P W‖² ≤ Σ ‖w_k‖². Balanced, all are equal at a collapsed simplex ETF
+    (`bounded_simplex`) and only there: the first gap is spread of logits and margins, the second lacking duality, the
+    third lacking equal norms and centring. Holds for classes of any sizes, where the last is not reached.
+
+    Args:
+        state: last layer, of theory or of a trained network.
+        classes: behind its columns.
+    Raises:
+        ValueError: shapes that disagree with `classes`.
+    References:
+        Lu and Steinerberger (2022), E and Wojtowytsch (2022), Zhu et al. (2021): the balanced minimum; reviewed by
+        Kothapalli (2023). The chain of three steps, for any sizes and with a bias, is derived here.
+    """
+    state.check(classes)
+    H, W = state.H, state.W
+    C, N, d = classes.num_classes, classes.num_samples, classes.weights.astype(state.W.dtype)
+    f, Y = state.logits, classes.Y.astype(state.W.dtype)
+    right = jnp.sum(f * Y, axis=0)
+    margin = jnp.mean(right - (jnp.sum(f, axis=0) - right) / (C - 1))
+    MD = classes.sums(H)
+    centred = jnp.linalg.norm(W - W.mean(0)[None, :]) * jnp.linalg.norm(MD - MD.mean(1)[:, None])
+    bias = jnp.sum(state.b * (d - d.mean()))
+    radii = jnp.linalg.norm(W, axis=1).max() * jnp.linalg.norm(H, axis=0).max()
+    shares = (margin, *(C / ((C - 1) * N) * (x + bias) for x in (centred, C**0.5 * jnp.linalg.norm(d) * radii)))
+    loss = -jnp.sum(Y * jax.nn.log_softmax(f, axis=0)) / N
+    return CrossEntropyFloor(loss, *(jnp.log1p((C - 1) * jnp.exp(-δ)) for δ in shares))
 
 
 def logit_ball(classes: Classes, radius: Float[ArrayLike, ""]) -> SimplexMinimiser:
