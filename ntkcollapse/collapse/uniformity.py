@@ -63,14 +63,16 @@ def nc2_equidistance_wu2024(of: Frame, *, centred: bool | None = None) -> Float[
     r"""Standard deviation over pairs c < c' of ln ‖v̂_c − v̂_c'‖: 0 where all directions are equally far apart.
 
     The symmetric form of NC2, which asks for equal distances and not for how large they are. Arguments as in
-    `nc2_log_energy_liu2023`; NaN where two directions coincide, whose logarithm has no mean.
+    `nc2_log_energy_liu2023`; +inf where two directions coincide.
 
     References:
         Wu & Papyan (2024), who report the variance; after Liu, Yu, Weller & Schölkopf (2023).
     """
     logs = _over_pairs(_half_log, frame_columns(of, centred, simplex=False))
+    coincide = jnp.any(jnp.isinf(logs))
+    logs = jnp.where(coincide, 0, logs)
     pairs = jnp.triu(jnp.ones_like(logs), 1)
-    return _safe.root(_mean(pairs * jnp.square(logs - _mean(logs))))
+    return jnp.where(coincide, jnp.inf, _safe.root(_mean(pairs * jnp.square(logs - _mean(logs)))))
 
 
 def _half_log(ratio: Float[Array, " C"]) -> Float[Array, " C"]:

@@ -14,12 +14,20 @@ if TYPE_CHECKING:
     from ntkcollapse.theory.decay_law import DecayFit, fit_decay
     from ntkcollapse.theory.flow import AbstractFlow, Flow
     from ntkcollapse.theory.initial import INITIAL_CONDITIONS, initial_condition
-    from ntkcollapse.theory.invariant import alignment, invariant, necessary_condition_residual, paper_invariant
+    from ntkcollapse.theory.invariant import (
+        InvariantTerms,
+        alignment,
+        invariant,
+        invariant_terms,
+        necessary_condition_residual,
+        paper_invariant,
+    )
     from ntkcollapse.theory.rate_fit import RateFit, RateVerdict, compare_rates, fit_rate
     from ntkcollapse.theory.rates import (
         CollapseRates,
         Rates,
         SpectrumDecay,
+        UncoupledRates,
         collapse_rates,
         instantaneous_rates,
         largest_learning_rate,
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
         output_kernel_at_collapse,
         output_kernel_of_moments,
         stability_bound,
+        uncoupled_rates,
         within_class_decay,
     )
     from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, ReducedState
@@ -39,6 +48,7 @@ __all__ = [
     "CollapseRates",
     "DecayFit",
     "Flow",
+    "InvariantTerms",
     "RateFit",
     "RateVerdict",
     "Rates",
@@ -48,6 +58,7 @@ __all__ = [
     "RungeKuttaChebyshev",
     "SpectrumDecay",
     "Statement",
+    "UncoupledRates",
     "alignment",
     "collapse_rates",
     "compare_rates",
@@ -57,6 +68,7 @@ __all__ = [
     "initial_condition",
     "instantaneous_rates",
     "invariant",
+    "invariant_terms",
     "largest_learning_rate",
     "lazy_rates",
     "necessary_condition_residual",
@@ -65,6 +77,7 @@ __all__ = [
     "output_kernel_of_moments",
     "paper_invariant",
     "stability_bound",
+    "uncoupled_rates",
     "within_class_decay",
 ]
 
@@ -84,6 +97,12 @@ STATEMENTS = (
         "block structure of the NTK: three values",
         "ntkcollapse.block_kernel.BlockKernel",
         "tests.test_kernels.test_block_kernel_is_its_dense_matrix",
+    ),
+    Statement(
+        "Section 2.3",
+        "Θ_ks = 0 (k ≠ s), and what it costs at collapse: there the ratio is −1/(C − 1), rates are off by up to 1/C",
+        "ntkcollapse.theory.rates.uncoupled_rates",
+        "tests.theory.test_rates.test_what_uncoupled_outputs_cost_at_collapse",
     ),
     Statement(
         "Section 4.1, Table 1",
@@ -117,6 +136,12 @@ STATEMENTS = (
     ),
     Statement(
         "Section 5.2",
+        "E with the global mean in a term of its own, (α/λ_class) ⟨h⟩⟨h⟩ᵀ",
+        "ntkcollapse.theory.invariant.invariant_terms",
+        "tests.theory.test_invariant.test_the_form_with_the_mean_feature",
+    ),
+    Statement(
+        "Section 5.2",
         "E does not change along the flow",
         "ntkcollapse.simulation.simulate",
         "tests.test_simulation.test_default_solver_reaches_its_tolerance_and_conserves_the_invariant",
@@ -126,6 +151,12 @@ STATEMENTS = (
         "E = 0 and centred features: the collapsed state",
         "ntkcollapse.theory.exact.collapsed_limit",
         "tests.theory.test_exact.test_collapsed_limit_is_where_the_references_end",
+    ),
+    Statement(
+        "Section 5.3",
+        "n > C, which the paper assumes: n ≥ C − 1 is enough for the collapsed state",
+        "ntkcollapse.simulation.simulate",
+        "tests.test_simulation.test_collapse_needs_c_minus_one_features",
     ),
     Statement(
         "Section 5.3",

@@ -1,5 +1,7 @@
 """The matrix that the flow conserves, and what its value says about collapse."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -71,6 +73,51 @@ def paper_invariant(state: LastLayer, kappa: BlockKernel, classes: Classes) -> F
     total = H1.sum(1)
     class_term = H1 @ H1.T - alpha * total[:, None] * total[None, :]
     return state.W.T @ state.W / m - class_term / lambda_class - deviations @ deviations.T / (m * lambda_single)
+
+
+class InvariantTerms(NamedTuple):
+    """The four terms of `invariant_terms`, each (n, n), and the coefficient α of the third.
+
+    weights: WᵀW/m; class_means: M Mᵀ/λ_class; mean_feature: (α/λ_class) ⟨h⟩⟨h⟩ᵀ; within: S/(m λ_single).
+    """
+
+    weights: Float[Array, "n n"]
+    class_means: Float[Array, "n n"]
+    mean_feature: Float[Array, "n n"]
+    within: Float[Array, "n n"]
+    alpha: Float[Array, ""]
+
+    @property
+    def total(self) -> Float[Array, "n n"]:
+        """E."""
+        return self.weights - self.class_means + self.mean_feature - self.within
+
+
+def invariant_terms(state: LastLayer, kappa: BlockKernel, classes: Classes) -> InvariantTerms:
+    r"""The conserved matrix with the global mean ⟨h⟩ in a term of its own, as talks on the paper write it.
+
+        E = WᵀW / m − M Mᵀ / λ_class + (α / λ_class) ⟨h⟩⟨h⟩ᵀ − S / (m λ_single),   α = C² m κ_n / λ_global
+
+    The same matrix as `paper_invariant`, in which this α is divided by C²: M 1 = C ⟨h⟩. The mean's own part of M Mᵀ is
+    C ⟨h⟩⟨h⟩ᵀ, so that together with the third term it counts 1 − α/C = λ_class/λ_global of itself.
+
+    Raises:
+        ValueError: classes of unequal sizes, or a kernel not of three numbers.
+    References:
+        Seleznova et al. (2023), Section 5.2; in this form in talks on it.
+    """
+    state.check(classes)
+    m, C = classes.per_class, classes.num_classes
+    lambda_single, lambda_class, lambda_global = kappa.rates(classes)
+    M, deviations = classes.means(state.H), classes.deviations(state.H)
+    alpha, mean = C**2 * m * kappa.between / lambda_global, M.mean(1)
+    return InvariantTerms(
+        weights=state.W.T @ state.W / m,
+        class_means=M @ M.T / lambda_class,
+        mean_feature=alpha / lambda_class * mean[:, None] * mean[None, :],
+        within=deviations @ deviations.T / (m * lambda_single),
+        alpha=alpha,
+    )
 
 
 def alignment(A: Float[AnyArray, "n n"], B: Float[AnyArray, "n n"]) -> Float[Array, ""]:

@@ -105,6 +105,44 @@ def collapse_rates(kappa: BlockKernel, classes: Classes) -> CollapseRates:
     )
 
 
+class UncoupledRates(NamedTuple):
+    """What Θ_ks = 0 (k ≠ s) makes of the rates at collapse; see `uncoupled_rates`.
+
+    assumed: rates under the averages of Θ_kk alone; true: those of `collapse_rates`; coupling: ratio of the kernel
+    between two outputs to that of one with itself, of the part that the features' motion makes: −1/(C − 1).
+    """
+
+    assumed: Rates
+    true: CollapseRates
+    coupling: Float[Array, ""]
+
+
+def uncoupled_rates(kappa: BlockKernel, classes: Classes) -> UncoupledRates:
+    r"""What the assumption Θ_ks = 0 for k ≠ s costs at the collapsed state with invariant 0.
+
+        Θ_ks = (W Wᵀ)_ks K + δ_ks (HᵀH + 11ᵀ),   W Wᵀ = s (I − 11ᵀ/C):   (W Wᵀ)_ks / (W Wᵀ)_kk = −1/(C − 1)
+
+        single  s λ_single (1 − 1/C)         instead of  s λ_single          and, along 1,  0
+        class   √(m λ_class) (2 − 1/C)       instead of  2 √(m λ_class)      and, along 1,  √(m λ_class)
+        global  s λ_global (1 − 1/C) + N     instead of  s λ_global + N      and, along 1,  N
+
+    with s = √(m/λ_class). The assumed rates are the averages of the true ones over the C directions of the outputs, the
+    C − 1 orthogonal to 1 and 1 itself: off by 1/C or less in the first, which is what the residual of a classifier is
+    made of, and by everything in the second, where deviations within classes are not learned at any rate.
+
+    Raises:
+        ValueError: unequal classes, a general block kernel.
+    References:
+        Derived here from Seleznova et al. (2023), Sections 2.3, 5.2 and 5.3.
+    """
+    C = classes.num_classes
+    return UncoupledRates(
+        assumed=lazy_rates(output_kernel_at_collapse(kappa, classes), classes),
+        true=collapse_rates(kappa, classes),
+        coupling=jnp.asarray(-1 / (C - 1)),
+    )
+
+
 def largest_learning_rate(
     kappa: BlockKernel,
     classes: Classes,

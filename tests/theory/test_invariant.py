@@ -9,6 +9,7 @@ from ntkcollapse import BlockKernel, Classes, LastLayer
 from ntkcollapse.theory.invariant import (
     alignment,
     invariant,
+    invariant_terms,
     necessary_condition_residual,
     paper_invariant,
     reduced_feature_gram,
@@ -26,6 +27,23 @@ def test_invariant_is_its_definition_and_the_papers_form():
     expected = W.T @ W - H @ np.linalg.inv(np.asarray(KAPPA.as_matrix(BALANCED))) @ H.T
     np.testing.assert_allclose(invariant(state, KAPPA, BALANCED), expected, atol=1e-12)
     np.testing.assert_allclose(5 * paper_invariant(state, KAPPA, BALANCED), expected, atol=1e-12)
+
+
+def test_the_form_with_the_mean_feature():
+    """The same matrix by another route, with C² in α; the mean counts λ_class/λ_global of itself."""
+    state = random_state(6, BALANCED)
+    H, W = np.asarray(state.H), np.asarray(state.W)
+    terms = invariant_terms(state, KAPPA, BALANCED)
+    expected = W.T @ W - H @ np.linalg.inv(np.asarray(KAPPA.as_matrix(BALANCED))) @ H.T
+    np.testing.assert_allclose(5 * terms.total, expected, atol=1e-12)
+    # C = 4, m = 5: λ_class = 1 + 5 · 1.4 = 8, λ_global = 8 + 20 · 0.6 = 20.
+    np.testing.assert_allclose(terms.alpha, 16 * 5 * 0.6 / 20)
+    mean = H.mean(1)
+    np.testing.assert_allclose(terms.mean_feature, 2.4 / 8 * np.outer(mean, mean), rtol=1e-12)
+    # Features that are one vector, all of it mean.
+    same = LastLayer(H=np.repeat(mean[:, None], 20, axis=1), W=0 * W, b=state.b)
+    lone = invariant_terms(same, KAPPA, BALANCED).total
+    np.testing.assert_allclose(lone, -4 / 8 * (8 / 20) * np.outer(mean, mean), rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["per class", "grouped"])

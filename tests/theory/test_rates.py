@@ -142,6 +142,24 @@ def test_collapse_rates_are_the_spectrum_of_the_output_kernel():
         np.testing.assert_allclose([kernel.diagonal, kernel.within, kernel.between], formula, rtol=1e-13)
 
 
+def test_what_uncoupled_outputs_cost_at_collapse():
+    """The dense kernel with its blocks between outputs set to zero, and the rest averaged, as the assumption has it."""
+    state = collapsed(BALANCED, 5, KAPPA, key=jax.random.key(0))
+    C, N = 3, 12
+    theta = dense_output_kernel(state, np.asarray(KAPPA.as_matrix(BALANCED))).reshape(C, N, C, N)
+    blocks = np.mean([theta[k, :, k, :] for k in range(C)], axis=0)
+    cost = uncoupled_rates(KAPPA, BALANCED)
+    expected = np.sort(np.repeat(np.asarray(cost.assumed), [N - C, C - 1, 1]))
+    np.testing.assert_allclose(np.linalg.eigvalsh(blocks), expected, rtol=1e-12)
+    # Between outputs there is K alone: samples of one class and of two.
+    for i, j in ((0, 1), (0, 11)):
+        own = theta[0, i, 0, j] - float(state.H[:, i] @ state.H[:, j]) - 1
+        np.testing.assert_allclose(theta[0, i, 1, j] / own, cost.coupling, rtol=1e-12)
+    # The mean over C directions of the outputs, two of them orthogonal to 1.
+    for assumed, across, along in zip(cost.assumed, cost.true.perpendicular, cost.true.along_ones, strict=True):
+        np.testing.assert_allclose(assumed, (2 * across + along) / 3, rtol=1e-12)
+
+
 def flow(y, K, n, xp):
     """The flow of the balanced problem, by numpy or jax.numpy."""
     Y = np.asarray(BALANCED.Y)
