@@ -136,6 +136,10 @@ def simulate(
         TypeError: a kernel, classes or a start of another kind, a flow of which a part is of another kind, or no times.
         SimulationError: the solver failed; the trajectory until then is its attribute.
 
+    Warns:
+        UserWarning: n < C − 1 features, in which C class means cannot be a simplex. The paper assumes n > C, and where
+        that does not hold the run's `settings` note it; the equation itself is integrated for every n.
+
     References:
         Seleznova et al. (2023), Section 5.2 (dynamics and invariant).
 
@@ -269,7 +273,8 @@ def _simulate(
             "kernel": type(flow.kernel).__name__,
             "solver": parts.solver,
         }
-        | ({"rtol": method.rtol, "atol": method.atol} if method.step is None else _steps_of(method)),
+        | ({"rtol": method.rtol, "atol": method.atol} if method.step is None else _steps_of(method))
+        | _note_of_dimension(layer.W),
     )
     return run if is_traced(parts.out.states) else _deliver(run, parts.out, throw)
 
@@ -523,6 +528,15 @@ def _in_single_precision(start: Any) -> Any:
     """The state, in single precision where it is in half, in which nothing is integrated."""
     half = [x for x in jax.tree.leaves(start) if eqx.is_inexact_array(x) and x.dtype.itemsize < 4]
     return jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, start) if half else start
+
+
+def _note_of_dimension(W: Array) -> dict[str, str]:
+    """A note where there are no more features than classes; metrics of collapse warn where a simplex has no room."""
+    C, n = W.shape
+    if n > C:
+        return {}
+    why = "is enough" if n >= C - 1 else "is what collapse needs"
+    return {"note": f"n = {n} features for C = {C} classes: the paper assumes n > C; n ≥ C − 1 = {C - 1} {why}"}
 
 
 def _equation_of(flow: AbstractFlow, method: Method) -> Equation:

@@ -39,7 +39,7 @@ FLOORS = (
     {"kernel_path", "_earlier_files"},
     {"data"},
     {"ntk", "collapse", "theory", "networks"},
-    {"observables", "trajectory"},
+    {"observables", "statements", "trajectory"},
     {"simulation", "captions", "phases"},
     {"comparison", "training"},
     {"plots"},

@@ -12,7 +12,7 @@ import ntkcollapse.simulation as module
 from ntkcollapse import BlockKernel, Classes, CrossEntropy, Flow, KernelPath, LastLayer, Method, SquaredError
 from ntkcollapse.observables import invariant_observables
 from ntkcollapse.simulation import SimulationError, simulate
-from ntkcollapse.theory.initial import collapsed
+from ntkcollapse.theory.initial import collapsed, zero_invariant
 from ntkcollapse.theory.reduced import ReducedStart
 from tests.cases import UNEQUAL, kernels, random_state
 
@@ -66,6 +66,19 @@ def test_default_solver_reaches_its_tolerance_and_conserves_the_invariant():
         assert values[0] > 8 * values[1] > 64 * values[2]
     assert errors[-1] < 1e-5
     assert float(exact["invariant_drift"].max()) < 1e-11
+
+
+def test_collapse_needs_c_minus_one_features():
+    """n > C is assumed by the paper; n = C − 1 ends collapsed as well, and a run without n > C says so."""
+    for n, says in ((2, "n = 2 features for C = 3 classes"), (4, None)):
+        start = zero_invariant(CLASSES, n, KAPPA, key=jax.random.key(0))
+        run = simulate(start, KAPPA, CLASSES, [0.0, 40.0], columns=False)
+        # Slowest rate 2 √(m λ_class) > 4.
+        assert float(run["nc2_seleznova2023"][-1]) < 1e-6
+        assert float(run["nc3_seleznova2023"][-1]) < 1e-6
+        assert float(run["loss"][-1]) < 1e-10
+        note = run.settings.get("note")
+        assert note is None if says is None else note == f"{says}: the paper assumes n > C; n ≥ C − 1 = 2 is enough"
 
 
 def test_weight_decay_shrinks_the_invariant_exponentially():

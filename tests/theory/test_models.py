@@ -112,7 +112,6 @@ UNEVEN = Classes(sizes=(2, 3))
         lambda: models.batch_norm_head(UNEVEN, 0.1),
         lambda: models.batch_norm_head.minimizer(UNEVEN, 0.1),
         lambda: models.spherical_features.minimizer(UNEVEN, 1.0, 1.0),
-        lambda: models.elastic(UNEVEN, 1.0, 0.0, 0.1),
     ],
 )
 def test_models_that_need_balance_say_so(ask):
@@ -202,7 +201,7 @@ def test_bad_input_is_named():
         Flow(flow, UNEVEN, weight_decay=0.1)
     with pytest.raises(AttributeError, match="has no 'minimiser', but minimizer"):
         _ = models.spherical_features.minimiser
-    with pytest.raises(ValueError, match=r"kind: expected one of 'I', 'L'; got 'M'"):
+    with pytest.raises(ValueError, match=r"kind: expected one of 'I', 'L', 'softmax'; got 'M'"):
         models.elastic(Classes.balanced(2, 2), 1.0, 0.0, 0.1, kind="M")
     with pytest.raises(ValueError, match="amplification: expected a whole number of at least 1, got 0"):
         models.svag(0.1, 0)

@@ -18,6 +18,7 @@ from ntkcollapse.theory.rates import (
     lazy_rates,
     output_kernel,
     output_kernel_at_collapse,
+    uncoupled_rates,
     within_class_decay,
 )
 from tests.cases import UNEQUAL, kernels, random_state

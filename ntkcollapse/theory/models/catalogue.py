@@ -13,21 +13,21 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, is_traced
+from ntkcollapse._checks import check_choice, check_shape, is_traced
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.losses import CrossEntropy, SquaredError
+from ntkcollapse.losses import CrossEntropy, SquaredError, as_loss
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory import exact
 from ntkcollapse.theory.constraints import CentralPath, FixedFrame, NormBudget, Norms
 from ntkcollapse.theory.flow import Flow
 from ntkcollapse.theory.invariant import invariant
 from ntkcollapse.theory.models import central_path as on_path
-from ntkcollapse.theory.models import cross_entropy, elasticity, squared_error
+from ntkcollapse.theory.models import cross_entropy, duality, elasticity, squared_error
 from ntkcollapse.theory.models import layer_peeled as peeled
 from ntkcollapse.theory.models import quasi_interpolation as quasi
 from ntkcollapse.theory.models import svag as amplified
-from ntkcollapse.theory.models.deep_linear import DeepLinearFlow
+from ntkcollapse.theory.models.deep_linear import DeepLinearFlow, DeepReLUFlow
 from ntkcollapse.theory.models.losses import DotRegression, LogCrossEntropy
 from ntkcollapse.theory.models.registry import Number, model
 from ntkcollapse.weight_decay import WeightDecay
@@ -46,9 +46,16 @@ def _decay(H: Number = 0.0, W: Number = 0.0, b: Number = 0.0) -> WeightDecay:
     return WeightDecay.of(rates)  # pyright: ignore[reportArgumentType]
 
 
-def _warn_trivial(learned, threshold: str) -> None:
+def _warn_trivial(learned, threshold: str, *, stacklevel: int = 3) -> None:
     if not is_traced(learned) and not jnp.all(learned):
-        warnings.warn(f"decay: {threshold}, so that the minimiser is W = H = 0: nothing is learned.", stacklevel=3)
+        message = f"decay: {threshold}, so that the minimiser is W = H = 0: nothing is learned."
+        warnings.warn(message, stacklevel=stacklevel)
+
+
+def _warn_all_vanish(classes: Classes, decay_W, decay_H) -> None:
+    if not is_traced(decay_W, decay_H) and min(float(jnp.min(decay_W)), float(decay_H)) > 0:
+        smallest = squared_error.deep_vanishing_size(classes, decay_W, decay_H)
+        _warn_trivial(max(classes.sizes) > smallest, "no class is as large as the model's threshold", stacklevel=4)
 
 
 @model(
@@ -109,10 +116,25 @@ def regularised_features(
 )
 def deep_linear(classes: Classes, decay_W: Float[Array, " L"], decay_H: Number) -> DeepLinearFlow:
     """The classifier a product of L weight layers; starts from a `DeepLastLayer`."""
-    if not is_traced(decay_W, decay_H) and min(float(jnp.min(decay_W)), float(decay_H)) > 0:
-        smallest = squared_error.deep_vanishing_size(classes, decay_W, decay_H)
-        _warn_trivial(max(classes.sizes) > smallest, "no class is as large as `deep_linear.threshold`")
+    _warn_all_vanish(classes, decay_W, decay_H)
     return DeepLinearFlow(classes, SquaredError(1 / classes.num_samples), decay_W, decay_H)
+
+
+@model(
+    title="features under a layer with a ReLU and a classifier",
+    assumes="logits W_2 σ(W_1 H), loss (1/2N)‖R‖², decay of both layers and of H, no bias; ‖σ(W_1 H)‖_* = ‖W_1 H‖_*",
+    predicts="features behind the ReLU collapse to an orthogonal frame, no two classes share an active unit, W_2 is "
+    "aligned with them; value, scales and vanishing of classes as in the linear model",
+    source="Tirer and Bruna (2022), nonlinear extended model",
+    test=TESTS + "test_relu_model.py::test_relu_minimiser",
+    minimizer=squared_error.relu_minimiser,
+    threshold=squared_error.deep_vanishing_size,
+)
+def relu_features(classes: Classes, decay_W: Float[Array, "2"], decay_H: Number) -> DeepReLUFlow:
+    """The extended model with a ReLU; starts from a `DeepLastLayer` of two layers."""
+    check_shape("decay_W", decay_W, (2,), "one decay for each of two weight layers")
+    _warn_all_vanish(classes, decay_W, decay_H)
+    return DeepReLUFlow(classes, SquaredError(1 / classes.num_samples), decay_W, decay_H)
 
 
 @model(
@@ -199,17 +221,21 @@ def fixed_etf(classes: Classes, energy_H: Number, energy_W: Number, *, loss: str
 
 @model(
     title="batch-normalised head",
-    assumes="H = γ BN(z) + α 1ᵀ/√N, loss ½‖R‖², decay β of γ, α, W; balanced classes, no bias",
-    predicts="minimum C(β√m − β²/2), singular values of W √(√m − β)",
-    source="Ergen et al. (2022)",
-    test=TESTS + "test_squared_error_models.py::test_batch_normalised_head",
+    assumes="H = γ BN(z) + α 1ᵀ/√N, loss ½‖R‖² or summed cross-entropy, decay β of γ, α, W; balanced classes, no bias; "
+    "minima with and without a ReLU",
+    predicts="squared error: C(β√m − β²/2), singular values of W √(√m − β); cross-entropy: a simplex ETF for β < √m, "
+    "behind a ReLU an orthogonal frame for β < √(m(C − 1)/C); duality gap of any state",
+    source="Ergen et al. (2022); Ergen and Pilanci (2021); Dang et al. (2024)",
+    test=TESTS + "test_batch_norm_models.py::test_heads_under_cross_entropy",
     minimizer=squared_error.batch_norm_minimiser,
     parameters=squared_error.batch_norm_parameters,
+    duality=duality.duality_gap,
 )
-def batch_norm_head(classes: Classes, decay: Number) -> Flow:
+def batch_norm_head(classes: Classes, decay: Number, *, loss: str = "squared") -> Flow:
     """γ² + α² is the squared norm of a feature's row: unconstrained features in polar coordinates."""
+    check_choice("loss", loss, ("squared", "cross-entropy"))
     _warn_trivial(decay < classes.per_class**0.5, "β is at least √m")
-    return Flow(unconstrained(), classes, SquaredError(), _decay(decay, decay), "absent")
+    return Flow(unconstrained(), classes, as_loss(loss), _decay(decay, decay), "absent")
 
 
 @model(
@@ -265,14 +291,18 @@ def logit_ball(classes: Classes, radius: Number) -> Flow:
 
 @model(
     title="locally elastic stochastic differential equation",
-    assumes="class means push samples with intensities α within and β between classes; I- or L-model; noise σ",
-    predicts="separation iff the drift contrast c/t has c > C/2; L-model: means tend to a simplex ETF",
+    assumes="class means push samples with intensities α within and β between classes, as often as their class is "
+    "drawn; I-model, L-model or pushes along e_k − softmax; noise σ; classes of any sizes",
+    predicts="balanced: separation iff the drift contrast c/t has c > C/2, and simplex ETF of the L-model; unequal: "
+    "powers of t are eigenvalues of diag(m/N) E",
     source="Zhang, Wang and Su (2021)",
     test=TESTS + "test_stochastic_models.py::test_elastic_sde_separates_at_the_threshold",
     solution=elasticity.elastic_means,
     threshold=elasticity.separation_threshold,
     error=elasticity.separation_error,
     estimate=elasticity.estimate_elasticity,
+    rates=elasticity.growth_rates,
+    matrix=elasticity.elasticity_matrix,
 )
 def elastic(
     classes: Classes, intra: Number, inter: Number, noise: Number | None = None, *, kind: str = "I", power: Number = 0.0

@@ -1,4 +1,4 @@
-"""Unconstrained features under a deep linear classifier: W = W_L ⋯ W_1."""
+"""Unconstrained features under a deep classifier: linear, W = W_L ⋯ W_1, or with a ReLU between its layers."""
 
 import functools
 
@@ -86,7 +86,8 @@ class DeepLinearFlow(AbstractFlow):
     def objective(self, state: DeepLastLayer) -> Float[Array, ""]:
         """J."""
         penalties = [λ * jnp.sum(jnp.square(W)) / 2 for λ, W in zip(self.decay_W, state.layers, strict=True)]
-        f = state.W @ state.H
+        top = self.last_layer(state)
+        f = top.W @ top.H
         return (
             self.loss.value(f, self.classes.Y.astype(f.dtype)) + sum(penalties) + self.decay_H * jnp.sum(state.H**2) / 2
         )
@@ -94,3 +95,18 @@ class DeepLinearFlow(AbstractFlow):
     def __call__(self, t, state: DeepLastLayer, args: None = None) -> DeepLastLayer:
         del t, args
         return jax.tree.map(jnp.negative, jax.grad(self.objective)(state))
+
+
+class DeepReLUFlow(DeepLinearFlow):
+    """The flow of J = loss(W_L σ(W_{L−1} ⋯ σ(W_1 H))) + penalties: a ReLU σ after every layer but the last.
+
+    Its last layer is W_L on σ(W_{L−1} ⋯), the features that are observed.
+    """
+
+    def __init__(self, classes: Classes, loss: Loss, decay_W: Float[ArrayLike, " L"], decay_H: Float[ArrayLike, ""]):
+        super().__init__(classes, loss, decay_W, decay_H)
+
+    def last_layer(self, state: DeepLastLayer) -> LastLayer:
+        *below, top = state.layers
+        H = functools.reduce(lambda x, W: jax.nn.relu(W @ x), below, state.H)
+        return LastLayer(H=H, W=top, b=jnp.zeros(top.shape[0], top.dtype))

@@ -1,16 +1,20 @@
 """Locally elastic stochastic differential equations of features."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_increasing, check_positive, check_shape
+from ntkcollapse import _safe
+from ntkcollapse._checks import check_choice, check_finite, check_increasing, check_positive, check_shape
+from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
-from ntkcollapse.classes import Classes
+from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.kernel_path import KernelFunction, KernelPath
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.losses import Loss, SquaredError
@@ -19,31 +23,35 @@ from ntkcollapse.theory.constraints import Constraint, Unconstrained
 from ntkcollapse.theory.flow import AbstractFlow
 from ntkcollapse.weight_decay import WeightDecay
 
-Kind = Literal["I", "L"]
+Kind = Literal["I", "L", "softmax"]
 
 
 class ElasticFlow(AbstractFlow):
-    r"""dX = (1/C) Σ_l E_kl T_kl X̄_l dt + σ dB for every sample X of class k: the classes pull and push each other.
+    r"""dX = Σ_l p_l E_kl T_kl X̄_l dt + σ dB for every sample X of class k: the classes pull and push each other.
 
-        E = (α − β) I + β 11ᵀ,   T_kl = I (I-model)  or  d_k d_lᵀ/‖d_l‖²,  d_k = e_k − 1/C, n = C  (L-model)
+        E = (α − β) I + β 11ᵀ,   p_l = m_l/N (1/C for balanced classes),   T_kl = I (I-model)  or  d_k d_lᵀ/‖d_l‖²
+        d_k = e_k − 1/C (L-model)  or  e_k − softmax(X̄_k) ("softmax"),   n = C
 
-    X̄_l are class means; α and β are intensities within and between classes, α(t) = intra / t^power and likewise β, so
-    that power 1 is the borderline of separation. Only features move: the W and b of a start are there to be observed
-    with, and stay.
+    X̄_l are class means, and p_l is how often a step is taken on a sample of class l. α and β are intensities within and
+    between classes, α(t) = intra / t^power and likewise β, so that power 1 is the borderline of separation. Only
+    features move: the W and b of a start are there to be observed with, and stay.
 
-    In the general state equation this is K the class-block matrix E/(C m), W = I and the loss −½‖f‖² (I-model).
+    "softmax" reads the features as logits and pushes along the gradient of cross-entropy at the class means; the
+    L-model is that at logits without a preference. They are the same flow where the means are symmetric in the classes.
+
+    In the general state equation this is K the class-block matrix E/N, W = I and the loss −½‖f‖² (I-model).
 
     Args:
-        classes: balanced.
+        classes: of any sizes.
         intra, inter: α and β at t = 1.
         noise: σ; None without noise, and then `simulate` wants no key.
-        kind: "I" or "L".
+        kind: "I", "L" or "softmax".
         power: of the decay of intensities in time; needs t > 0 where it is not 0.
 
     Raises:
-        ValueError: an unknown kind, unequal classes, negative σ.
+        ValueError: an unknown kind, negative σ.
     References:
-        Zhang, Wang and Su (2021).
+        Zhang, Wang and Su (2021), with classes of one size; a step on a class as often as it is drawn gives p.
     """
 
     classes: Classes
@@ -63,7 +71,6 @@ class ElasticFlow(AbstractFlow):
         check_choice("kind", self.kind, get_args(Kind))
         if self.noise is not None:
             check_positive("noise", self.noise, zero=True)
-        _ = self.classes.per_class
 
     @property
     def is_plain(self) -> bool:
@@ -82,16 +89,14 @@ class ElasticFlow(AbstractFlow):
         return _moving(state, jnp.broadcast_to(σ, state.H.shape))
 
     def _drift(self, t, H: Float[Array, "n N"]) -> Float[Array, "n N"]:
-        C = self.classes.num_classes
-        M = self.classes.means(H)
-        # On means centred over classes E acts as α − β, on their mean as α + (C − 1) β.
-        E = jnp.asarray(self.intra - self.inter, H.dtype) * jnp.eye(C, dtype=H.dtype) + jnp.asarray(self.inter, H.dtype)
-        E = E / C * jnp.asarray(t, H.dtype) ** -jnp.asarray(self.power, H.dtype)
+        C, M = self.classes.num_classes, self.classes.means(H)
+        E = _generator(self.classes, jnp.asarray(self.intra, H.dtype), jnp.asarray(self.inter, H.dtype))
+        E = E * jnp.asarray(t, H.dtype) ** -jnp.asarray(self.power, H.dtype)
         if self.kind == "I":
             return self.classes.expand(M @ E)
-        check_shape("H", H, (C, None), "n = C features for the L-model")
-        D = jnp.eye(C, dtype=H.dtype) - 1 / C
-        return self.classes.expand(D * (E @ _along_vertices(M))[None, :])
+        check_shape("H", H, (C, None), f"n = C features for the {self.kind} model")
+        D = _directions(M, self.kind)
+        return self.classes.expand(D * (_along(D, M) @ E)[None, :])
 
 
 def _moving(state: LastLayer, H: Float[Array, "n N"]) -> LastLayer:
@@ -104,12 +109,13 @@ def elastic_means(
 ) -> Float[Array, "T n C"]:
     r"""Class means of the noiseless I-model in closed form.
 
-        M(t) = ⟨h⟩₀ 1ᵀ e^{(A + (C−1) B)/C} + (M₀ − ⟨h⟩₀ 1ᵀ) e^{(A − B)/C},   A, B = ∫ α, ∫ β from `start` to t
+        M(t) = M₀ exp(diag(p) (A − B) + B p 1ᵀ),   A, B = ∫ α, ∫ β from `start` to t,   p = (m_1, …, m_C)/N
+        balanced:  ⟨h⟩₀ 1ᵀ e^{(A + (C−1) B)/C} + (M₀ − ⟨h⟩₀ 1ᵀ) e^{(A − B)/C}
 
     Raises:
-        ValueError: an L-model.
+        ValueError: another model than the I-model.
     References:
-        Zhang, Wang and Su (2021), the I-model.
+        Zhang, Wang and Su (2021), the I-model with classes of one size.
     """
     if flow.kind != "I":
         raise ValueError(
@@ -117,10 +123,45 @@ def elastic_means(
         )
     C = flow.classes.num_classes
     elapsed = _elapsed(jnp.asarray(times, dtype=float), start, flow.power)
+    if not flow.classes.is_balanced:
+        root, E = _symmetric(flow.classes, jnp.asarray(flow.intra, float), jnp.asarray(flow.inter, float))
+        rates, U = jnp.linalg.eigh(E)
+        growth = jnp.exp(rates[None, :] * elapsed[:, None])
+        return jnp.einsum("nk,tk,ck->tnc", means @ (root[:, None] * U), growth, U / root[:, None])
     A, B = flow.intra * elapsed, flow.inter * elapsed
     mean = means.mean(1)[:, None]
     grow, part = jnp.exp((A + (C - 1) * B) / C), jnp.exp((A - B) / C)
     return grow[:, None, None] * jnp.broadcast_to(mean, means.shape)[None] + part[:, None, None] * (means - mean)[None]
+
+
+def growth_rates(classes: Classes, intra: Float[ArrayLike, ""], inter: Float[ArrayLike, ""]) -> Float[Array, " C"]:
+    r"""Eigenvalues of diag(p) E, ascending: rates at which combinations of class means grow; powers of t for power 1.
+
+        balanced: (α − β)/C, C − 1 times, and (α + (C − 1) β)/C;   β = 0: α m_k/N, each class for itself
+
+    A combination comes out of noise, which grows like √t, if its power is above ½: with α = c/t and β = 0 a class of
+    N/(2c) samples or fewer never does, while larger ones do. `separation_threshold` is this for balanced classes.
+    """
+    return jnp.linalg.eigvalsh(_symmetric(classes, jnp.asarray(intra, float), jnp.asarray(inter, float))[1])
+
+
+def _intensities(C: int, intra: Float[Array, ""], inter: Float[Array, ""]) -> Float[Array, "C C"]:
+    """E."""
+    return (intra - inter) * jnp.eye(C, dtype=intra.dtype) + inter
+
+
+def _symmetric(
+    classes: Classes, intra: Float[Array, ""], inter: Float[Array, ""]
+) -> tuple[Float[Array, " C"], Float[Array, "C C"]]:
+    """√p, and diag(√p) E diag(√p), which has the eigenvalues of diag(p) E."""
+    root = jnp.sqrt(classes.weights / classes.num_samples)
+    return root, root[:, None] * _intensities(classes.num_classes, intra, inter) * root[None, :]
+
+
+def _generator(classes: Classes, intra: Float[Array, ""], inter: Float[Array, ""]) -> Float[Array, "C C"]:
+    """diag(p) E: Ṁ = M diag(p) E."""
+    shares = (classes.weights / classes.num_samples).astype(intra.dtype)
+    return shares[:, None] * _intensities(classes.num_classes, intra, inter)
 
 
 def _elapsed(t, start, power):
@@ -164,47 +205,145 @@ class Elasticity(NamedTuple):
     inter: Float[Array, " T-1"]
 
 
-def estimate_elasticity(times: Float[ArrayLike, " T"], means: Float[Array, "T n C"], *, kind: str = "I") -> Elasticity:
-    r"""α and β from measured class means, interval by interval.
+def estimate_elasticity(
+    times: Float[ArrayLike, " T"],
+    means: Float[ArrayLike, "T n C"],
+    *,
+    kind: str = "I",
+    classes: Classes | Sequence[int] | None = None,
+) -> Elasticity:
+    r"""α and β from measured class means, interval by interval, for any number of classes.
+
+    Balanced, for an I-model x = M, and for an L-model x_k = d_k · M_k/‖d_k‖² (d_k = e_k − 1/C, n = C):
 
         (α + (C − 1) β)/C = log of the growth of ⟨x⟩ per time,   (α − β)/C = log of that of x − ⟨x⟩ 1ᵀ
 
-    with x = M for an I-model, and x_k = d_k · M_k/‖d_k‖² (d_k = e_k − 1/C, n = C) for an L-model. Growth is measured
-    along the direction at the start of the interval; exact on noiseless models, where it gives the means of α(t) and
-    β(t) over the interval. With noise of variance σ² t/m in each mean, the error of both is of order σ/(‖x‖ √(m Δt)).
+    Growth is measured along the direction at the start of the interval. Unequal: the α and β with which
+    x exp(diag(p) E Δt) is nearest to the next x. Both are exact on noiseless models, where they give the means of α(t)
+    and β(t) over the interval. For "softmax", whose directions move, by least squares of the midpoint rule
+    (M_k(t') − M_k(t))/Δt · d_k/‖d_k‖² = Σ_l p_l E_kl x_l, off in proportion to Δt².
+
+    With noise of variance σ² t/m in each mean, the error of both is of order σ/(‖x‖ √(m Δt)).
     NaN where a factor is not positive (the model then says nothing of the interval).
 
     Args:
         times: of the measurements, (T,).
         means: class means at each of them, (T, n, C): `classes.means(H)` of any trajectory, of a model or a network.
-        kind: "I" or "L".
+        kind: "I", "L" or "softmax".
+        classes: behind the means, where they are unequal.
     Raises:
-        ValueError: times that do not increase, means without one entry a time, an unknown kind, n ≠ C for "L".
+        ValueError: times that do not increase, means without one entry a time, an unknown kind, n ≠ C for "L" and
+            "softmax".
     References:
         Zhang, Wang and Su (2021): the model whose intensities these are.
     """
     check_choice("kind", kind, get_args(Kind))
-    check_increasing("times", times)
-    check_shape("means", means, (len(jnp.asarray(times)), None, None), "(T, n, C), one set of class means a time")
-    C, steps = means.shape[2], jnp.diff(jnp.asarray(times, dtype=float))
-    x = means
-    if kind == "L":
-        check_shape("means", means, (None, C, C), "n = C features for the L-model")
-        x = _along_vertices(means)[:, None, :]
-    mean = x.mean(2, keepdims=True)
-    parts = (jnp.broadcast_to(mean, x.shape), x - mean)
-    whole, contrast = (
-        jnp.log(jnp.sum(X[1:] * X[:-1], axis=(1, 2)) / jnp.sum(jnp.square(X[:-1]), axis=(1, 2))) / steps for X in parts
+    M, steps, p = _measured(times, means, classes)
+    C = M.shape[2]
+    if kind != "I":
+        check_shape("means", M, (None, C, C), f"n = C features for the {kind} model")
+    if kind == "softmax":
+        return _by_midpoints(M, steps, p)
+    x = M if kind == "I" else np.asarray(_along(_directions(M, kind), M))[:, None, :]
+    if np.ptp(p) == 0:
+        mean = x.mean(2, keepdims=True)
+        parts = (np.broadcast_to(mean, x.shape), x - mean)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            growths = (np.sum(X[1:] * X[:-1], axis=(1, 2)) / np.sum(np.square(X[:-1]), axis=(1, 2)) for X in parts)
+            whole, contrast = (np.log(growth) / steps for growth in growths)
+        inter = whole - contrast
+        return Elasticity(intra=jnp.asarray(C * contrast + inter), inter=jnp.asarray(inter))
+    fits = np.stack(
+        [_nearest(before, after, p, step) for before, after, step in zip(x[:-1], x[1:], steps, strict=True)], axis=1
     )
-    β = whole - contrast
-    return Elasticity(intra=C * contrast + β, inter=β)
+    return Elasticity(*map(jnp.asarray, fits))
 
 
-def _along_vertices(M: Float[Array, "... C C"]) -> Float[Array, "... C"]:
-    """d_k · M_k / ‖d_k‖²."""
+def elasticity_matrix(
+    times: Float[ArrayLike, " T"],
+    means: Float[ArrayLike, "T n C"],
+    *,
+    classes: Classes | Sequence[int] | None = None,
+) -> Float[np.ndarray, "T-1 C C"]:
+    r"""All intensities E_kl between classes from measured class means, interval by interval, as an I-model has them.
+
+        M(t') = M(t) exp(diag(p) E Δt),   E = diag(p)⁻¹ log(M(t)⁺ M(t'))/Δt, its symmetric part
+
+    What `estimate_elasticity` takes for two numbers: how far a network's matrix is from α on its diagonal and β beside
+    it. Needs class means that are linearly independent (n ≥ C); exact on noiseless I-models with any symmetric E.
+
+    Arguments as in `estimate_elasticity`. NaN where the logarithm is not real.
+
+    Raises:
+        ValueError: as there, or fewer features than classes.
+    """
+    from scipy.linalg import logm
+
+    M, steps, p = _measured(times, means, classes)
+    if M.shape[1] < M.shape[2]:
+        raise ValueError(
+            f"means: expected at least as many features as there are classes, got {M.shape[1]} for C = {M.shape[2]}; "
+            "their means are linearly dependent, and say nothing of every pair."
+        )
+    found = []
+    for before, after, step in zip(M[:-1], M[1:], steps, strict=True):
+        generator = logm(np.linalg.lstsq(before, after, rcond=None)[0]) / step
+        real = np.abs(np.imag(generator)).max() <= 1e-8 * np.abs(generator).max()
+        E = np.real(generator) / p[:, None] if real else np.full_like(before[: len(p)], np.nan)
+        found.append((E + E.T) / 2)
+    return np.stack(found)
+
+
+def _measured(times, means, classes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class means (T, n, C), time steps and shares of the classes, on the host."""
+    check_increasing("times", times)
+    check_finite("means", means)
+    check_shape("means", means, (len(np.asarray(times)), None, None), "(T, n, C), one set of class means a time")
+    M = np.asarray(means, dtype=float)
+    sizes = np.ones(M.shape[2]) if classes is None else np.asarray(as_classes(classes).sizes, float)
+    check_shape("means", M, (None, None, len(sizes)), f"(T, n, C) for the C = {len(sizes)} classes")
+    return M, np.diff(np.asarray(times, dtype=float)), sizes / sizes.sum()
+
+
+def _nearest(before: np.ndarray, after: np.ndarray, p: np.ndarray, step: float) -> np.ndarray:
+    """(α, β) of the flow of classes of shares p that takes one set of means nearest to the other."""
+    from scipy.linalg import expm
+    from scipy.optimize import least_squares
+
+    def off(x):
+        return (before @ expm(step * p[:, None] * ((x[0] - x[1]) * np.eye(len(p)) + x[1])) - after).ravel()
+
+    # From the slope: M' ≈ M̄ diag(p) ((α − β) I + β 11ᵀ), linear in both.
+    middle = (before + after) / 2 * p[None, :]
+    total = middle.sum(1, keepdims=True)
+    columns = [X.ravel() for X in (middle, np.broadcast_to(total, middle.shape) - middle)]
+    first = np.linalg.lstsq(np.stack(columns, axis=1), ((after - before) / step).ravel(), rcond=None)[0]
+    return least_squares(off, first, xtol=1e-14, ftol=1e-14, gtol=1e-14).x
+
+
+def _by_midpoints(M: np.ndarray, steps: np.ndarray, p: np.ndarray) -> Elasticity:
+    fits = []
+    for before, after, step in zip(M[:-1], M[1:], steps, strict=True):
+        middle = (before + after) / 2
+        D = np.asarray(_directions(middle, "softmax"))
+        pushed, x = np.asarray(_along(D, (after - before) / step)), p * np.asarray(_along(D, middle))
+        fits.append(np.linalg.lstsq(np.stack([x, x.sum() - x], axis=1), pushed, rcond=None)[0])
+    return Elasticity(*map(jnp.asarray, np.stack(fits, axis=1)))
+
+
+def _directions(M: Float[AnyArray, "*T C C"], kind: str) -> Float[Array, "*T C C"]:
+    """d_k as columns: e_k − 1/C, or e_k − softmax of the column."""
+    M = jnp.asarray(M)
     C = M.shape[-1]
-    D = jnp.broadcast_to(jnp.eye(C, dtype=M.dtype) - 1 / C, M.shape)
-    return jnp.sum(D * M, axis=-2) / (1 - 1 / C)
+    away = jax.nn.softmax(M, axis=-2) if kind == "softmax" else jnp.full_like(M, 1 / C)
+    return jnp.broadcast_to(jnp.eye(C, dtype=M.dtype), M.shape) - away
+
+
+def _along(D: Float[AnyArray, "*T C C"], M: Float[AnyArray, "*T C C"]) -> Float[Array, "*T C"]:
+    """d_k · M_k / ‖d_k‖²; 0 where d_k = 0."""
+    D = jnp.asarray(D)
+    square = jnp.sum(jnp.square(D), axis=-2)
+    return _safe.divide(jnp.sum(D * M, axis=-2), square, 0.0)
 
 
 class StepSimilarity(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_choice, check_positive
+from ntkcollapse._checks import check_choice, check_positive, check_shape
 from ntkcollapse.classes import Classes
 from ntkcollapse.theory.models.cross_entropy import check_dimension
 
@@ -157,33 +157,113 @@ def deep_vanishing_size(classes: Classes, decay_W: Float[ArrayLike, " L"], decay
     return (N ** (L + 1) * jnp.asarray(decay_H, dtype=float) * jnp.prod(λ) * shape) ** (1 / L)
 
 
+class ReLUMinimiser(NamedTuple):
+    """A minimiser of the extended model, one number a class (0: the class vanished), and the value of the objective.
+
+    outputs: s_k = w_kᵀ h_k; weight_norms: ‖w_k‖² of the top layer; feature_norms: ‖h_k‖² of the features behind the
+    ReLU. Vectors of different classes are orthogonal.
+    """
+
+    outputs: Float[Array, " C"]
+    weight_norms: Float[Array, " C"]
+    feature_norms: Float[Array, " C"]
+    value: Float[Array, ""]
+
+
+def relu_minimiser(
+    classes: Classes,
+    decay_W: Float[ArrayLike, "2"],
+    decay_H: Float[ArrayLike, ""],
+    *,
+    widths: tuple[int, int] | None = None,
+) -> ReLUMinimiser:
+    r"""Minimiser of (1/2N)‖W_2 σ(W_1 H) − Y‖² + Σ_l (λ_l/2)‖W_l‖² + (λ_H/2)‖H‖², σ the ReLU: orthogonal frames.
+
+        s_k of `deep_linear_minimiser` for L = 2,   ‖w_k‖² = (√(λ_1 λ_H m_k) s_k/λ_2)^{2/3},   ‖h_k‖² = s_k²/‖w_k‖²
+
+    h_k are class means *behind* the ReLU: orthogonal and nowhere negative, so that no two classes share an active unit,
+    each a multiple of its row w_k of W_2. Such features pass the ReLU unchanged, so that a minimiser of the linear
+    model can be turned into one of this model with the same value. It is the least one among states with
+    ‖σ(A)‖_* ≤ ‖A‖_*, A = W_1 H, which the source assumes of the minimiser: the least (λ_1/2)‖W_1‖² + (λ_H/2)‖H‖² with
+    W_1 H = A is √(λ_1 λ_H) ‖A‖_*. There are A without that property, and with more layers states of lower rank and
+    lower value.
+
+    A class of size up to `deep_vanishing_size` has s_k = 0; where none is larger the minimiser is 0.
+
+    Args:
+        classes: of any sizes (balanced in the source).
+        decay_W: λ_1 and λ_2, from the features upwards.
+        decay_H: λ_H.
+        widths: features below and above W_1, if they are to be checked: C at least.
+    Raises:
+        ValueError: other than two weight layers, decays not above zero, widths below C.
+    References:
+        Tirer and Bruna (2022), the nonlinear extended model; Súkeník et al. (2024) on what is lower beyond two layers.
+    """
+    check_shape(
+        "decay_W", decay_W, (2,), "one decay for each of two weight layers; more have lower minima, of lower rank"
+    )
+    if widths is not None and min(widths) < classes.num_classes:
+        raise ValueError(
+            f"widths: an orthogonal frame of C = {classes.num_classes} vectors needs as many dimensions, got {widths}."
+        )
+    s, value = deep_linear_minimiser(classes, decay_W, decay_H)
+    λ_1, λ_2 = jnp.asarray(decay_W, dtype=float)
+    weights = (jnp.sqrt(λ_1 * jnp.asarray(decay_H) * classes.weights) * s / λ_2) ** (2 / 3)
+    features = jnp.where(s > 0, s**2 / jnp.where(s > 0, weights, 1), 0)
+    return ReLUMinimiser(outputs=s, weight_norms=weights, feature_norms=features, value=value)
+
+
 class BatchNormMinimiser(NamedTuple):
-    """value: of the objective at its minimum; singular_values: of W, (C,), all equal."""
+    """value: of the objective at its minimum; singular_values: of W, (C,), from the largest."""
 
     value: Float[Array, ""]
     singular_values: Float[Array, " C"]
 
 
-def batch_norm_minimiser(classes: Classes, decay: Float[ArrayLike, ""]) -> BatchNormMinimiser:
-    r"""Minimum of ½‖W H − Y‖² + (β/2)(‖γ‖² + ‖α‖² + ‖W‖²), H row j = γ_j BN(z_j) + α_j 1/√N, balanced classes.
-
-        value = C (β √m − β²/2) for β ≤ √m (else N/2),   singular values of W = √(√m − β)₊
+def batch_norm_minimiser(
+    classes: Classes, decay: Float[ArrayLike, ""], *, loss: str = "squared", relu: bool = False
+) -> BatchNormMinimiser:
+    r"""Minimum of ℓ(W σ(H)) + (β/2)(‖γ‖² + ‖α‖² + ‖W‖²), H row j = γ_j BN(z_j) + α_j 1/√N, balanced classes.
 
     BN(z) is z less its mean, with norm 1 over the batch, so that γ_j² + α_j² = ‖row j of H‖²: batch normalisation
     writes unconstrained features without a bias in polar coordinates. (γ, α) themselves are not unique.
 
+    ℓ = ½‖F − Y‖² ("squared"), with σ the identity or a ReLU, whose minimiser is nowhere negative:
+
+        value = C (β √m − β²/2) for β ≤ √m (else N/2),   C singular values √(√m − β)₊:  an orthogonal frame
+
+    ℓ = Σ_i −log softmax(F_i)[y_i] ("cross-entropy"), with e = β/(C √m), and e √(C/(C−1)) in its place behind a ReLU:
+
+        a = log(1/e − (C − 1)) for C e < 1 (else 0),   value = N [log(1 + (C − 1) e^{−a}) + (C − 1) e a]
+
+    C − 1 singular values √(a √m), or √(a √(m C/(C−1))) behind a ReLU, and one 0. Without the ReLU features are a
+    simplex ETF, learned for β < √m as under squared error; behind it an orthogonal frame under a classifier that is a
+    simplex ETF, learned for β < √(m (C−1)/C). That features cannot be negative costs ‖M‖² a factor C/(C−1): with
+    M ≥ 0, ‖M − μ_G 1ᵀ‖² ≤ (1 − 1/C) ‖M‖².
+
     Raises:
-        ValueError: unequal classes, β not above zero.
+        ValueError: unequal classes, β not above zero, an unknown loss.
     References:
-        Ergen et al. (2022), batch normalisation in convex form.
+        Ergen et al. (2022), batch normalisation in convex form, squared error. The minimiser under cross-entropy is
+        that of Zhu et al. (2021), behind a ReLU that of Dang et al. (2024); put into this head and derived here.
     """
+    check_choice("loss", loss, ("squared", "cross-entropy"))
     check_positive("decay", decay)
-    C, root = classes.num_classes, classes.per_class**0.5
+    C, m, N = classes.num_classes, classes.per_class, classes.num_samples
     β = jnp.asarray(decay, dtype=float)
-    learned = jnp.minimum(β, root)
+    if loss == "squared":
+        learned = jnp.minimum(β, m**0.5)
+        return BatchNormMinimiser(
+            value=C * (m**0.5 * learned - learned**2 / 2),
+            singular_values=jnp.full(C, 1.0) * jnp.sqrt(jnp.maximum(m**0.5 - β, 0)),
+        )
+    stretch = (C / (C - 1)) ** 0.5 if relu else 1.0
+    e = β / (C * m**0.5) * stretch
+    a = jnp.where(C * e < 1, jnp.log(jnp.where(C * e < 1, 1 / e - (C - 1), 1)), 0)
     return BatchNormMinimiser(
-        value=C * (root * learned - learned**2 / 2),
-        singular_values=jnp.full(C, 1.0) * jnp.sqrt(jnp.maximum(root - β, 0)),
+        value=N * (jnp.log1p((C - 1) * jnp.exp(-a)) + (C - 1) * e * a),
+        singular_values=jnp.where(jnp.arange(C) < C - 1, jnp.sqrt(a * m**0.5 * stretch), 0),
     )
 
 
