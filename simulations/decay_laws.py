@@ -116,7 +116,7 @@ def figure_of(runs: dict[tuple[str, int], nc.Trajectory]) -> Figure:
     colours = dict(zip(SETTINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
     with plots.style():
         figure, axes = plt.subplots(1, 4, figsize=(11, 3.2), layout="constrained")
-        for ax, name in zip(axes, ("residual_single", "nc1_tirer2022", NAMES[3], NAMES[4]), strict=True):
+        for ax, name in zip(axes, (NAMES[0], *NAMES[3:]), strict=True):
             for (setting, seed), run in runs.items():
                 if name not in run.observables:
                     continue
@@ -124,7 +124,12 @@ def figure_of(runs: dict[tuple[str, int], nc.Trajectory]) -> Figure:
                 times, values = np.asarray(run.times)[first : end + 1], np.asarray(run[name], float)[first : end + 1]
                 label = setting if seed == 0 else None
                 ax.plot(times, values, color=colours[setting], linestyle="-:"[seed], linewidth=1.1, label=label)
-            ax.set(xscale="log", yscale="log", xlabel=r"flow time $t$", title=plots.described(name).label)
+            ax.set(
+                xscale="log",
+                yscale="log",
+                xlabel=r"flow time $t$",
+                title="loss, summed" if name == "loss" else plots.described(name).label,
+            )
             label_short_decades(ax.yaxis)
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(SETTINGS))
     return figure
