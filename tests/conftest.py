@@ -1,7 +1,8 @@
 """Tests run in float64, under strict dtype promotion and without silent rank promotion.
 
 Compiled code is kept in pytest's cache directory, by the hash of what was compiled: most of a test's time is
-compilation, and most tests compile what they compiled in the run before. `make clean` removes it.
+compilation, and most tests compile what another process, another module or the run before compiled. `make clean`
+removes it.
 """
 
 import inspect
@@ -14,6 +15,8 @@ from typing import no_type_check
 import jax
 import jaxtyping
 import pytest
+from jax._src import lru_cache
+from jax._src.interpreters import mlir
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -30,11 +33,41 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    # One for each worker: entries are not written all at once, and are damaged for who reads them meanwhile.
-    folder = config.cache.mkdir("compiled-" + os.environ.get("PYTEST_XDIST_WORKER", "alone"))
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # Workers and the programs that tests start share one folder; its path is no part of what was compiled.
+    kept = {
+        "compilation_cache_dir": str(config.cache.mkdir("compiled")),
+        "persistent_cache_min_compile_time_secs": 0,
+        "persistent_cache_min_entry_size_bytes": -1,
+        "persistent_cache_enable_xla_caches": "none",
+    }
+    for name, value in kept.items():
+        jax.config.update(f"jax_{name}", value)
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
+def _put_at_once(cache, key, value):
+    """Entries appear whole: JAX writes them bit by bit, and who reads them meanwhile finds them damaged."""
+    entry = cache.path / f"{key}-cache"
+    if not entry.exists():
+        unfinished = cache.path / f"{key}-{os.getpid()}"
+        unfinished.write_bytes(value)
+        unfinished.replace(entry)
+
+
+lru_cache.LRUCache.put = _put_at_once
+
+# A program begins with a new context of the compiler's, which takes longer than all else before the compiler itself:
+# here a module's programs share one.
+_new_context, _contexts = mlir.make_ir_context, []
+
+
+def _shared_context():
+    if not _contexts:
+        _contexts.append(_new_context())
+    return _contexts[0]
+
+
+mlir.make_ir_context = _shared_context
 
 
 def pytest_collection_finish(session):
@@ -53,6 +86,7 @@ def compiled_code_is_let_go():
     """Compiled functions hold mapped memory, of which a process may have 65,530 pieces; past that the compiler dies."""
     yield
     jax.clear_caches()
+    _contexts.clear()
 
 
 @pytest.fixture

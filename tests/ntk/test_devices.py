@@ -58,7 +58,7 @@ def measured(folder):
 def start(devices: int, port: str, process: int, out: Path, folder: Path) -> subprocess.Popen:
     root = str(Path(__file__).parents[2])
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": root,
     }

@@ -271,7 +271,8 @@ json.dump(found, sys.stdout)
 
 def test_eight_devices_agree_with_one():
     """Each batch is spread over eight simulated devices and normalised as one, step by step or several at once."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", _DEVICES], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
