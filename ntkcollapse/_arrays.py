@@ -1,5 +1,6 @@
-"""Arrays of numpy as arrays of JAX, without a compilation."""
+"""Arrays of numpy as arrays of JAX, and computing with known numbers, without a compilation."""
 
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,4 +14,35 @@ def as_array(x: Any) -> Any:
     `jnp.asarray` of a numpy array compiles a program for each shape and type, some hundredths of a second that a run of
     many shapes pays again and again, and keeps.
     """
-    return jax.device_put(x) if isinstance(x, np.ndarray) and x.dtype != object else jnp.asarray(x)
+    numbers = isinstance(x, np.ndarray | np.generic) and x.dtype != object
+    return jax.device_put(x) if numbers else jnp.asarray(x)
+
+
+def module_of(*trees: Any) -> ModuleType:
+    """The module that computes with these arrays: numpy, or jax.numpy where it must be.
+
+    Outside of compiled functions every operation of JAX is compiled anew for each shape. What is known and lies in this
+    process's memory numpy computes at once, in single precision or better; its results go through `as_array`.
+    """
+    return np if all(_is_at_hand(leaf) for leaf in jax.tree.leaves(trees)) else jnp
+
+
+def _is_at_hand(x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer):
+        return False
+    dtype = getattr(x, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind not in "biu" and (dtype.kind != "f" or dtype.itemsize < 4):
+        return False
+    if isinstance(x, jax.Array):
+        return isinstance(dtype, np.dtype) and x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices())
+    return True
+
+
+def entry(x: Any, index: Any) -> Any:
+    """x[index], as an array of JAX."""
+    return as_array(np.asarray(x)[index]) if module_of(x) is np else x[index]
+
+
+def stacked(*arrays: Any) -> Any:
+    """`jnp.stack`."""
+    return as_array(np.stack(arrays)) if module_of(arrays) is np else jnp.stack(arrays)

@@ -155,7 +155,7 @@ class BlockKernel(SampleKernel):
         return jnp.einsum("...i,i->...i", classes.deviations(X), single) + classes.expand(on_classes)
 
     def as_matrix(self, classes):
-        return self.mv(jnp.eye(classes.num_samples, dtype=self.diagonal.dtype), classes)
+        return self.mv(as_array(np.eye(classes.num_samples, dtype=self.diagonal.dtype)), classes)
 
     def block_means(self, classes):
         return (self.diagonal, self.within, self.between) if self.is_uniform else super().block_means(classes)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 from threadpoolctl import threadpool_limits
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole, is_traced
 from ntkcollapse._types import AnyArray
 
@@ -143,12 +143,16 @@ class Classes(eqx.Module):
 
     def sums(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... C"]:
         """X Z: sums over the samples of each class."""
-        X = jnp.asarray(X)
+        return as_array(self._sums(module_of(X), X))
+
+    def _sums(self, xp: Any, X: Any) -> Any:
+        X = xp.asarray(X)
         check_shape("X", X, (*(None,) * (X.ndim - 1), self.num_samples), "one column a sample")
-        if self.is_balanced:
-            return X.reshape(*X.shape[:-1], self.num_classes, self.per_class).sum(-1)
-        ends = np.cumsum(self.sizes)[:-1]
-        return jnp.stack([part.sum(-1) for part in jnp.split(X, ends, axis=-1)], axis=-1)
+        with np.errstate(all="ignore"):
+            if self.is_balanced:
+                return X.reshape(*X.shape[:-1], self.num_classes, self.per_class).sum(-1)
+            ends = np.cumsum(self.sizes)[:-1]
+            return xp.stack([part.sum(-1) for part in xp.split(X, ends, axis=-1)], axis=-1)
 
     @property
     def pair_counts(self) -> tuple[float, float, float]:
@@ -164,12 +168,20 @@ class Classes(eqx.Module):
 
     def means(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... C"]:
         """X Z D⁻¹: class means."""
-        sums = self.sums(X)
-        return sums / jnp.broadcast_to(self.weights.astype(sums.dtype), sums.shape)
+        return as_array(self._means(module_of(X), X))
+
+    def _means(self, xp: Any, X: Any) -> Any:
+        sums = self._sums(xp, X)
+        with np.errstate(all="ignore"):
+            return sums / xp.broadcast_to(np.asarray(self.sizes, sums.dtype), sums.shape)
 
     def expand(self, M: Float[AnyArray, "... C"]) -> Float[Array, "... N"]:
         """M Zᵀ: each class's column repeated over its samples."""
-        return jnp.repeat(M, np.asarray(self.sizes), axis=-1, total_repeat_length=self.num_samples)
+        return as_array(self._expand(module_of(M), M))
+
+    def _expand(self, xp: Any, M: Any) -> Any:
+        length = {} if xp is np else {"total_repeat_length": self.num_samples}
+        return xp.repeat(xp.asarray(M), np.asarray(self.sizes), axis=-1, **length)
 
     def split_on_host(
         self, X: Float[np.ndarray, "... N"]
@@ -188,15 +200,20 @@ class Classes(eqx.Module):
 
     def deviations(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... N"]:
         """X − X Z D⁻¹ Zᵀ: what remains of each sample after its class mean."""
-        return jnp.asarray(X) - self.expand(self.means(X))
+        xp = module_of(X)
+        with np.errstate(all="ignore"):
+            return as_array(xp.asarray(X) - self._expand(xp, self._means(xp, X)))
 
     def parts(self, R: Float[AnyArray, "C N"]) -> ResidualParts:
         """The three orthogonal parts of R: within classes, between class means, global mean."""
-        R = jnp.asarray(R)
-        means = self.means(R)
-        class_part = self.expand(means)
-        overall = (self.sums(R).sum(-1) / self.num_samples)[:, None] + jnp.zeros(jnp.shape(R), means.dtype)
-        return ResidualParts(single=R - class_part, class_=class_part - overall, global_=overall)
+        xp = module_of(R)
+        R = xp.asarray(R)
+        with np.errstate(all="ignore"):
+            means = self._means(xp, R)
+            class_part = self._expand(xp, means)
+            overall = (self._sums(xp, R).sum(-1) / self.num_samples)[:, None] + xp.zeros(R.shape, means.dtype)
+            parts = (R - class_part, class_part - overall, overall)
+        return ResidualParts(*map(as_array, parts))
 
 
 def as_classes(classes: Any) -> Classes:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ntkcollapse._arrays import as_array, module_of, stacked
 from ntkcollapse._checks import check_arrays, check_finite, check_increasing, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.block_kernel import BlockKernel
@@ -75,7 +76,7 @@ class KernelPath(eqx.Module):
                     "directions cannot be interpolated. Keep the basis of the first (KrylovKernel.of_same_directions), "
                     "or use a path of DenseKernel."
                 )
-        return cls.through(times, jax.tree.map(lambda *k: jnp.stack(k), *kernels))
+        return cls.through(times, jax.tree.map(stacked, *kernels))
 
     @classmethod
     def through(cls, times: Float[AnyArray, " T"], stacked: SampleKernel) -> "KernelPath":
@@ -97,10 +98,16 @@ class KernelPath(eqx.Module):
 
     def at(self, t: float | Num[AnyArray, ""]) -> SampleKernel:
         """The kernel at flow time t."""
-        last = self.times.shape[0] - 2
-        i = jnp.clip(jnp.searchsorted(self.times, t, side="right") - 1, 0, last)
-        weight = jnp.clip((t - self.times[i]) / (self.times[i + 1] - self.times[i]), 0, 1)
-        return jax.tree.map(lambda k: k[i] + weight.astype(k.dtype) * (k[i + 1] - k[i]), self.kernels)
+        xp = module_of(t, self)
+        times, last = xp.asarray(self.times), self.times.shape[0] - 2
+        i = xp.clip(xp.searchsorted(times, t, side="right") - 1, 0, last)
+        weight = xp.clip((t - times[i]) / (times[i + 1] - times[i]), 0, 1)
+
+        def between(k):
+            k = xp.asarray(k)
+            return as_array(k[i] + weight.astype(k.dtype) * (k[i + 1] - k[i]))
+
+        return jax.tree.map(between, self.kernels)
 
 
 class KernelFunction(eqx.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_arrays, check_finite, check_number, check_shape, check_whole, is_traced
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.last_layer import LastLayer
@@ -347,26 +347,28 @@ class KrylovKernel(SampleKernel):
         return self._applied(X, classes, self.matrix, self.rates)
 
     def solve(self, X, classes):
-        return self._applied(X, classes, jnp.linalg.inv(self.matrix), 1 / self.rates)
+        xp: Any = module_of(self)
+        return self._applied(X, classes, xp.linalg.inv(xp.asarray(self.matrix)), 1 / xp.asarray(self.rates))
 
     def _applied(self, X, classes, matrix, rates):
         """X (U A Uᵀ + λ (I − U Uᵀ) + Σ_g (λ_g − λ) V_g V_gᵀ)."""
+        xp: Any = module_of(X, self, matrix, rates)
+        X, V, rest, matrix, rates = map(xp.asarray, (X, self.basis, self.rest, matrix, rates))
         rate, counts = rates[0], np.diff(self.bounds)
-        root = jnp.sqrt(classes.weights.astype(self.matrix.dtype))
-        X = jnp.asarray(X)
-        means = classes.means(X)
-        along = X @ self.basis
-        on_U = jnp.concatenate([jnp.einsum("...c,c->...c", means, root), along], axis=-1) @ matrix
+        root = np.sqrt(np.asarray(classes.sizes, matrix.dtype))
+        means = xp.asarray(classes.means(X))
+        along = X @ V
+        on_U = xp.concatenate([xp.einsum("...c,c->...c", means, root), along], axis=-1) @ matrix
         C = classes.num_classes
-        on_classes = jnp.einsum("...c,c->...c", on_U[..., :C], 1 / root) - means * rate
-        out = X * rate + classes.expand(on_classes) + (on_U[..., C:] - along * rate) @ self.basis.T
-        if not len(counts):
-            return out
-        more = jnp.repeat(rates[1:] - rate, counts, total_repeat_length=self.bounds[-1])
-        return out + jnp.einsum("...l,l->...l", X @ self.rest, more) @ self.rest.T
+        on_classes = xp.einsum("...c,c->...c", on_U[..., :C], 1 / root) - means * rate
+        out = X * rate + xp.asarray(classes.expand(on_classes)) + (on_U[..., C:] - along * rate) @ V.T
+        if len(counts):
+            more = xp.concatenate([xp.broadcast_to(one - rate, (m,)) for one, m in zip(rates[1:], counts, strict=True)])
+            out = out + xp.einsum("...l,l->...l", X @ rest, more) @ rest.T
+        return as_array(out)
 
     def as_matrix(self, classes):
-        return self.mv(jnp.eye(classes.num_samples, dtype=self.matrix.dtype), classes)
+        return self.mv(np.eye(classes.num_samples, dtype=self.matrix.dtype), classes)
 
     def block_means(self, classes):
         N, R, C = classes.num_samples, self.matrix.shape[0], classes.num_classes
@@ -400,8 +402,8 @@ class KrylovKernel(SampleKernel):
 
     def split(self, deviations, classes):
         del classes
-        xp: Any = jnp if is_traced(deviations, self.basis, self.rest) else np
-        V, rest = xp.asarray(self.basis), xp.asarray(self.rest)
+        xp: Any = module_of(deviations, self.basis, self.rest)
+        deviations, V, rest = map(xp.asarray, (deviations, self.basis, self.rest))
         parts = [(deviations @ G) @ G.T for G in (rest[:, i:j] for i, j in itertools.pairwise(self.bounds))]
         return xp.stack([deviations - (deviations @ V) @ V.T - sum(parts), *parts])
 

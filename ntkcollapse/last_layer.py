@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_arrays, check_finite, check_real, check_shape
 from ntkcollapse.classes import Classes, as_classes, class_order
 
@@ -65,7 +65,8 @@ class LastLayer(eqx.Module):
         classes = Classes.from_labels(np.asarray(labels)[order])
         check_shape("kernel", kernel, (np.shape(features)[1], classes.num_classes), "(n features, C classes)")
         b = jnp.zeros(classes.num_classes, jnp.asarray(kernel).dtype) if bias is None else bias
-        return cls(H=jnp.asarray(features)[order].T, W=jnp.asarray(kernel).T, b=b), classes
+        xp = module_of(features, kernel)
+        return cls(H=xp.asarray(features)[order].T, W=xp.asarray(kernel).T, b=b), classes
 
     @classmethod
     def stacked(cls, H, W, b) -> "LastLayer":
@@ -95,11 +96,14 @@ class LastLayer(eqx.Module):
     @property
     def logits(self) -> Float[Array, "C N"]:
         """f = W H + b 1ᵀ."""
-        return self.W @ self.H + self.b[:, None]
+        W, H, b = map(module_of(self).asarray, (self.W, self.H, self.b))
+        with np.errstate(all="ignore"):
+            return as_array(W @ H + b[:, None])
 
     def residual(self, classes: Classes) -> Float[Array, "C N"]:
         """R = W H + b 1ᵀ − Y."""
-        return self.logits - classes.Y.astype(self.H.dtype)
+        xp = module_of(self)
+        return as_array(xp.asarray(self.logits) - xp.asarray(classes.Y).astype(self.H.dtype))
 
     def class_means(self, classes: Classes) -> Float[Array, "n C"]:
         """M, one column a class; the paper's H1."""

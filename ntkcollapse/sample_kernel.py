@@ -10,6 +10,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_arrays, check_finite, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
@@ -129,21 +130,24 @@ class DenseKernel(SampleKernel):
 
     def __init__(self, matrix):
         check_arrays(matrix=matrix)
-        matrix = jnp.asarray(matrix)
+        xp: Any = module_of(matrix)
+        matrix = xp.asarray(matrix)
         check_shape("matrix", matrix, (None, matrix.shape[0] if matrix.ndim else None), "(N, N)")
         check_finite("matrix", matrix)
         if not is_traced(matrix):
-            asymmetry = float(jnp.abs(matrix - matrix.T).max() / jnp.abs(matrix).max())
+            with np.errstate(all="ignore"):
+                asymmetry = float(xp.abs(matrix - matrix.T).max() / xp.abs(matrix).max())
             # Kernels are measured in single precision: rounding alone leaves about 1e-6.
             if asymmetry > 1e-4:
                 raise ValueError(
                     f"matrix: expected a symmetric kernel, got a relative asymmetry of {asymmetry:.1g}; "
                     "rows and columns must be the same samples in the same order."
                 )
-        self.matrix = (matrix + matrix.T) / 2
+        self.matrix = as_array((matrix + matrix.T) / 2)
 
     def mv(self, X, classes):
-        return jnp.asarray(X) @ self.matrix
+        xp: Any = module_of(X, self.matrix)
+        return as_array(xp.asarray(X) @ xp.asarray(self.matrix))
 
     def solve(self, X, classes):
         factor = jsl.cho_factor(self.matrix, lower=True)
@@ -191,12 +195,13 @@ class GroupedKernel(SampleKernel):
         if not 1 <= groups <= rank:
             raise ValueError(f"groups: expected 1 to N - C = {rank} groups of within-class rates, got {groups}.")
         # An explicit basis of the deviations: the within-class spectrum may itself reach down to the 0 of the means.
-        Z = classes.expand(jnp.eye(classes.num_classes, dtype=K.dtype)).T
-        contrasts = jnp.linalg.qr(Z, mode="complete")[0][:, classes.num_classes :]
-        values, vectors = jnp.linalg.eigh(contrasts.T @ K @ contrasts)
-        basis = contrasts @ vectors
+        xp: Any = module_of(K)
+        Z = np.repeat(np.eye(classes.num_classes, dtype=K.dtype), classes.sizes, axis=0)
+        contrasts = np.linalg.qr(Z, mode="complete")[0][:, classes.num_classes :]
+        values, vectors = xp.linalg.eigh(contrasts.T @ xp.asarray(K) @ contrasts)
+        basis = as_array(contrasts @ vectors)
         bounds = tuple(int(i) for i in np.linspace(0, rank, groups + 1).round())
-        rates = jnp.stack([values[i:j].mean() for i, j in itertools.pairwise(bounds)])
+        rates = as_array(xp.stack([values[i:j].mean() for i, j in itertools.pairwise(bounds)]))
         return cls(gram=classes.means(classes.means(K).T), rates=rates, basis=basis, bounds=bounds)
 
     def check(self, classes):
@@ -219,14 +224,15 @@ class GroupedKernel(SampleKernel):
         return classes.expand(on_classes) + within @ self.basis.T
 
     def as_matrix(self, classes):
-        return self.mv(jnp.eye(classes.num_samples, dtype=self.gram.dtype), classes)
+        return self.mv(as_array(np.eye(classes.num_samples, dtype=self.gram.dtype)), classes)
 
     def eigenvalues(self, classes):
-        root = jnp.sqrt(classes.weights.astype(self.gram.dtype))
-        values = jnp.concatenate([jnp.linalg.eigvalsh(root[:, None] * self.gram * root[None, :]), self.rates])
-        order = jnp.argsort(values)
+        xp: Any = module_of(self)
+        gram, root = xp.asarray(self.gram), np.sqrt(np.asarray(classes.sizes, self.gram.dtype))
+        values = xp.concatenate([xp.linalg.eigvalsh(root[:, None] * gram * root[None, :]), xp.asarray(self.rates)])
+        order = xp.argsort(values)
         counts = np.concatenate([np.ones(classes.num_classes), np.diff(self.bounds)])
-        return values[order], counts[np.asarray(order)] if not is_traced(order) else counts
+        return as_array(values[order]), counts[np.asarray(order)] if not is_traced(order) else counts
 
     def class_gram(self, sizes):
         del sizes
@@ -237,8 +243,7 @@ class GroupedKernel(SampleKernel):
         return self.rates
 
     def split(self, deviations, classes):
-        parts = []
-        for i, j in itertools.pairwise(self.bounds):
-            V = self.basis[:, i:j]
-            parts.append((deviations @ V) @ V.T)
-        return jnp.stack(parts)
+        del classes
+        xp: Any = module_of(deviations, self.basis)
+        X, basis = xp.asarray(deviations), xp.asarray(self.basis)
+        return xp.stack([(X @ V) @ V.T for V in (basis[:, i:j] for i, j in itertools.pairwise(self.bounds))])

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, entry
 from ntkcollapse._checks import (
     check_arrays,
     check_choice,
@@ -243,7 +243,7 @@ class Trajectory(eqx.Module):
         if self.states is None:
             raise ValueError("last_layer: this trajectory keeps observables only; no states were saved with it.")
         index = self._checked(index)
-        state = jax.tree.map(lambda value: value[index], self.states)
+        state = jax.tree.map(lambda value: entry(value, index), self.states)
         if isinstance(state, LastLayer):
             return LastLayer(H=state.H, W=state.W, b=state.b)
         if self.deviations is None:

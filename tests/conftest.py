@@ -8,9 +8,7 @@ removes it.
 import inspect
 import io
 import os
-import sys
 from pathlib import Path
-from typing import no_type_check
 
 import jax
 import jaxtyping
@@ -58,7 +56,7 @@ lru_cache.LRUCache.put = _put_at_once
 
 # A program begins with a new context of the compiler's, which takes longer than all else before the compiler itself:
 # here a module's programs share one.
-_new_context, _contexts = mlir.make_ir_context, []
+_new_context, _contexts = getattr(mlir, "make_ir_context", None), []
 
 
 def _shared_context():
@@ -70,15 +68,20 @@ def _shared_context():
 mlir.make_ir_context = _shared_context
 
 
-def pytest_collection_finish(session):
-    """Functions without annotations have nothing to check, and binding their arguments takes longer than they do."""
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "ntkcollapse":
-            own = [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == name]
-            methods = [method for thing in own if inspect.isclass(thing) for method in vars(thing).values()]
-            for function in [*own, *methods]:
-                if inspect.isfunction(function) and not inspect.get_annotations(function):
-                    no_type_check(function)
+# Functions without annotations have nothing to check: binding their arguments takes longer than they do, and to wrap
+# those that are defined anew in every call of another takes longer still.
+_checked = jaxtyping.jaxtyped
+
+
+def _checked_where_annotated(**options):
+    def decorate(thing):
+        plain = inspect.isfunction(thing) and not inspect.get_annotations(thing)
+        return thing if plain else _checked(thing, **options)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _checked_where_annotated
 
 
 @pytest.fixture(autouse=True, scope="module")

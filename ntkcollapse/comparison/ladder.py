@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_choice
 from ntkcollapse.classes import Classes
 from ntkcollapse.collapse.nc4 import nearest_class_mean
@@ -118,9 +119,10 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
     assert run.kernel is not None
     logits = course.logits
     if logits is None:
-        logits = jnp.einsum("tcn,tni->tci", course.W, course.H) + course.b[:, :, None]
-    kernel = jax.vmap(run.kernel.at)(course.times)
-    observables = _observe((course.H, course.W, course.b), logits, kernel, start.classes, metrics(along_runs=True))
+        W, H, b = map(module_of(course.W, course.H).asarray, (course.W, course.H, course.b))
+        logits = as_array(W @ H + b[:, :, None])
+    states = (course.H, course.W, course.b)
+    observables = _observe(states, logits, run.kernel, course.times, start.classes, metrics(along_runs=True))
     # The measured κ goes into the invariant alone; what stands beside it is the rung's own kernel, where it has one.
     observables = {k: v for k, v in observables.items() if not k.startswith("kappa_")}
     if course.kernel is not None:
@@ -146,10 +148,10 @@ def observed(course: Course, start: MeasuredStart, name: str, *, keep_states: bo
 
 
 @eqx.filter_jit
-def _observe(states, logits, kernels: SampleKernel, classes: Classes, entries: tuple[Observable, ...]) -> Observables:
+def _observe(states, logits, kernel, times, classes: Classes, entries: tuple[Observable, ...]) -> Observables:
     def at(inputs):
-        (H, W, b), f, kernel = inputs
-        seen = observe(LastLayer(H=H, W=W, b=b), classes, kernel, metrics=entries)
+        (H, W, b), f, t = inputs
+        seen = observe(LastLayer(H=H, W=W, b=b), classes, kernel.at(t), metrics=entries)
         R = f - classes.Y
         norms = [jnp.linalg.norm(part) for part in classes.parts(R)]
         seen |= dict(zip(group("Residual parts"), norms, strict=True))
@@ -161,7 +163,7 @@ def _observe(states, logits, kernels: SampleKernel, classes: Classes, entries: t
             "nc4_mismatch": jnp.mean(mismatch.astype(f.dtype)),
         }
 
-    return jax.lax.map(at, (states, logits, kernels))
+    return jax.lax.map(at, (states, logits, times))
 
 
 @eqx.filter_jit

@@ -1,15 +1,17 @@
 """A stabilised explicit Runge-Kutta solver for stiff flows with a real, negative spectrum."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import diffrax
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_whole
 
 # Damping: inside the stability region every mode but the slowest shrinks by at least 1 − ε/3 a step.
@@ -102,7 +104,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
 
     def init(self, terms, t0, t1, y0, args):
         del t1
-        slope = terms.vf(t0, y0, args)
+        slope = (_compiled_field if self.scan_kind == "host" else _field)(terms, t0, y0, args)
         radius = None
         if self.spectral_radius is None:
             direction = scattered_direction(y0)
@@ -119,11 +121,9 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
             ρ = radius.bound
         else:
             ρ, work = self.spectral_radius(t0, y0, args), 0
-        s, too_many = _number_of_stages(jax.lax.stop_gradient(jnp.abs(t1 - t0) * ρ), self.max_stages)
-
-        control = terms.contr(t0, t1)
-        hf0 = terms.prod(f0, control)
-        y1 = self._stages(terms, t0, t1, y0, hf0, args, control, s)
+        begin = _compiled_begin if on_host else _begin
+        control, hf0, s, too_many, θ, Y1 = begin(terms, t0, t1, y0, f0, ρ, self.max_stages)
+        y1 = self._stages(terms, t0, t1, y0, hf0, args, control, s, θ, Y1)
         close = _compiled_close if on_host else _close
         y1, f1, hf1, y_error = close(terms, t1, y0, y1, hf0, args, control, too_many)
         # Adaptive controllers reject on the infinite error and drop this verdict with the step.
@@ -131,15 +131,12 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
         dense_info = dict(y0=y0, y1=y1, k0=hf0, k1=hf1)
         return y1, y_error, dense_info, ChebyshevState(f1, evaluations + s + work, radius), result
 
-    def _stages(self, terms, t0, t1, y0, hf0, args, control, s):
-        """Y_s of the three-term recurrence of the shifted Chebyshev polynomials."""
-        θ = _angle(s, jnp.result_type(t0, float))
-        first = _coefficients(θ, s, 1).slope
-        Y1 = jax.tree.map(lambda y, f: y + _cast(first, y) * f, y0, hf0)
+    def _stages(self, terms, t0, t1, y0, hf0, args, control, s, θ, Y1):
+        """Y_s of the three-term recurrence of the shifted Chebyshev polynomials, from Y_1."""
         if self.scan_kind == "host":
             Y, Y_before = Y1, y0
             for j in range(2, int(s) + 1):
-                j = jnp.asarray(j, s.dtype)
+                j = as_array(np.asarray(j, s.dtype))
                 Y, Y_before = _compiled_stage(terms, t0, t1, y0, hf0, args, control, θ, s, j, Y, Y_before), Y
             return Y
 
@@ -155,6 +152,20 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
             kind=self.scan_kind,
         )
         return y1
+
+
+def _field(terms, t0, y0, args):
+    return terms.vf(t0, y0, args)
+
+
+def _begin(terms, t0, t1, y0, f0, ρ, largest):
+    """What the stages share: h, h f₀, their number and whether it is too large, their angle θ; and Y_1."""
+    control = terms.contr(t0, t1)
+    hf0 = terms.prod(f0, control)
+    s, too_many = _number_of_stages(jax.lax.stop_gradient(jnp.abs(t1 - t0) * ρ), largest)
+    θ = _angle(s, jnp.result_type(t0, float))
+    first = _coefficients(θ, s, 1).slope
+    return control, hf0, s, too_many, θ, jax.tree.map(lambda y, f: y + _cast(first, y) * f, y0, hf0)
 
 
 def _stage(terms, t0, t1, y0, hf0, args, control, θ, s, j, Y, Y_before):
@@ -186,6 +197,7 @@ def _close(terms, t1, y0, y1, hf0, args, control, too_many):
     return y1, f1, hf1, jax.tree.map(estimate, y0, y1, hf0, hf1)
 
 
+_compiled_field, _compiled_begin = eqx.filter_jit(_field), eqx.filter_jit(_begin)
 _compiled_stage, _compiled_close = eqx.filter_jit(_stage), eqx.filter_jit(_close)
 
 
@@ -320,9 +332,10 @@ _compiled_product = eqx.filter_jit(_product)
 def scattered_direction(y: PyTree) -> PyTree:
     """A unit vector without symmetry, so that no invariant subspace of the flow hides the largest eigenvalue."""
     leaves, treedef = jax.tree.flatten(y)
-    v = [jnp.cos(jnp.square(jnp.arange(x.size, dtype=x.dtype) + i)).reshape(x.shape) for i, x in enumerate(leaves)]
-    size = _norm(v)
-    return treedef.unflatten([x / _cast(size, x) for x in v])
+    xp: Any = module_of(y)
+    v = [xp.cos(xp.square(xp.arange(x.size, dtype=x.dtype) + i)).reshape(x.shape) for i, x in enumerate(leaves)]
+    size = xp.sqrt(sum(xp.sum(xp.square(x)) for x in v))
+    return treedef.unflatten([as_array(x / size.astype(x.dtype)) for x in v])
 
 
 def _norm(y: PyTree) -> Float[Array, ""]:

@@ -14,6 +14,7 @@ from equinox import _errors
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
+from ntkcollapse._arrays import stacked
 from ntkcollapse._checks import check_choice
 from ntkcollapse.choices import SOLVERS
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
@@ -160,7 +161,7 @@ def integrate_by_steps(
     beyond = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), start)
     whole = saved + [beyond] * (len(times) - len(saved))
     return Integration(
-        states=jax.tree.map(lambda *at: jnp.stack(at), *whole),
+        states=jax.tree.map(stacked, *whole),
         statistics={
             "num_steps": jnp.asarray(count),
             "num_accepted_steps": jnp.asarray(count - rejected),

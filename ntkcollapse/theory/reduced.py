@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_finite, check_real, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
@@ -130,10 +130,14 @@ class ReducedState(eqx.Module):
         self, kernel: SampleKernel, deviations: Float[AnyArray, "n N"], classes: Classes
     ) -> Float[Array, "n N"]:
         """H, from the deviations H(0) − M(0) Zᵀ at the start; kernel: that at the start, or of the same directions."""
-        H = classes.expand(self.M) + jnp.einsum("gij,gjk->ik", self.P, kernel.split(deviations, classes))
+        groups = kernel.split(deviations, classes)
+        xp = module_of(self, groups)
+        H = xp.asarray(classes.expand(self.M))
+        H = H + xp.tensordot(xp.asarray(self.P), xp.asarray(groups), axes=((0, 2), (0, 1)))
         if self.X is None:
-            return H
-        return H + (self.X * mean_size(classes) ** 0.5) @ jnp.asarray(kernel.directions(classes)).T
+            return as_array(H)
+        directions = xp.asarray(kernel.directions(classes))
+        return as_array(H + (xp.asarray(self.X) * mean_size(classes) ** 0.5) @ directions.T)
 
     def scatter(self, start: Float[Array, "G n n"]) -> Float[Array, "G n n"]:
         """S_g = P_g S_g(0) P_gᵀ."""

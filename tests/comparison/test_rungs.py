@@ -51,12 +51,14 @@ def parameter_flow(
     def moved(p, h, g):
         return jax.tree.map(lambda x, d: x - h * d, p, g)
 
+    slope = jax.jit(jax.grad(loss))
+
     @jax.jit
     def advance(p):
-        k1 = jax.grad(loss)(p)
-        k2 = jax.grad(loss)(moved(p, step / 2, k1))
-        k3 = jax.grad(loss)(moved(p, step / 2, k2))
-        k4 = jax.grad(loss)(moved(p, step, k3))
+        k1 = slope(p)
+        k2 = slope(moved(p, step / 2, k1))
+        k3 = slope(moved(p, step / 2, k2))
+        k4 = slope(moved(p, step, k3))
         return moved(p, step / 6, jax.tree.map(lambda a, b, c, d: a + 2 * b + 2 * c + d, k1, k2, k3, k4))
 
     p, networks, done = (network.params, network.W, network.b), [], 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntkcollapse._arrays import as_array, entry, stacked
 from ntkcollapse.comparison._memory import columns, pairs, require_memory
 from ntkcollapse.comparison.parametric import Parameters, ParametricFlow, ParametricModel
 from ntkcollapse.comparison.start import MeasuredStart
@@ -59,7 +60,7 @@ class Course(NamedTuple):
     def of_run(cls, run: Trajectory) -> "Course":
         """The states of a run of `simulate`: with a flow of your own, a rung of your own."""
         states = [run.last_layer(i) for i in range(len(run.times))]
-        H, W, b = (jnp.stack([getattr(s, name) for s in states]) for name in "HWb")
+        H, W, b = (stacked(*(getattr(s, name) for s in states)) for name in "HWb")
         return cls(run.times, H, W, b, None, run.statistics, run.kernel)
 
 
@@ -108,8 +109,8 @@ def evaluated(model: ParametricModel, *, rung: str, num_times: int) -> tuple[Par
 def course_of(model: ParametricModel, times, states: Parameters, statistics: dict, *, one_by_one: bool) -> Course:
     """What a model says at these states of its parameters, stacked in time."""
     if one_by_one:
-        seen = [_outputs(model, jax.tree.map(lambda x, i=i: x[i], states)) for i in range(len(times))]
-        H, f = jax.tree.map(lambda *at: jnp.stack(at), *seen)
+        seen = [_outputs(model, jax.tree.map(lambda x, i=i: entry(x, i), states)) for i in range(len(times))]
+        H, f = jax.tree.map(stacked, *seen)
     else:
         H, f = _observe(model, states)
     return Course(times, H, states.W, states.b, f, statistics)
@@ -132,14 +133,15 @@ def solve(
     Returns:
         (times that were reached, states at them, statistics of the solver and whether it was successful).
     """
-    times = jnp.asarray(times)
+    times = as_array(times)
     integrated = integrate_by_steps if one_by_one else _integrate
     out = integrated(flow, start, times, rtol=rtol, atol=atol, max_steps=max_steps, progress=progress, by_part=True)
     # Where it did not come to, all parts are infinite: the last is as good as any, and the smallest.
     last = np.asarray(jax.tree.leaves(out.states)[-1])
     reached = int(np.isfinite(last).all(axis=tuple(range(1, last.ndim))).sum())
     statistics = out.statistics | {"successful": jnp.asarray(out.successful)}
-    return times[:reached], jax.tree.map(lambda x: x[:reached], out.states), statistics
+    to = slice(0, reached)
+    return entry(times, to), jax.tree.map(lambda x: entry(x, to), out.states), statistics
 
 
 @eqx.filter_jit

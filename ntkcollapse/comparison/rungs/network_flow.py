@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from ntkcollapse._arrays import entry, stacked
 from ntkcollapse._checks import check_positive
 from ntkcollapse.comparison.parametric import FullNetwork, Parameters, ParametricFlow
 from ntkcollapse.comparison.rungs._course import Course, course_of, evaluated
@@ -60,7 +61,7 @@ def network_flow(
                 state = _heun_steps(flow, state, h, several, one_by_one)
                 taken, t = taken + several, end if several == left else t + several * h
                 bar.update(several * h)
-            if t < end or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
+            if t < end or not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
                 break
             states.append(state)
     statistics = {
@@ -68,8 +69,8 @@ def network_flow(
         "eigenvalue_largest": jnp.asarray(largest),
         "successful": jnp.asarray(len(states) == len(times)),
     }
-    stacked = jax.tree.map(lambda *at: jnp.stack(at), *states)
-    return course_of(model, jnp.asarray(times)[: len(states)], stacked, statistics, one_by_one=one_by_one)
+    path = jax.tree.map(stacked, *states)
+    return course_of(model, entry(times, slice(0, len(states))), path, statistics, one_by_one=one_by_one)
 
 
 _BAR = "{l_bar}{bar}| t = {n:.4g}/{total:.4g}"

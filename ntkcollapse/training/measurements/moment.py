@@ -26,6 +26,7 @@ Measurement = Callable[["Moment"], Mapping[str, Any]]
 DENSE = 1000
 # Norm of all parameters beyond which a run has diverged.
 _LARGEST = 1e15
+_norm = jax.jit(optax.tree.norm)
 
 
 class Moment:
@@ -66,7 +67,7 @@ class Moment:
     @property
     def is_finite(self) -> bool:
         """Whether there is anything to measure: parameters can be finite and what follows from them not."""
-        size = float(optax.tree.norm(self.variables.params))
+        size = float(_norm(self.variables.params))
         # Also where it is not NaN; squares of such numbers overflow in single precision.
         return size <= _LARGEST and bool(np.isfinite(np.asarray(self.features)).all())
 
