@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, module_of
 from ntkcollapse._checks import check_arrays, check_finite, check_shape, is_traced
 from ntkcollapse._types import AnyArray
 from ntkcollapse.classes import Classes
@@ -56,8 +56,7 @@ class BlockKernel(SampleKernel):
 
     def __init__(self, diagonal, within, between):
         check_arrays(diagonal=diagonal, within=within, between=between)
-        values = [jnp.asarray(x) for x in (diagonal, within, between)]
-        self.diagonal, self.within, self.between = (x.astype(jnp.result_type(float, x)) for x in values)
+        self.diagonal, self.within, self.between = map(_floating, (diagonal, within, between))
 
     def __check_init__(self):
         C = max((x.shape[0] for x in (self.diagonal, self.within, self.between) if x.ndim), default=None)
@@ -99,8 +98,9 @@ class BlockKernel(SampleKernel):
     @classmethod
     def from_class_pairs(cls, diagonal: Float[AnyArray, " C"], class_pairs: Float[AnyArray, "C C"]) -> "BlockKernel":
         """The general block kernel of measured means: `diagonal` a class, `class_pairs` over i ≠ j."""
-        pairs = jnp.asarray(class_pairs)
-        return cls(diagonal=diagonal, within=jnp.diagonal(pairs), between=pairs)
+        xp = module_of(class_pairs)
+        pairs = xp.asarray(class_pairs)
+        return cls(diagonal=diagonal, within=xp.diagonal(pairs), between=pairs)
 
     @property
     def is_uniform(self) -> bool:
@@ -110,7 +110,8 @@ class BlockKernel(SampleKernel):
     @property
     def lambda_single(self) -> Float[Array, "*single"]:
         """λ_single = diagonal − within: one number, or one a class."""
-        return self.diagonal - self.within
+        xp = module_of(self)
+        return as_array(xp.asarray(self.diagonal) - xp.asarray(self.within))
 
     def lambda_class(self, classes: Classes) -> Float[Array, ""]:
         """λ_class = λ_single + m (within − between); three-number form and balanced classes only."""
@@ -141,10 +142,11 @@ class BlockKernel(SampleKernel):
         return xp.where(eye, xp.broadcast_to(within[:, None], eye.shape), between)
 
     def mv(self, X, classes):
-        single = classes.expand(jnp.broadcast_to(self.lambda_single, (classes.num_classes,)))
-        return jnp.einsum("...i,i->...i", X, single) + classes.expand(
-            classes.sums(X) @ self.pair_matrix(classes.num_classes)
-        )
+        xp: Any = module_of(X, self)
+        C, X = classes.num_classes, xp.asarray(X)
+        single = classes.expand(xp.broadcast_to(xp.asarray(self.lambda_single), (C,)))
+        of_pairs = classes.expand(xp.asarray(classes.sums(X)) @ xp.asarray(self.pair_matrix(C)))
+        return as_array(xp.einsum("...i,i->...i", X, xp.asarray(single)) + xp.asarray(of_pairs))
 
     def solve(self, X, classes):
         # X splits into deviations, where K acts as λ_single of their class, and class means, where Z Γ Zᵀ acts.
@@ -190,7 +192,8 @@ class BlockKernel(SampleKernel):
     def group_rates(self, num_classes):
         # One rate for all deviations, or one a class.
         del num_classes
-        return jnp.atleast_1d(self.lambda_single)
+        xp = module_of(self)
+        return as_array(xp.atleast_1d(xp.asarray(self.lambda_single)))
 
     def split(self, deviations, classes):
         if self.diagonal.ndim == self.within.ndim == 0:
@@ -205,3 +208,12 @@ class BlockKernel(SampleKernel):
                 "kernel: λ_class and λ_global are defined for the three-number form; "
                 "ask a general block kernel for eigenvalues(classes)."
             )
+
+
+def _floating(x: Any) -> Any:
+    """An array of floating-point numbers: in its own precision, where it has one."""
+    if is_traced(x):
+        x = jnp.asarray(x)
+        return x.astype(jnp.result_type(float, x))
+    x = np.asarray(x)
+    return as_array(x.astype(jnp.result_type(float, x)))

@@ -6,17 +6,15 @@ removes it.
 """
 
 import inspect
-import io
 import os
-from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
 from jax._src import lru_cache
 from jax._src.interpreters import mlir
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+
+from tests.sketches import sketched
 
 jax.config.update("jax_enable_x64", True)
 # Most of a test is compilation: a third of it goes when the compiler does not try so hard. Programs that tests start
@@ -101,25 +99,12 @@ def as_users_call():
 
 
 @pytest.fixture(autouse=True)
-def figures_are_sketched(request, monkeypatch):
-    """Figures are made as ever and saved without being drawn, which is half the time of a command.
-
-    Those of tests/plots, of fixtures of a module and of tests marked `drawn` are drawn: every command has one.
+def figures_are_sketched(request):
+    """Figures are not drawn, but for those of tests/plots, of tests marked `drawn`, and of fixtures of a module that do
+    not ask for `sketched`: every command has one.
     """
     if "plots" in request.node.path.parts or request.node.get_closest_marker("drawn"):
-        return
-    saved, blank = Figure.savefig, {}
-
-    def sketch(self, file, *, format=None, **options):
-        format = format or Path(file).suffix[1:]
-        if format not in blank:
-            saved(Figure(figsize=(1, 1)), page := io.BytesIO(), format=format)
-            blank[format] = page.getvalue()
-        if isinstance(file, str | os.PathLike):
-            Path(file).write_bytes(blank[format])
-        else:
-            file.write(blank[format])
-
-    monkeypatch.setattr(Figure, "savefig", sketch)
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
-    monkeypatch.setattr(Figure, "get_tightbbox", lambda self, *args, **options: Bbox([[0, 0], [1, 1]]))
+        yield
+    else:
+        with sketched():
+            yield

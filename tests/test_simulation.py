@@ -266,7 +266,7 @@ def test_a_first_step_that_overflows_is_shortened():
 
 
 def test_steady_state_ends_the_run():
-    times = np.concatenate([[0.0], np.geomspace(1e-2, 1e4, 60)])
+    times = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 60)])
     run = simulate(START, Flow(KAPPA, CLASSES, weight_decay=0.05), times=times, steady=1e-6)
     assert bool(run.statistics["steady"])
     assert bool(run.statistics["successful"])

@@ -90,7 +90,7 @@ def test_nothing_saved_is_overwritten_or_half_written(tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", full_disk)
+    monkeypatch.setattr(h5py.Group, "create_dataset", full_disk)
     with pytest.raises(OSError, match="No space left"):
         run.save(tmp_path, overwrite=True)
     assert file.read_bytes() == before

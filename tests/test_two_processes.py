@@ -18,6 +18,7 @@ from ntkcollapse.cli import main
 from ntkcollapse.commands import rates, report, simulate
 from ntkcollapse.run_directory import RunDirectory
 from tests.processes import ended
+from tests.sketches import sketched
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--classes", "3", "--per-class", "4", "--features", "5", "--times", "60"]
@@ -30,7 +31,8 @@ def simulated(out: Path, *more: str) -> int:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     out = tmp_path_factory.mktemp("kept") / "run"
-    assert simulated(out) == 0
+    with sketched():
+        assert simulated(out) == 0
     return out
 
 

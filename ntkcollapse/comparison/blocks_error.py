@@ -46,4 +46,7 @@ def krylov_error(
         layers = [run.last_layer(i) for i in range(len(run.times))]
         parts = [classes.parts(layer.logits - classes.Y) for layer in layers]
         norms.append(np.linalg.norm(np.asarray(parts), axis=(2, 3)))
-    return dict(zip(group("Residual parts"), (np.abs(norms[1] - norms[0]) / np.maximum(*norms)).T, strict=True))
+    distance, largest = np.abs(norms[1] - norms[0]), np.maximum(*norms)
+    # Both are 0 where a part vanishes.
+    errors = np.divide(distance, largest, out=np.zeros_like(distance), where=largest > 0)
+    return dict(zip(group("Residual parts"), errors.T, strict=True))

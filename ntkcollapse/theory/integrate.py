@@ -1,6 +1,6 @@
 """The one file that calls the ODE solver."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 from equinox import _errors
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
@@ -80,13 +81,15 @@ def integrate(
     terms, step = diffrax.ODETerm(_call), None
     controller = _controller(rtol, atol, start if by_part else None)
     if key is not None:
-        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
+        flat, unravel = ravel_pytree(start)
+        shape = jax.ShapeDtypeStruct(flat.shape, flat.dtype)
         # Finer than any step that the tolerances below lead to.
         resolution = (times[-1] - times[0]) * 2.0**-22
         asked = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
         levy = next(area for area in _LEVY_AREAS if issubclass(area, asked))
         path = diffrax.VirtualBrownianTree(times[0], times[-1], resolution, shape, key, levy_area=levy)
-        terms, step = diffrax.MultiTerm(terms, diffrax.ControlTerm(_diffuse, path)), (times[-1] - times[0]) / 1000
+        noise = diffrax.ControlTerm(_diffuse, _InParts(path, unravel))
+        terms, step = diffrax.MultiTerm(terms, noise), (times[-1] - times[0]) / 1000
         # An interpolant between steps has too little noise: step onto every time that is saved.
         controller = diffrax.ClipStepSizeController(controller, step_ts=times)
     retracted = isinstance(solver, Retracted)
@@ -281,6 +284,31 @@ def _equinox_errors(names: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name in _NAMES if known else ():
             setattr(_errors, name, before[name])
+
+
+class _InParts(diffrax.AbstractBrownianPath):
+    """One Brownian path in the parts of a state: a path of each part compiles in as many times the time."""
+
+    path: diffrax.VirtualBrownianTree
+    unravel: Callable = eqx.field(static=True)
+
+    @property
+    def t0(self):
+        return self.path.t0
+
+    @property
+    def t1(self):
+        return self.path.t1
+
+    @property
+    def levy_area(self):
+        return self.path.levy_area
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        found = self.path.evaluate(t0, t1, left, use_levy)
+        if not use_levy:
+            return self.unravel(found)
+        return type(found)(**{k: v if k == "dt" else self.unravel(v) for k, v in vars(found).items()})
 
 
 def _diffuse(t, state, flow) -> lx.AbstractLinearOperator:

@@ -1,7 +1,10 @@
 """`ntkcollapse simulate` and the machinery of settings that every command shares."""
 
+import contextlib
 import inspect
+import io
 import re
+import shutil
 import tomllib
 from dataclasses import dataclass
 
@@ -18,11 +21,18 @@ from ntkcollapse.comparison import measured_rates
 SMALL = "--classes 3 --per-class 4 --features 5 --kappa 3 2 .6 --scale 0.5 --times 40".split()
 
 
-@pytest.mark.drawn
-def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert main(["simulate", *SMALL, "--until", "3", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A run of the command, its figures drawn, and what it printed."""
+    out = tmp_path_factory.mktemp("simulated") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["simulate", *SMALL, "--until", "3", "--out", str(out)]) == 0
+    return out, said.getvalue()
+
+
+def test_simulate_writes_a_run_and_says_what_it_found(simulated, tmp_path, capsys):
+    out, said = tmp_path / "run", simulated[1]
+    shutil.copytree(simulated[0], out)
     assert "drift of the invariant" in said
     assert "R_class - R_global" in said
     run = Trajectory.load(out)
@@ -58,15 +68,14 @@ def test_simulate_writes_a_run_and_says_what_it_found(tmp_path, capsys):
 
 
 @pytest.mark.drawn
-def test_one_table_of_rates_for_every_command(tmp_path, capsys):
+def test_one_table_of_rates_for_every_command(simulated, tmp_path, capsys):
     """The same fits, predictions and verdicts, whichever command is asked."""
-    out = tmp_path / "run"
-    assert main(["simulate", *SMALL, "--until", "3", "--out", str(out)]) == 0
-    simulated = capsys.readouterr().out
+    out, said = tmp_path / "run", simulated[1]
+    shutil.copytree(simulated[0], out)
     assert main(["rates", str(out)]) == 0
     asked = capsys.readouterr().out.split("\n\nfigure")[0]
     assert "λ(κ)  at collapse" in asked
-    assert asked in simulated
+    assert asked in said
     run = Trajectory.load(out)
     assert rates_table(run, measured_rates(run)) == asked
 

@@ -237,8 +237,9 @@ def test_a_directory_is_not_lost_and_goes_on(tmp_path):
     for step in range(10, 61):
         again(step, kept[step])
     assert again.networks.keys() == {5}
+    saved = nc.Trajectory.load(out)
     for name in whole.trajectory.observables.keys() - {"seconds"}:
-        np.testing.assert_array_equal(nc.Trajectory.load(out)[name], whole.trajectory[name], err_msg=name)
+        np.testing.assert_array_equal(saved[name], whole.trajectory[name], err_msg=name)
     again.close()
     nc.Recorder(network, DATA, out, at=AT, overwrite=True).close("interrupted")
     assert RunDirectory(out).read_status()["outcome"] == "interrupted"
