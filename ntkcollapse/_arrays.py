@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def as_array(x: Any) -> Any:
@@ -28,7 +29,7 @@ def module_of(*trees: Any) -> ModuleType:
 
 
 def _is_at_hand(x: Any) -> bool:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return False
     dtype = getattr(x, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind not in "biu" and (dtype.kind != "f" or dtype.itemsize < 4):

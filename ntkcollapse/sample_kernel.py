@@ -2,7 +2,7 @@
 
 import abc
 import itertools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp

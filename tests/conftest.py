@@ -7,6 +7,7 @@ removes it.
 
 import inspect
 import os
+from typing import Any
 
 import jax
 import jaxtyping
@@ -50,11 +51,12 @@ def _put_at_once(cache, key, value):
         unfinished.replace(entry)
 
 
-lru_cache.LRUCache.put = _put_at_once
+setattr(lru_cache.LRUCache, "put", _put_at_once)  # noqa: B010
 
 # A program begins with a new context of the compiler's, which takes longer than all else before the compiler itself:
 # here a module's programs share one.
-_new_context, _contexts = getattr(mlir, "make_ir_context", None), []
+_new_context: Any = getattr(mlir, "make_ir_context", None)
+_contexts: list[Any] = []
 
 
 def _shared_context():

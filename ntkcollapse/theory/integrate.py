@@ -289,20 +289,15 @@ def _equinox_errors(names: Mapping[str, Any]) -> Iterator[None]:
 class _InParts(diffrax.AbstractBrownianPath):
     """One Brownian path in the parts of a state: a path of each part compiles in as many times the time."""
 
+    t0: Any
+    t1: Any
+    levy_area: Any = eqx.field(static=True)
     path: diffrax.VirtualBrownianTree
     unravel: Callable = eqx.field(static=True)
 
-    @property
-    def t0(self):
-        return self.path.t0
-
-    @property
-    def t1(self):
-        return self.path.t1
-
-    @property
-    def levy_area(self):
-        return self.path.levy_area
+    def __init__(self, path: diffrax.VirtualBrownianTree, unravel: Callable):
+        self.t0, self.t1, self.levy_area = path.t0, path.t1, path.levy_area
+        self.path, self.unravel = path, unravel
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
         found = self.path.evaluate(t0, t1, left, use_levy)
