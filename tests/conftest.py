@@ -54,12 +54,14 @@ def _put_at_once(cache, key, value):
 setattr(lru_cache.LRUCache, "put", _put_at_once)  # noqa: B010
 
 # A program begins with a new context of the compiler's, which takes longer than all else before the compiler itself:
-# here a module's programs share one.
+# here a module's programs share one, but for those that are made while another is.
 _new_context: Any = getattr(mlir, "make_ir_context", None)
 _contexts: list[Any] = []
 
 
 def _shared_context():
+    if mlir.ir.Context.current is not None:
+        return _new_context()
     if not _contexts:
         _contexts.append(_new_context())
     return _contexts[0]
