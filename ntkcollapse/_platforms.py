@@ -1,6 +1,7 @@
 """What is chosen by platform, each with how it was obtained: one table for the CPU, CUDA and TPU."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
@@ -48,7 +49,7 @@ CONSTANTS: dict[str, Constant] = {
     ),
     "free_share": Constant(
         "share of the free memory for intermediate arrays by default",
-        *(_measured(0.25), _unknown(0.25), _unknown(0.25)),
+        *(_unknown(0.25), _unknown(0.25), _unknown(0.25)),
     ),
     "step_bytes": Constant(
         "bytes that one compiled step of a long computation should keep below",
@@ -85,19 +86,32 @@ CONSTANTS: dict[str, Constant] = {
     ),
     "steps": Constant(
         "training steps in one program between two looks at them, at most",
-        # A step takes milliseconds on a CPU, and starting it microseconds.
-        *(_measured(1), _unknown(50), _unknown(50)),
+        # One on a CPU, where starting a program costs little, and runs of before end in the same bits.
+        *(_unknown(1), _unknown(50), _unknown(50)),
     ),
     "single_run": Constant(
         "multiplications in one evaluation of a flow, below which a single integration runs on the CPU",
         # Some fifty launches of 5 µs each, while two cores multiply some 2e10 times a second.
-        *(_measured(0), _unknown(5e6), _unknown(5e6)),
+        *(_unknown(0), _unknown(5e6), _unknown(5e6)),
     ),
     "double": Constant(
         "whether there is double precision in hardware",
-        *(_measured(1), _data_sheet(1), _data_sheet(0)),
+        *(_data_sheet(1), _data_sheet(1), _data_sheet(0)),
     ),
 }
+
+
+_AS_ON: list[str] = []
+
+
+@contextmanager
+def as_on(platform: str) -> Iterator[None]:
+    """Within it, all is chosen as on that platform."""
+    _AS_ON.append(platform)
+    try:
+        yield
+    finally:
+        _AS_ON.pop()
 
 
 def here() -> Any:
@@ -112,6 +126,8 @@ def here() -> Any:
 
 def platform(device: Any = None) -> str:
     """The column of the table for a device; that of `here` without one."""
+    if device is None and _AS_ON:
+        return _AS_ON[-1]
     name = (here() if device is None else device).platform
     return name if name in ("cpu", "tpu") else "cuda"
 
@@ -188,3 +204,18 @@ def behind(results: Iterable[_T]) -> Iterator[_T]:
         if len(waiting) > ahead:
             yield waiting.pop(0)
     yield from waiting
+
+
+def as_markdown() -> str:
+    """The table as docs/accelerators.md has it."""
+
+    def said(choice: Choice) -> str:
+        value = choice.value
+        for unit, size in (("GiB", _GiB), ("MiB", _MiB)):
+            if value and value % size == 0:
+                return f"{value / size:g} {unit}, {choice.how}"
+        return f"{value:,.0f}, {choice.how}" if value >= 1e4 else f"{value:g}, {choice.how}"
+
+    lines = [["", "CPU", "CUDA", "TPU"], ["---"] * 4]
+    lines += [[c.meaning, *map(said, (c.cpu, c.cuda, c.tpu))] for c in CONSTANTS.values()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

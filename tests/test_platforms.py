@@ -1,6 +1,7 @@
 """What is compiled can be compiled for accelerators: lowered for them here, where there is none."""
 
 import re
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -12,8 +13,13 @@ from jax import export
 
 from ntkcollapse import BlockKernel, Classes, Flow, Method, simulate, simulation
 from ntkcollapse._platforms import CONSTANTS, Choice, runs_on
+from ntkcollapse._precision import exact_products, in_precision
 from ntkcollapse.networks import network
-from ntkcollapse.ntk import empirical_ntk
+from ntkcollapse.ntk import NTKOperator, empirical_ntk, within_class_eigenvalues
+from ntkcollapse.ntk._problem import prepare
+from ntkcollapse.ntk.engines import Layerwise
+from ntkcollapse.ntk.engines._engine import Batch, Sums
+from ntkcollapse.training import Stepper, optimizer
 from tests.cases import random_state
 from tests.platforms import as_if
 
@@ -71,6 +77,96 @@ def test_kernels_of_networks_are_lowered_for(platform, engine):
     with jax.default_matmul_precision("bfloat16"):
         chosen = export.export(jax.jit(lambda params: kernel(params)), platforms=[platform])(params).mlir_module()
     assert [line for line in products(chosen) if "HIGHEST" not in line]
+
+
+def lowered(function, *arguments) -> str:
+    """The program for cuda and for tpu, of which nothing is left to the host."""
+    text = export.export(jax.jit(function), platforms=["cuda", "tpu"])(*arguments).mlir_module()
+    called = re.findall(r"custom_call @(\w+)", text)
+    assert not [name for name in called if "callback" in name or "lapack" in name]
+    return text
+
+
+def convolved(p, x):
+    h = jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.tanh(h).mean((1, 2)) @ p["w"] + p["b"][None, :]
+
+
+PARAMS = {name: jnp.ones(shape, jnp.float32) for name, shape in {"conv": (3, 3, 1, 4), "w": (4, 3), "b": (3,)}.items()}
+IMAGES, IMAGE_CLASSES = jnp.ones((4, 5, 5, 1), jnp.float32), Classes((2, 2))
+
+
+@pytest.mark.parametrize("outputs", ["full", "diagonal", "mean"])
+@pytest.mark.parametrize("engine", ["layerwise", "layer by layer", "jacobian", "ntvp", "neural-tangents"])
+def test_engines_are_lowered_in_each_form(engine, outputs, monkeypatch):
+    if engine == "layer by layer":
+        engine = "layerwise"
+        as_if(monkeypatch, at_once=0)
+    options: Any = {"outputs": outputs, "engine": engine}
+    text = lowered(lambda p, x: empirical_ntk(convolved, p, x, x[:2], **options), PARAMS, IMAGES)
+    assert "f64" not in text
+    assert products(text)
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+    with exact_products("tensorfloat32"):
+        chosen = lowered(lambda p, x: empirical_ntk(convolved, p, x, x[:2], **options), PARAMS, IMAGES)
+    assert not [line for line in products(chosen) if "HIGHEST" in line]
+
+
+@pytest.mark.parametrize("together", [0, 2**30])
+def test_sums_over_classes_are_lowered(together, monkeypatch):
+    as_if(monkeypatch, together=together)
+    problem = prepare(convolved, PARAMS, {"x": IMAGES})
+
+    @in_precision
+    def sums(x):
+        none = Sums.zeros(problem, 3, 2, 0, output_pairs=True)
+        batch = Batch(x, jnp.arange(2), jnp.ones(4, jnp.float32), jnp.zeros((4, 0), jnp.float32))
+        return Layerwise().add(problem, none, batch, jnp.zeros((), int)).scatter
+
+    text = lowered(sums, IMAGES)
+    assert "f64" not in text
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+
+
+@pytest.mark.parametrize("outputs", ["full", "mean"])
+def test_products_with_the_kernel_are_lowered(outputs):
+    def product(p, x, v):
+        return NTKOperator(convolved, p, x, outputs=outputs, memory=1e6).matmat(v)
+
+    shape = (4, 3, 2) if outputs == "full" else (4, 2)
+    text = lowered(product, PARAMS, IMAGES, jnp.ones(shape, jnp.float32))
+    assert "f64" not in text
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+
+
+def test_spectra_are_lowered():
+    text = lowered(lambda K: within_class_eigenvalues(K, IMAGE_CLASSES), jnp.eye(4, dtype=jnp.float32))
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_training_is_lowered(compute_dtype):
+    """One step, and several in one program."""
+    with jax.enable_x64(False):
+        net = network("mlp", 2, widths=(3,), batch_norm=True)
+        stepper = Stepper(net, optimizer("sgd"), "squared", 1e-3, compute_dtype)
+        state = stepper.start(net.init(jax.random.key(0), IMAGES))
+        labels, rows, rates = jnp.zeros(4, int), jnp.zeros((5, 2), int), np.ones(5)
+        texts = [
+            lowered(lambda state: stepper(state, IMAGES, labels, rows[0], 0.1, 0), state),
+            lowered(lambda state, count: stepper.several(state, IMAGES, labels, rows, rates, 0, count), state, 3),
+        ]
+    for text in texts:
+        assert "f64" not in text
+        assert ("bf16" in text) == (compute_dtype == "bfloat16")
+    assert "stablehlo.while" in texts[1]
+
+
+def test_default_solvers_with_noise_and_in_steps_are_lowered():
+    text = lowered(lambda between: loss(between, method=Method(step=0.5, momentum=0.0)), jnp.asarray(0.6))
+    assert products(text)
+    noisy = Flow(BlockKernel(3.0, 2.0, 0.6), CLASSES, noise=0.1)
+    assert products(lowered(lambda key: simulate(START, noisy, times=TIMES, key=key)["loss"], jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

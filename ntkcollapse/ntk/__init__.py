@@ -2,6 +2,7 @@
 
 from ntkcollapse.ntk._neural_tangents import neural_tangents
 from ntkcollapse.ntk.alignment import Alignment, label_alignment, matrix_alignment
+from ntkcollapse.ntk.cost import Cost, block_statistics_cost
 from ntkcollapse.ntk.empirical import empirical_ntk
 from ntkcollapse.ntk.heads import output_ntk_from_features
 from ntkcollapse.ntk.infinite_width import infinite_width_kernel, predict_lazily, stax
@@ -14,11 +15,13 @@ from ntkcollapse.ntk.statistics import BlockStatistics, OutputBlocks, block_stat
 __all__ = [
     "Alignment",
     "BlockStatistics",
+    "Cost",
     "Levels",
     "NTKOperator",
     "OutputBlocks",
     "RandomFeatures",
     "block_statistics",
+    "block_statistics_cost",
     "count_levels",
     "empirical_ntk",
     "infinite_width_kernel",

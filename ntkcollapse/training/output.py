@@ -51,11 +51,13 @@ class Output:
         """
         if self.directory is None:
             return None
-        saved = self.checkpoints.newest()
-        self.networks.drop_after(-1 if saved is None else saved.step)
+        saved, writes = self.checkpoints.newest(), jax.process_index() == 0
+        if writes:
+            self.networks.drop_after(-1 if saved is None else saved.step)
         if saved is None:
             return None
-        self.checkpoints.drop_after(saved.step)
+        if writes:
+            self.checkpoints.drop_after(saved.step)
         self._check(saved)
         plan, where = self.plan, self.directory
         variables = variables_from(saved, plan.network, where)

@@ -75,7 +75,7 @@ class Progress:
             self.step += 1
         else:
             steps = [self.step]
-            while len(steps) < most and not self._is_looked_at(steps[-1] + 1):
+            while len(steps) < most and not self.is_looked_at(steps[-1] + 1):
                 steps.append(steps[-1] + 1)
             # Filled up to one length with what is not taken.
             filled = steps + steps[-1:] * (most - len(steps))
@@ -84,7 +84,7 @@ class Progress:
             self.state, self.record = plan.stepper.several(*given, rows, rates, self.step, len(steps))
             self.step += len(steps)
         self.records.seconds["training"] += time.perf_counter() - began
-        if self._is_looked_at(self.step):
+        if self.is_looked_at(self.step):
             # Between these, steps are queued without waiting.
             self.look()
         if self.is_due:
@@ -97,7 +97,7 @@ class Progress:
             self._epoch = (epoch, self.plan.batches.epoch(epoch))
         return self._epoch[1][batch]
 
-    def _is_looked_at(self, step: int) -> bool:
+    def is_looked_at(self, step: int) -> bool:
         """Whether the state is waited for after so many steps."""
         return step in self.plan.measured_at or step >= self.plan.last or step % _LOOK_EVERY == 0
 

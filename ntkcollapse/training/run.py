@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import TypedDict, Unpack, overload
 
+import jax
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from ntkcollapse._platforms import constant
 from ntkcollapse.clock import Clock
@@ -81,7 +84,9 @@ def train(
     functions of the step and the settings, so that a resumed run ends in the same bits as one that was never stopped.
 
     Several devices share each batch (`jax.devices()`, where their number divides it), normalised as one. On an
-    accelerator the data lie on the device, and up to fifty steps between two measurements are one program.
+    accelerator the data lie on the device, and up to fifty steps between two measurements are one program. Several
+    processes (`jax.distributed.initialize`) call it with the same arguments: the first one writes, and what asks one
+    of them to stop stops all at the next look.
 
     Args:
         config: the settings.
@@ -119,7 +124,9 @@ def train(
     """
     with ExitStack() as stack:
         directory = None if out is None else RunDirectory(out)
-        if directory is not None:
+        # Of several processes the first one writes, and all read.
+        writes = jax.process_index() == 0
+        if directory is not None and writes:
             stack.enter_context(directory.locked("train"))
             directory.check(resume=resume, overwrite=overwrite)
             if resume:
@@ -140,9 +147,12 @@ def train(
             output.check_length()
         # Whoever sees that the run is there may ask it to stop.
         stop = stack.enter_context(stop_requested())
-        if directory is not None:
+        if directory is not None and writes:
             directory.begin(config, resume=resume)
         begun = (output.resumed() if resume else None) or Progress.start(plan)
+        if jax.process_count() > 1:
+            output = output if writes else Output(plan, None)
+            multihost_utils.sync_global_devices("ntkcollapse: everyone has read where the run stands")
         bar = stack.enter_context(Announcer(plan, progress))
         trajectory = _run_to_its_end(begun, output, bar, stop, on_step)
         return trajectory if keep_networks_at is None else (trajectory, dict(sorted(begun.networks.items())))
@@ -166,10 +176,11 @@ def _run_to_its_end(
             bar.show(run)
             if on_step is not None:
                 on_step(run.step)
-            if stop.signum is not None:
+            signum = stop.signum if jax.process_count() == 1 else _of_any_process(run, stop.signum)
+            if signum is not None:
                 output.save(run, "interrupted")
                 output.publish(run, "interrupted")
-                raise Interrupted(stop.signum, run.step, None if output.directory is None else output.directory.path)
+                raise Interrupted(signum, run.step, None if output.directory is None else output.directory.path)
     except NonFiniteLoss as error:
         bar.close()
         # From the start itself there is neither a measurement nor a state to go on from.
@@ -184,3 +195,10 @@ def _run_to_its_end(
         output.write_status(run, "failed", error=f"{type(error).__name__}: {error}")
         raise
     return output.finish(run, "finished")
+
+
+def _of_any_process(run: Progress, signum: int | None) -> int | None:
+    """The signal that any of the processes has had: all are asked where all look at the state."""
+    if not run.is_looked_at(run.step):
+        return None
+    return int(np.max(multihost_utils.process_allgather(np.asarray(signum or 0)))) or None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkcollapse.ntk import block_statistics, empirical_ntk
+from ntkcollapse.training import read_status
 from tests.ntk.zoo import normal
 from tests.processes import ended
 
@@ -26,7 +27,11 @@ if port != "none":
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
     assert jax.process_count() == 2
 assert len(jax.devices()) == 8, jax.devices()
-np.savez(out, *measured(folder))
+from ntkcollapse.training import train
+from tests.training.settings import small
+config = small(batch_size=80, epochs=1, measure=("batch",))
+run = train(config, folder + "-run" if port == "none" else folder + "/run")
+np.savez(out, *measured(folder), run["batch_loss"], run.states.H[-1])
 from tests.ntk.test_compilations import programs
 with programs() as count:
     measured(folder)
@@ -78,11 +83,17 @@ def test_eight_devices_and_two_processes(tmp_path):
         start(4, port, 1, outs[2], folders[2]),
     ]
     with ended(*running):
-        want = measured(folders[3])
+        want, trained = measured(folders[3]), []
         for process, out in zip(running, outs, strict=True):
             _, error = process.communicate(timeout=300)
             assert process.returncode == 0, error[-3000:]
             with np.load(out) as got:
-                for name, value in zip(got.files, want, strict=True):
+                for name, value in zip(got.files[: len(want)], want, strict=True):
                     # Other orders of summation in float64.
                     np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)
+                trained.append([got[name] for name in got.files[len(want) :]])
+        # A run in single precision, its batches spread over all devices; the first process alone writes it.
+        for losses, features in trained[1:]:
+            np.testing.assert_allclose(losses, trained[0][0], rtol=1e-5)
+            np.testing.assert_allclose(features, trained[0][1], rtol=1e-3, atol=1e-5)
+        assert read_status(tmp_path / "shared" / "run")["outcome"] == "finished"
