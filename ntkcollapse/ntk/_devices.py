@@ -25,14 +25,14 @@ class Devices:
         devices = jax.devices() if chosen is None else [here()]
         self.count = len(devices)
         mesh = Mesh(np.asarray(devices), ("samples",))
-        self._split = NamedSharding(mesh, PartitionSpec("samples"))
+        self._along = [NamedSharding(mesh, PartitionSpec(*[None] * axis, "samples")) for axis in (0, 1)]
         self._everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def split(self, x: Any):
+    def split(self, x: Any, *, axis: int = 0):
         """Samples over the devices; those too many or too few to share evenly must be padded first."""
         if self.count == 1:
             return jnp.asarray(x)
-        return jax.device_put(np.asarray(x), self._split)
+        return jax.device_put(np.asarray(x), self._along[axis])
 
     def place(self, x: Any, *, spread: bool):
         """Samples over the devices, or all of them on each."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ntkcollapse._checks import check_choice, check_real, check_shape, is_traced
 from ntkcollapse._precision import Precision, exact_products
+from ntkcollapse.ntk._devices import Devices
 from ntkcollapse.ntk._memory import budget, evened, fit
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
 from ntkcollapse.ntk._samples import one_array
@@ -28,7 +30,7 @@ class NTKOperator:
     A product is one backward pass over the samples (`jax.vjp`), which sums a gradient, and one forward pass
     (`jax.jvp`) along it. Samples stream through in chunks: nothing of size N·P or N² is made. The mean over outputs
     takes a gradient for each output, and `matmat` one for each vector (and output): as many of them as memory allows,
-    P numbers each, go back and forth together.
+    P numbers each, go back and forth together. Several devices share the samples.
 
     Args:
         f, params, x, x2, parameters, in_axes, memory, precision: as in `empirical_ntk`. With x2 the map is rectangular:
@@ -117,26 +119,47 @@ class NTKOperator:
         # Not so many gradients at once that only a few samples fit beside them.
         each = max(3 * self._problem.num_params * self.dtype.itemsize, min(n, _SAMPLES) * self._sample_bytes)
         together = evened(len(vectors), fit(self._memory // 2, each, len(vectors)))
+        # What has no values yet is shared by the devices of the program that it is a part of.
+        devices = None if is_traced(self._problem, self._x, self._x2, X) else Devices()
+        count = 1 if devices is None else devices.count
+
+        def of_all(m: int) -> int:
+            """Samples that all devices pass through together."""
+            each = -(-m // count)
+            return count * evened(each, fit(self._memory // 2, together * self._sample_bytes, each))
+
+        def placed(x, axis: int = 0):
+            return x if count == 1 or devices is None else devices.split(x, axis=axis)
+
         # Of one size, so that one shape is compiled; the last ones are filled up with samples and vectors of zeros.
-        chunk, chunk2 = (evened(m, fit(self._memory // 2, together * self._sample_bytes, m)) for m in (n, n2))
+        chunk, chunk2 = of_all(n), of_all(n2)
+        problem = self._problem if devices is None else devices.everywhere(self._problem)
         out = jnp.zeros((k, n, *X.shape[1:-1]), X.dtype)
         finite = []
         for first in range(0, len(vectors), together):
             some = slice(first, first + together)
             V = _filled(jnp.moveaxis(X, -1, 0)[vectors[some]], together)
             at = None if self.outputs == "full" else jnp.asarray(np.resize(outputs[some], together))
+            at = at if devices is None else devices.everywhere(at)
             total = None
             for i in range(0, n2, chunk2):
                 here = _filled(V[:, i : i + chunk2], chunk2, axis=1)
-                part = _back(self._problem, _samples(self._x2, i, chunk2), here, at)
-                total = part if total is None else jax.tree.map(jnp.add, total, part)
+                part = _back(problem, placed(_samples(self._x2, i, chunk2)), placed(here, axis=1), at)
+                total = part if total is None else _sum(total, part)
             finite.append(_is_finite(total))
-            parts = [_forth(self._problem, _samples(self._x, i, chunk), total, at) for i in range(0, n, chunk)]
+            parts = [_forth(problem, placed(_samples(self._x, i, chunk)), total, at) for i in range(0, n, chunk)]
+            if count > 1 and devices is not None:
+                parts = [jnp.asarray(part) for part in devices.fetch(parts)]
             out = out.at[vectors[some]].add(jnp.concatenate(parts, axis=1)[: len(vectors[some]), :n])
         # Asked for once all is on its way.
-        if not is_traced(finite) and not np.all(jax.device_get(finite)):
+        if devices is not None and not np.all(jax.device_get(devices.to_fetch(finite))):
             raise ValueError("gradients of f: expected finite numbers; find what produced the others before going on.")
         return jnp.moveaxis(out, 0, -1) / (K if self.outputs == "mean" else 1)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _sum(total: PyTree, part: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, total, part)
 
 
 @jax.jit

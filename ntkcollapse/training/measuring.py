@@ -4,11 +4,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ntkcollapse._precision import in_precision
 from ntkcollapse.choices import MEASUREMENTS
 from ntkcollapse.training.measurements import ON_PROBE, Measurement, Moment
 from ntkcollapse.training.records import checked_values
 
 
+@in_precision
 def measured_values(
     measurements: Mapping[str, Measurement], moments: Mapping[str, Moment], seconds: dict[str, float]
 ) -> dict[str, Any]:

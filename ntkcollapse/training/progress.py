@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntkcollapse._precision import in_precision
 from ntkcollapse.data import Dataset
 from ntkcollapse.networks import Variables
 from ntkcollapse.networks.kept import KeptNetwork
@@ -116,6 +117,7 @@ class Progress:
             self.measure()
             raise NonFiniteLoss(taken)
 
+    @in_precision
     def measure(self) -> None:
         """Adds what is measured at this step to the records, and keeps the network where that is asked for.
 

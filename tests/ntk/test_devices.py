@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkcollapse.ntk import block_statistics, empirical_ntk
+from ntkcollapse.ntk import NTKOperator, block_statistics, empirical_ntk
 from ntkcollapse.training import read_status
 from tests.ntk.zoo import normal
 from tests.processes import ended
@@ -55,9 +55,9 @@ def measured(folder):
     cross = empirical_ntk(f, params, x[:3], x, outputs="mean")
     estimate: dict[str, Any] = {"residual": "estimate", "key": jax.random.key(0)}
     stats = block_statistics(f, params, x, labels, **estimate, memory=6e4, checkpoint=folder)
-    return [
-        np.asarray(a) for a in (theta, plain, sums, cross, stats.output_diagonal, stats.output_pairs, stats.residual)
-    ]
+    products = NTKOperator(f, params, x, outputs="mean", memory=5e4).matmat(normal(4, 11, 2))
+    blocks = (stats.output_diagonal, stats.output_pairs, stats.residual)
+    return [np.asarray(a) for a in (theta, plain, sums, cross, products, *blocks)]
 
 
 def start(devices: int, port: str, process: int, out: Path, folder: Path) -> subprocess.Popen:
