@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from jax import export
 
-from ntkcollapse import BlockKernel, Classes, Flow, Method, simulate, simulation
+from ntkcollapse import BlockKernel, Classes, Flow, Method, _platforms, simulate, simulation
 from ntkcollapse._platforms import CONSTANTS, Choice, runs_on
 from ntkcollapse._precision import exact_products, in_precision
 from ntkcollapse.networks import network
-from ntkcollapse.ntk import NTKOperator, empirical_ntk, within_class_eigenvalues
+from ntkcollapse.ntk import NTKOperator, _memory, empirical_ntk, within_class_eigenvalues
 from ntkcollapse.ntk._problem import prepare
 from ntkcollapse.ntk.engines import Layerwise
 from ntkcollapse.ntk.engines._engine import Batch, Sums
@@ -182,6 +182,30 @@ def test_default_solvers_with_noise_and_in_steps_are_lowered():
 )
 def test_small_runs_go_to_the_cpu(on, batched, double, work, where):
     assert runs_on(on, batched=batched, double=double, work=work) == where
+
+
+class Accelerator:
+    """A device that is not here."""
+
+    def __init__(self, limit: int, used: int, platform: str = "gpu"):
+        self.platform = platform
+        self._stats = {"bytes_limit": limit, "bytes_in_use": used}
+
+    def memory_stats(self):
+        return self._stats
+
+
+def test_budget_is_that_of_the_fullest_device(monkeypatch):
+    devices = [Accelerator(80 * 2**30, 0), Accelerator(80 * 2**30, 60 * 2**30)]
+    monkeypatch.setattr(_memory, "here", lambda: devices[0])
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: devices)
+    monkeypatch.setattr(_platforms, "platform", lambda device=None: "cuda")
+    assert _memory.budget(None) == 5 * 2**30
+    assert _memory.budget(1e6) == 10**6
+    devices[1] = Accelerator(10**15, 0)
+    devices[0] = Accelerator(10**15, 0)
+    assert _memory.budget(None) == 64 * 2**30
+    assert _platforms.number("traffic") == 80
 
 
 def test_where_a_run_is_placed(monkeypatch):

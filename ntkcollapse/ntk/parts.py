@@ -103,14 +103,18 @@ def layer_ntks(
     def gradients(x, i):
         return _gradients(problem, jnp.asarray(x[i : i + chunk]))
 
-    for i in range(0, A, chunk):
-        g = gradients(x1, i)
-        for j in range(0 if x2 is not None else i, B, chunk):
-            h = g if x2 is None and i == j else gradients(columns, j)
-            for total, tile in zip(out, _of_layers(g, h, of, outputs), strict=True):
-                total[i : i + chunk, j : j + chunk] = tile
-                if x2 is None and i != j:
-                    total[j : j + chunk, i : i + chunk] = mirror(np.asarray(tile))
+    def sent():
+        for i in range(0, A, chunk):
+            g = gradients(x1, i)
+            for j in range(0 if x2 is not None else i, B, chunk):
+                h = g if x2 is None and i == j else gradients(columns, j)
+                yield i, j, _of_layers(g, h, of, outputs)
+
+    for i, j, tiles in behind(sent()):
+        for total, tile in zip(out, tiles, strict=True):
+            total[i : i + chunk, j : j + chunk] = tile
+            if x2 is None and i != j:
+                total[j : j + chunk, i : i + chunk] = mirror(np.asarray(tile))
     check_finite("gradients of f", out)
     share = problem.num_outputs if outputs == "mean" else 1
     return {name: jnp.asarray(total / share) for name, total in zip(layers, out, strict=True)}

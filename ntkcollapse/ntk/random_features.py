@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntkcollapse._checks import check_choice, check_finite, check_key, check_whole
+from ntkcollapse._platforms import behind
 from ntkcollapse._precision import Precision, in_precision
 from ntkcollapse.ntk._memory import budget, evened, fit
 from ntkcollapse.ntk._problem import Problem, one_like, prepare
@@ -113,21 +114,26 @@ def random_features(
     together = evened(d, fit(budget(memory) // 2, each, d))
     chunk = evened(n, fit(budget(memory) // 2, together * sample_bytes(problem, one_like(x)), n))
     out = np.zeros((n, problem.num_outputs, d), problem.dtype)
-    for first in range(0, d, together):
-        # The last ones are filled up by more than were asked for: one shape is compiled.
-        directions = _signs(problem, key, jnp.arange(first, first + together))
-        for i in range(0, n, chunk):
-            part = jnp.asarray(x[i : i + chunk])
-            try:
-                moved = _forth(problem, _filled(part, chunk, zero=False), directions, None)
-            except TypeError as error:
-                raise TypeError(
-                    "f: expected a function that JAX differentiates forwards, got one with a rule of its own that goes "
-                    "backwards only (jax.custom_vjp); use `empirical_ntk`."
-                ) from error
-            moved = np.moveaxis(np.asarray(moved[: d - first, : len(part)]), 0, -1)
-            check_finite("gradients of f", moved)
-            out[i : i + chunk, :, first : first + together] = moved
+
+    def sent():
+        for first in range(0, d, together):
+            # The last ones are filled up by more than were asked for: one shape is compiled.
+            directions = _signs(problem, key, jnp.arange(first, first + together))
+            for i in range(0, n, chunk):
+                part = jnp.asarray(x[i : i + chunk])
+                try:
+                    moved = _forth(problem, _filled(part, chunk, zero=False), directions, None)
+                except TypeError as error:
+                    raise TypeError(
+                        "f: expected a function that JAX differentiates forwards, got one with a rule of its own that "
+                        "goes backwards only (jax.custom_vjp); use `empirical_ntk`."
+                    ) from error
+                yield first, i, moved[: d - first, : len(part)]
+
+    for first, i, moved in behind(sent()):
+        moved = np.moveaxis(np.asarray(moved), 0, -1)
+        check_finite("gradients of f", moved)
+        out[i : i + chunk, :, first : first + together] = moved
     return RandomFeatures(jnp.asarray(out / np.sqrt(d).astype(out.dtype)))
 
 

@@ -153,7 +153,7 @@ def train(
         if jax.process_count() > 1:
             output = output if writes else Output(plan, None)
             multihost_utils.sync_global_devices("ntkcollapse: everyone has read where the run stands")
-        bar = stack.enter_context(Announcer(plan, progress))
+        bar = stack.enter_context(Announcer(plan, progress if writes else False))
         trajectory = _run_to_its_end(begun, output, bar, stop, on_step)
         return trajectory if keep_networks_at is None else (trajectory, dict(sorted(begun.networks.items())))
 
