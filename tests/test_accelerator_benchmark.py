@@ -70,7 +70,8 @@ def test_cost_of_statistics():
     d, K, n = 50, 3, 40
     params = {"w": np.ones((d, K), np.float32)}
     cost = {
-        N: block_statistics_cost(lambda p, x: x @ p["w"], params, np.ones((1, d)), N, 2, memory=1e9) for N in (n, 4 * n)
+        N: block_statistics_cost(lambda p, x: x @ p["w"], params, np.ones((1, d), np.float32), N, 2, memory=1e9)
+        for N in (n, 4 * n)
     }
     one, four = cost.values()
     # The way there is one product, and sums of gradients over classes are at least as many operations an output.
@@ -79,7 +80,9 @@ def test_cost_of_statistics():
     assert one.fetched == 4 * (2 * K * d * K + 2 + 2 * K)
     assert one.seconds(flops=1e3, bandwidth=1.0, launch=0.5)["launches"] == one.launches / 2
     with pytest.raises(ValueError, match="platform: expected one of 'cpu', 'cuda', 'tpu'; got 'gpu'"):
-        block_statistics_cost(lambda p, x: x @ p["w"], params, np.ones((1, d)), n, 2, memory=1e9, platform="gpu")
+        block_statistics_cost(
+            lambda p, x: x @ p["w"], params, np.ones((1, d), np.float32), n, 2, memory=1e9, platform="gpu"
+        )
     assert _platforms.platform() == "cpu"
 
 

@@ -154,7 +154,7 @@ def test_training_is_lowered(compute_dtype):
         labels, rows, rates = jnp.zeros(4, int), jnp.zeros((5, 2), int), np.ones(5)
         texts = [
             lowered(lambda state: stepper(state, IMAGES, labels, rows[0], 0.1, 0), state),
-            lowered(lambda state, count: stepper.several(state, IMAGES, labels, rows, rates, 0, count), state, 3),
+            lowered(lambda state: stepper.several(state, IMAGES, labels, rows, rates, 0, 3), state),
         ]
     for text in texts:
         assert "f64" not in text

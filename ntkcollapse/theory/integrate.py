@@ -87,7 +87,8 @@ def integrate(
         resolution = (times[-1] - times[0]) * 2.0**-22
         asked = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
         levy = next(area for area in _LEVY_AREAS if issubclass(area, asked))
-        path = diffrax.VirtualBrownianTree(times[0], times[-1], resolution, shape, key, levy_area=levy)
+        with _equinox_errors(_AS_NAN):
+            path = diffrax.VirtualBrownianTree(times[0], times[-1], resolution, shape, key, levy_area=levy)
         noise = diffrax.ControlTerm(_diffuse, _InParts(path, unravel))
         terms, step = diffrax.MultiTerm(terms, noise), (times[-1] - times[0]) / 1000
         # An interpolant between steps has too little noise: step onto every time that is saved.
