@@ -124,6 +124,14 @@ def here() -> Any:
     return jax.local_devices(backend=chosen)[0] if isinstance(chosen, str) else chosen
 
 
+def shared_devices() -> list[Any]:
+    """The devices that share what can be shared: all of `jax.devices()`, or the one that `jax.default_device` names."""
+    import jax
+
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.devices() if chosen is None else [here()]
+
+
 def platform(device: Any = None) -> str:
     """The column of the table for a device; that of `here` without one."""
     if device is None and _AS_ON:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ntkcollapse._platforms import here
+from ntkcollapse._platforms import shared_devices
 
 
 class Devices:
@@ -21,8 +21,7 @@ class Devices:
     """
 
     def __init__(self):
-        chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-        devices = jax.devices() if chosen is None else [here()]
+        devices = shared_devices()
         self.count = len(devices)
         mesh = Mesh(np.asarray(devices), ("samples",))
         self._along = [NamedSharding(mesh, PartitionSpec(*[None] * axis, "samples")) for axis in (0, 1)]

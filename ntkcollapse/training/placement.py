@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from ntkcollapse._platforms import shared_devices
 from ntkcollapse.data import Dataset
 
 
@@ -35,7 +36,7 @@ class Placement(NamedTuple):
         Raises:
             ValueError: it does not, and there are several processes, of which the others would have none.
         """
-        devices = jax.devices()
+        devices = shared_devices()
         size = batch_size or train.classes.num_samples
         if size % len(devices):
             if jax.process_count() > 1:
