@@ -5,6 +5,16 @@ import ntkcollapse as nc
 classes = nc.Classes.balanced(num_classes=10, per_class=100)
 kappa = nc.BlockKernel(diagonal=3.0, within=2.0, between=0.6)
 run = nc.simulate(nc.LastLayer(H=H, W=W, b=b), kappa, classes, times)
+
+In the order in which one meets them:
+
+    Classes, LastLayer, ReducedStart        samples in classes; features H, classifier W, bias b
+    BlockKernel, KrylovKernel, GroupedKernel, DenseKernel, KernelPath, SampleKernel    of the features
+    SquaredError, CrossEntropy, Loss, WeightDecay, Flow, AbstractFlow, Method          equations, and those of your own
+    simulate, Trajectory, load, Equation    a flow integrated, and what theory and measurement both end as
+    networks.of, Recorder, Clock, log_spaced    your network, your loop
+    theory, collapse, ntk                   closed forms and rates; metrics; kernels of networks
+    data, networks, training, comparison, plots, models    sets, networks, runs, the ladder, figures, sixteen models
 """
 
 from typing import TYPE_CHECKING

@@ -42,7 +42,7 @@ class LazyPackage(ModuleType):
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self.__sources__})
+        return sorted({*super().__dir__(), *self.__sources__} - {"TYPE_CHECKING"})
 
     def _module(self, name: str) -> ModuleType | None:
         try:

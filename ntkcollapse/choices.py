@@ -205,8 +205,17 @@ INITIAL_CONDITIONS = Choices(
         "non-collapse": ("E ≠ 0: the loss vanishes, NC1 does not", f"{_INITIAL}:non_collapse"),
         "non-collapse-nc3": ("E ≠ 0: variability collapses, self-duality fails", f"{_INITIAL}:non_collapse_nc3"),
         "collapsed": ("neural collapse, R = 0", f"{_INITIAL}:collapsed"),
+        "with-invariant": ("|E| = scale, relative; its sign is that of scale", f"{_INITIAL}:with_invariant"),
+        "with-alignment": ("scale is the cosine between W and the class means", f"{_INITIAL}:with_alignment"),
+        "perturbed-collapse": ("neural collapse, perturbed by scale, relative", f"{_INITIAL}:perturbed_collapse"),
     }
 )
+
+TABLES = {
+    "text": "columns for a terminal",
+    "latex": "a tabular each, for the package booktabs",
+    "csv": "comma-separated values",
+}
 
 SOLVERS = Choices(
     {

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import ntkcollapse
 from ntkcollapse import _config
+from ntkcollapse._table import printed_as
+from ntkcollapse.choices import TABLES
 from ntkcollapse.commands import COMMANDS
 from ntkcollapse.compiled import compilation_announced, enable_cache
 
@@ -31,6 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text.partition("\n")[0], description=text, formatter_class=_config.HelpFormatter
         )
         _config.add_flags(sub, command.settings)
+        said = "; ".join(f"{choice}: {meaning}" for choice, meaning in TABLES.items())
+        sub.add_argument(
+            "--tables", choices=TABLES, default="text", metavar="FORMAT", help=f"how tables are printed ({said})"
+        )
     return parser
 
 
@@ -41,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     flags = build_parser().parse_args(arguments)
-    name = vars(flags).pop("command")
+    name, tables = vars(flags).pop("command"), vars(flags).pop("tables")
     try:
         settings = _config.resolve(COMMANDS[name].settings, flags)
         # Only now, so that `--help` and bad settings are quick.
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Rates that differ by 10⁴ need float64; networks keep their own float32.
         jax.config.update("jax_enable_x64", True)
         enable_cache()
-        with compilation_announced(), _warning_in_one_line(name):
+        with compilation_announced(), _warning_in_one_line(name), printed_as(tables):
             COMMANDS[name].function(settings)
         print(end="", flush=True)
     except BrokenPipeError:

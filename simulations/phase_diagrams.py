@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm, Normalize
 from tqdm import tqdm
 
 import ntkcollapse as nc
@@ -227,46 +226,24 @@ def imbalance_diagram(config: Config) -> dict[str, Diagram]:
 DIAGRAMS = {"invariant": invariant_diagrams, "decay": decay_diagram, "imbalance": imbalance_diagram}
 
 
-def edges(centres: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Cell boundaries around the points of an axis, and whether the axis is logarithmic."""
-    is_log = not np.isclose(centres[1] - centres[0], centres[-1] - centres[-2])
-    c = np.log(centres) if is_log else centres
-    between = np.concatenate([[1.5 * c[0] - 0.5 * c[1]], (c[1:] + c[:-1]) / 2, [1.5 * c[-1] - 0.5 * c[-2]]])
-    return (np.exp(between) if is_log else between), is_log
-
-
 def draw(ax: plt.Axes, diagram: Diagram) -> None:
     """One diagram with its colour bar, and what theory draws over it."""
-    (x, log_x), (y, log_y) = edges(diagram.x), edges(diagram.y)
-    ax.set_facecolor("0.85")
-    norm = (LogNorm if diagram.is_log else Normalize)(*diagram.limits)
-    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(diagram.values), cmap="viridis", norm=norm, rasterized=True)
-    ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    plots.phase_diagram(
+        diagram.x, diagram.y, diagram.values, ax=ax, log=diagram.is_log, levels=diagram.levels, theory=diagram.theory,
+        limits=diagram.limits,
+    )  # fmt: skip
     ax.set(xlabel=diagram.xlabel, ylabel=diagram.ylabel, title=diagram.title)
-    for values, name, colour, style in (
-        (diagram.values, "integrated", "white", "solid"),
-        (diagram.theory, "theory", "black", "dashed"),
-    ):
-        if diagram.levels and values is not None:
-            # In logarithms, in which the grid is even and the values are smooth.
-            levels, line = np.log10(diagram.levels), {"colors": colour, "linestyles": style, "linewidths": 1.0}
-            ax.contour(diagram.x, diagram.y, np.ma.masked_invalid(np.log10(values)), levels=levels, **line)
-            ax.plot([], [], color=colour, linestyle=style, label=name)
     if diagram.line is not None:
+        x, y = ax.get_xlim(), ax.get_ylim()
         ax.plot(*diagram.line, color="red", linestyle="--", linewidth=1.2, label=diagram.line_name)
-    if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", labelcolor="white", frameon=True, facecolor="0.5", framealpha=0.7, edgecolor="none")
-    ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+        ax.set(xlim=x, ylim=y)
     gone = np.isnan(diagram.values)
     if gone.any():
         # In the middle of what is grey, along the axis on which it is a band.
         i, j = (int(np.median(k)) for k in np.nonzero(gone))
         across = gone.all(0).any()
         ax.text(diagram.x[j], diagram.y[i], diagram.absent, rotation=90 * across, ha="center", va="center", fontsize=7)
-    low, high = np.nanmin(diagram.values), np.nanmax(diagram.values)
-    beyond = low < diagram.limits[0] * 0.999, high > diagram.limits[1] * 1.001
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[beyond] if diagram.is_log else "neither"
-    ax.figure.colorbar(mesh, ax=ax, extend=extend)
 
 
 def main() -> None:

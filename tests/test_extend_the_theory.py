@@ -102,7 +102,12 @@ def test_losses():
         p = np.sum(Y * softmax, axis=0)
         return (2 * (1 - p) * p * np.log(p) - (1 - p) ** 2)[None, :] * (Y - softmax)
 
-    for run, gradient in ((space["weighted"], weighted), (space["focal"], focal)):
+    def hinge(f):
+        s = 2 * Y - 1
+        return -s * np.where(s * f < 1, 1 - s * f, 0)
+
+    for name, gradient in (("weighted", weighted), ("hinge", hinge), ("focal", focal)):
+        run = space[name]
         end = by_scipy(parts(space["start"]), lambda t, *q, g=gradient: velocity(*q, gradient=g))
         assert_ends_at(run, end)
         assert float(np.max(run["invariant_drift"])) < 1e-5

@@ -1,7 +1,8 @@
 """One sub-command a file, each one function of its settings, which stand in `settings.py`.
 
 A command is added by its settings and one line in `COMMANDS`. The tables that commands print are at hand for
-experiments: `table` with `number`, `percent` and `with_error`, and `ladder_tables`.
+experiments, each with `to_latex` and `to_csv`: `table` with `number`, `percent` and `with_error`, those of the ladder,
+`rates_table`, `simulation_table`, `training_table`, `overview_table` and `sweep_table`.
 """
 
 from collections.abc import Callable
@@ -12,17 +13,39 @@ from ntkcollapse.choices import imported
 from ntkcollapse.commands import settings
 
 if TYPE_CHECKING:
-    from ntkcollapse._table import number, percent, table, with_error
-    from ntkcollapse.commands._ladder_tables import attributions, ladder_tables
+    from ntkcollapse._table import Table, number, percent, table, with_error
+    from ntkcollapse.commands._ladder_tables import (
+        attributions,
+        brief_table,
+        course_table,
+        horizon_table,
+        ladder_tables,
+        share_table,
+    )
+    from ntkcollapse.commands._summaries import overview_table, simulation_table
+    from ntkcollapse.commands.rates import rates_table, spectrum_table
+    from ntkcollapse.commands.sweep import sweep_table
+    from ntkcollapse.commands.train import training_table
 
 __all__ = [
     "COMMANDS",
     "Command",
+    "Table",
     "attributions",
+    "brief_table",
+    "course_table",
+    "horizon_table",
     "ladder_tables",
     "number",
+    "overview_table",
     "percent",
+    "rates_table",
+    "share_table",
+    "simulation_table",
+    "spectrum_table",
+    "sweep_table",
     "table",
+    "training_table",
     "with_error",
 ]
 

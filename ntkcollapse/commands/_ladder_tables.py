@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ntkcollapse._table import number, percent, table
+from ntkcollapse._table import Table, number, percent, table
 from ntkcollapse.captions import time_axis
 from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Gap, Ladder, attribute, chain, gaps
 from ntkcollapse.observable_table import described, shown_in
@@ -30,7 +30,7 @@ def chains(ladder: Ladder) -> list[str]:
     return [name for name in with_prices if complete.issuperset(CHAINS[name])] or with_prices[:1]
 
 
-def course_table(ladder: Ladder, *, times: int = 5) -> str:
+def course_table(ladder: Ladder, *, times: int = 5) -> Table:
     """The network at a few steps, and how far each rung is from it, in percent or as a factor."""
     T = len(ladder.network.times)
     indices = sorted(set(np.linspace(0, T - 1, times + 1).round().astype(int).tolist()[1:]))
@@ -48,7 +48,7 @@ def course_table(ladder: Ladder, *, times: int = 5) -> str:
     return table(["", "step", *said], rows)
 
 
-def horizon_table(ladder: Ladder) -> str:
+def horizon_table(ladder: Ladder) -> Table:
     """The last step until which a rung is within 10% of the network."""
     names = _present(ladder)
     steps = ladder.network.observables.get("step")
@@ -60,7 +60,7 @@ def horizon_table(ladder: Ladder) -> str:
     return table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
 
 
-def brief_table(ladder: Ladder) -> str:
+def brief_table(ladder: Ladder) -> Table:
     """How long each rung holds and by what factor it is off at the end, of each observable."""
     names, steps = _present(ladder), ladder.network.observables.get("step")
     rows = []
@@ -85,7 +85,7 @@ def _until(ladder: Ladder, horizon: float) -> str:
     return str(int(steps[int(np.searchsorted(np.asarray(ladder.network.times), horizon))]))
 
 
-def share_table(found: dict[str, Attribution], ladder: Ladder) -> str:
+def share_table(found: dict[str, Attribution], ladder: Ladder) -> Table:
     """What each assumption owns of the gap: factors whose product is network / first rung.
 
     At the end, or, where a rung has decayed below what its solver resolves, at the last record before.

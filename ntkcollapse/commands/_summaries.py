@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._table import number, table
+from ntkcollapse._table import Table, number, table
 from ntkcollapse.captions import shown, time_axis
 from ntkcollapse.commands._collapse_sections import collapse_figures
 from ntkcollapse.observable_table import described
@@ -18,7 +18,7 @@ from ntkcollapse.training import Progressing
 from ntkcollapse.trajectory import Trajectory
 
 
-def simulation_table(run: Trajectory, seconds: float) -> str:
+def simulation_table(run: Trajectory, seconds: float) -> Table:
     """Observables at a few times, and how the integration fared."""
     indices = _few(len(run.times), 6)
     header = [time_axis(run).symbol, *(number(run.times[i]) for i in indices)]
@@ -32,10 +32,10 @@ def simulation_table(run: Trajectory, seconds: float) -> str:
     foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {meaning}: {drift:.1e}"
     if "residual_class" in shown(run, "simulate"):
         foot += f"\nresidual_class: {described('residual_class').meaning}"
-    return f"{table(header, rows)}\n\n{foot}"
+    return table(header, rows, f"\n{foot}")
 
 
-def overview_table(run: Trajectory) -> str:
+def overview_table(run: Trajectory) -> Table:
     """Collapse, blocks and invariant of a network at the start, half of the way to blocks, and the end."""
     indices, blocks = plots.pictured(run), blocks_of(run)
     assert blocks is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._table import number, table, with_error
+from ntkcollapse._table import Table, number, table, with_error
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.captions import time_axis
 from ntkcollapse.commands._verdicts import moved_line
@@ -45,7 +45,7 @@ def rates_command(config: RatesConfig) -> None:
     print(f"\nfigure  {files[-1]}  (and pdf)")
 
 
-def rates_table(run: Trajectory, rates: dict[str, MeasuredRate]) -> str:
+def rates_table(run: Trajectory, rates: dict[str, MeasuredRate]) -> Table:
     """Tabulates the fit of each part beside its predictions, with verdicts; below it, why one of them is missing.
 
     The columns λ(κ) and "at collapse" are there where a constant κ of three numbers and equal classes give them, those
@@ -85,7 +85,7 @@ def rates_table(run: Trajectory, rates: dict[str, MeasuredRate]) -> str:
             f"\nMeasured on {run.classes.num_samples} of {run.training_classes.num_samples} training samples: λ(γ) is "
             "for all of them; implied rates need the\nfeatures of all: train with --probe-per-class 0."
         )
-    return "\n".join([table(header, rows), *_reasons(run, rates, lazy=lazy), note])
+    return table(header, rows, "\n".join([*_reasons(run, rates, lazy=lazy), note]))
 
 
 def _of(part: str) -> str:
@@ -130,7 +130,7 @@ def spectrum_of(path: Path, run: Trajectory, single: MeasuredRate) -> tuple[np.n
     return times, within_class_spectrum(measured.networks[measured.record(step)], times - times[0])
 
 
-def spectrum_table(decay: SpectrumDecay) -> str:
+def spectrum_table(decay: SpectrumDecay) -> Table:
     """The single rate that the theorem has, and the spread that was measured."""
     rates, power = np.asarray(decay.rates), np.square(np.asarray(decay.amplitudes))
     share = np.cumsum(power) / power.sum()

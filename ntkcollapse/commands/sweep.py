@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ntkcollapse._table import number, table
+from ntkcollapse._table import Table, number, table
 from ntkcollapse.commands._summaries import training_figures
 from ntkcollapse.commands.settings import GRID
 from ntkcollapse.observable_table import shown_in
@@ -61,7 +61,7 @@ def _draw(run: Path, outcome: str) -> None:
         print(f"{run}: figures could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
 
 
-def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> str:
+def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> Table:
     """One line a run: what varies, how it ended, and the last measurement."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     first = (*varied, "outcome", "step")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ntkcollapse import plots
-from ntkcollapse._table import number, table
+from ntkcollapse._table import Table, number, table
 from ntkcollapse.captions import has, shown, time_axis
 from ntkcollapse.commands._summaries import files_line, progress, training_figures
 from ntkcollapse.commands._verdicts import verdict
@@ -46,7 +46,7 @@ def train_command(config: TrainCommandConfig) -> None:
     _report(run, config.out)
 
 
-def training_table(run: Trajectory) -> str:
+def training_table(run: Trajectory) -> Table:
     """Observables at the start, in between and at the end, and where the time went."""
     T = len(run.times)
     indices = sorted({round(i * (T - 1) / 5) for i in range(6)})
@@ -70,7 +70,7 @@ def training_table(run: Trajectory) -> str:
             f"\nNC, invariant and kernels: of a probe of {run.classes.num_samples} of the "
             f"{run.training_classes.num_samples} training samples; losses and accuracies: of all"
         )
-    return f"{table(header, rows)}\n\n{foot}"
+    return table(header, rows, f"\n{foot}")
 
 
 def _report(run: Trajectory, out: str) -> None:

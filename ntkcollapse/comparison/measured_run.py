@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ntkcollapse.checkpoints import Checkpoints
 from ntkcollapse.comparison.network_at import NetworkAt
 from ntkcollapse.comparison.start import MeasuredStart
-from ntkcollapse.data import Dataset
+from ntkcollapse.data import Dataset, Splits
+from ntkcollapse.data.dataset import as_splits
 from ntkcollapse.networks import AbstractNetwork, Variables
-from ntkcollapse.networks.kept import variables_from
+from ntkcollapse.networks.kept import check_data, variables_from
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.trajectory import Trajectory
 
@@ -44,17 +45,20 @@ class MeasuredRun(NamedTuple):
         return run._replace(networks=networks)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, network: AbstractNetwork, data: Dataset) -> "MeasuredRun":
+    def load(
+        cls, path: str | os.PathLike, network: AbstractNetwork, data: Dataset | Splits | tuple[Any, Any]
+    ) -> "MeasuredRun":
         """The run in a directory with the networks that were kept in it, of a network that only its own code can build.
 
         Args:
             path: of a run of `Recorder` or `train` with `keep_networks_at`.
-            network: built again as it was, its weights do not matter. data: as it was.
+            network: built again as it was, its weights do not matter.
+            data: as they were, in any form that `Recorder` takes.
         Raises:
             FileNotFoundError: no run there.
             ValueError: it is of another network or of other data, or none was kept.
         """
-        directory = RunDirectory(path)
+        directory, data = RunDirectory(path), as_splits(data)[0].train
         trajectory, folder = Trajectory.load(path), Checkpoints(directory.networks, keep=None)
         if not folder.steps():
             raise ValueError(
@@ -66,7 +70,11 @@ class MeasuredRun(NamedTuple):
                 f"data: expected the set that the run in {path} was trained on, of classes of "
                 f"{trajectory.training_classes.sizes}, got {data.classes.sizes}."
             )
-        kept = {step: (network, variables_from(folder.at(step), network, directory)) for step in folder.steps()}
+        kept, digests = {}, {"train": data.digest}
+        for step in folder.steps():
+            saved = folder.at(step)
+            check_data(saved, digests, directory, "give the data as they were, in the same scale")
+            kept[step] = (network, variables_from(saved, network, directory))
         return cls.of(trajectory, kept, data)
 
     @property

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
 from ntkcollapse import ntk
 from ntkcollapse._checks import check_real, check_shape
@@ -28,7 +28,7 @@ class NetworkAt(eqx.Module):
         features: (θ, x) ↦ (N, n), one row a sample; in evaluation mode, where one sample's features do not depend on
             another sample, for everything that asks for a kernel between samples.
         params: θ at this moment: of its leaves, those that `ntk.empirical_ntk` differentiates in; the others stay.
-        inputs: x in class order, (N, ...).
+        inputs: x in class order, (N, ...); integers stay what they are.
         W: classifier, (C, n).
         b: bias, (C,).
         classes: behind the rows of x.
@@ -44,7 +44,7 @@ class NetworkAt(eqx.Module):
 
     features: Callable
     params: PyTree
-    inputs: Float[Array, "N ..."]
+    inputs: Num[Array, "N ..."]
     W: Float[Array, "C n"]
     b: Float[Array, " C"]
     classes: Classes
@@ -64,7 +64,8 @@ class NetworkAt(eqx.Module):
         # Rungs are integrated in the precision of the theory, whatever the network was trained in.
         self.features = _cast(features)
         self.params = _cast(params)
-        self.inputs, self.W, self.b = (jnp.asarray(x, dtype=jnp.result_type(float)) for x in (inputs, W, b))
+        self.inputs = _cast(jnp.asarray(inputs))
+        self.W, self.b = (jnp.asarray(x, dtype=jnp.result_type(float)) for x in (W, b))
         self.classes, self.bias, self.coupled = classes, bias, coupled
 
     def __check_init__(self):

@@ -1,11 +1,11 @@
 """A labelled set of samples in class order, which every loader and every synthetic set returns."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float, Int, Integer, Num
+from jaxtyping import Int, Integer, Num
 
 from ntkcollapse._checks import check_arrays, check_finite, check_shape, check_whole
 from ntkcollapse._coercion import seeded
@@ -18,7 +18,8 @@ class Dataset(eqx.Module):
     Built by `Dataset.of` from samples in any order. Arrays are numpy's: they go to a device when they are used.
 
     Args:
-        inputs: float32, one sample a row, (N, ...); images are (N, height, width, channels).
+        inputs: one sample a row, (N, ...): float32, or integers that stand for tokens; images are (N, height, width,
+            channels).
         classes: the classes of the rows.
         name: of the set and of the part of it.
         class_names: one a class; "0", "1", ... where nothing better is known.
@@ -27,7 +28,7 @@ class Dataset(eqx.Module):
         ValueError: rows and classes that disagree, or numbers that are not finite.
     """
 
-    inputs: Float[np.ndarray, "N *shape"]
+    inputs: Num[np.ndarray, "N *shape"]
     classes: Classes
     name: str = eqx.field(static=True)
     class_names: tuple[str, ...] = eqx.field(static=True, default=())
@@ -55,6 +56,9 @@ class Dataset(eqx.Module):
     ) -> "Dataset":
         """Samples in any order, sorted by class (samples of a class keep their order).
 
+        Integers of more than one byte stay integers, as the tokens that an embedding looks up (networks of this package
+        read them as numbers); everything else becomes float32.
+
         Raises:
             ValueError: rows and labels that disagree, or numbers that are not real, masked or not finite.
         """
@@ -62,8 +66,10 @@ class Dataset(eqx.Module):
         labels = np.asarray(labels)
         check_arrays(inputs=inputs)
         check_shape("inputs", inputs, (len(labels), *(None,) * (np.ndim(inputs) - 1)), "one row a label")
+        inputs = np.asarray(inputs)
+        tokens = np.issubdtype(inputs.dtype, np.integer) and inputs.dtype.itemsize > 1
         return cls(
-            inputs=np.asarray(inputs, dtype=np.float32)[order],
+            inputs=(inputs if tokens else inputs.astype(np.float32))[order],
             classes=Classes.from_labels(labels[order]),
             name=name,
             class_names=tuple(class_names),
@@ -115,7 +121,7 @@ class Dataset(eqx.Module):
             class_names=self.class_names,
         )
 
-    def replace(self, inputs: Float[np.ndarray, "N *shape"]) -> "Dataset":
+    def replace(self, inputs: Num[np.ndarray, "N *shape"]) -> "Dataset":
         """The same samples with other inputs."""
         return Dataset(inputs=inputs, classes=self.classes, name=self.name, class_names=self.class_names)
 
@@ -140,3 +146,21 @@ class Splits(NamedTuple):
         known, got = self.train.classes.num_classes, self.test.classes.num_classes
         if got > known:
             raise ValueError(f"{self.test.name}: expected the {known} classes of {self.train.name}, got {got}.")
+
+
+def as_splits(data: Any) -> tuple[Splits, bool]:
+    """(training and test part, whether there is a test part) of `Splits`, a `Dataset`, or (inputs, labels).
+
+    Without a test part both are the training part.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(data, Splits):
+        data.check()
+        return data, True
+    if isinstance(data, tuple) and len(data) == 2:
+        data = Dataset.of(np.asarray(data[0]), np.asarray(data[1]), name="data of its own")
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data: expected a Dataset, Splits, or (inputs, labels), got {type(data).__name__}.")
+    return Splits(data, data), False

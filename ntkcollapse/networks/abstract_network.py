@@ -71,11 +71,11 @@ class AbstractNetwork(abc.ABC):
         """Trunk and last layer as one flax linen module, called as module(x, train).
 
         Raises:
-            ValueError: a network of another make; what looks into every layer needs this one.
+            ValueError: a network of another make; what moves the outputs of every layer needs this one.
         """
         raise ValueError(
-            f"network: expected a `networks.Network` for measurements of every layer ('layers', 'ansatz'), got {self}; "
-            "leave them out, or measure with functions of your own."
+            f"network: expected a `networks.Network`, built of flax linen layers, for 'ansatz', got {self}; leave it "
+            "out, or give measurements={'ansatz': f} with a function f of a Moment that calls collapse.agop."
         )
 
     def as_stepped(self) -> "AbstractNetwork":

@@ -1,6 +1,7 @@
 """Networks in checkpoints: their variables as named arrays, and back."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,24 @@ class KeptNetwork(NamedTuple):
 def network_notes(data: Dataset) -> dict[str, Any]:
     """What it takes to know a network again without its data."""
     return {"classes": data.classes.num_classes, "inputs": list(data.inputs.shape[1:])}
+
+
+def check_data(saved: Checkpoint, digests: Mapping[str, str], where: str | os.PathLike, remedy: str) -> None:
+    """Whether what was saved is of these data.
+
+    Args:
+        saved: with their digests among its notes; networks that were kept by earlier versions have none, and pass.
+        digests: of the parts "train" and "test", or of one of them.
+        where, remedy: for the message.
+    Raises:
+        ValueError: it is of others.
+    """
+    known = saved.notes.get("data", {})
+    for part, said in (("train", "training"), ("test", "test")):
+        if part in digests and part in known and known[part] != digests[part]:
+            raise ValueError(
+                f"data: the {said} set differs from the one that the run in {where} was started on; {remedy}."
+            )
 
 
 def variables_from(saved: Checkpoint, network: AbstractNetwork, where: str | os.PathLike) -> Variables:

@@ -46,6 +46,9 @@ class Network(AbstractNetwork, eqx.Module):
         initialiser: of all weights; what the modules bring where None.
         use_bias: of the last layer.
         param_dtype: of the last layer; the trunk has its own.
+
+    Raises:
+        TypeError: a trunk that is no flax linen module.
     """
 
     trunk: nn.Module = eqx.field(static=True)
@@ -53,6 +56,13 @@ class Network(AbstractNetwork, eqx.Module):
     initialiser: Initialiser | None = eqx.field(static=True, default=LECUN_NORMAL)
     use_bias: bool = eqx.field(static=True, default=True)
     param_dtype: Any = eqx.field(static=True, default=jnp.float32)
+
+    def __check_init__(self):
+        if not isinstance(self.trunk, nn.Module):
+            raise TypeError(
+                f"trunk: expected a flax linen module without the last layer, got {type(self.trunk).__name__}; a whole "
+                "network of flax nnx, Equinox, Haiku or PyTorch is networks.of(model, x)."
+            )
 
     @property
     def module(self) -> nn.Module:

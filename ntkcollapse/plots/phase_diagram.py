@@ -20,6 +20,7 @@ def phase_diagram(
     log: bool = True,
     levels: Sequence[float] = (),
     theory: Any = None,
+    limits: tuple[float, float] | None = None,
     label: str = "",
 ) -> Axes:
     """Draws values[i, j] at (x[j], y[i]) as colours, with a colour bar; grey where they are not finite.
@@ -31,12 +32,13 @@ def phase_diagram(
         values: (Y, X).
         ax: to draw into; by default one of a new figure.
         log: whether colours and contours are those of the logarithm; values not above 0 are then grey.
-        levels: of contours: solid for values, dashed for theory.
+        levels: of contours: solid for values, dashed for theory, each with its line in a legend.
         theory: predicted values, (Y, X).
+        limits: of the colours, those of the values by default; the colour bar points beyond where values do.
         label: of the colour bar.
 
     Raises:
-        ValueError: points that do not increase, values of another shape, or nothing finite to draw.
+        ValueError: points that do not increase, values of another shape, limits out of order, or nothing finite.
     """
     check_increasing("x", x)
     check_increasing("y", y)
@@ -54,13 +56,26 @@ def phase_diagram(
     ax = plt.subplots()[1] if ax is None else ax
     (x_edges, x_scale), (y_edges, y_scale) = _edges(x), _edges(y)
     ax.set_facecolor("0.85")
-    norm = (LogNorm if log else Normalize)(shown["values"].min(), shown["values"].max())
+    range_ = shown["values"].min(), shown["values"].max()
+    low, high = range_ if limits is None else limits
+    if limits is not None and not (low < high and (low > 0 or not log)):
+        raise ValueError(f"limits: expected two numbers in order{', above 0' if log else ''}, got {limits}.")
+    norm = (LogNorm if log else Normalize)(low, high)
     mesh = ax.pcolormesh(x_edges, y_edges, shown["values"], cmap="viridis", norm=norm, rasterized=True)
     ax.set(xscale=x_scale, yscale=y_scale)
-    for field, colour, style in zip(shown.values(), ("white", "black"), ("solid", "dashed"), strict=False):
-        if len(levels):
-            ax.contour(x, y, field, levels=sorted(levels), colors=colour, linestyles=style, linewidths=1.0)
-    ax.figure.colorbar(mesh, ax=ax, label=label)
+    names = {"values": ("integrated", "white", "solid"), "theory": ("theory", "black", "dashed")}
+    for name, field in shown.items() if len(levels) else ():
+        said, colour, style = names[name]
+        # In logarithms, in which such a grid is even and the values are smooth.
+        heights, at = (np.ma.log10(field), np.log10(levels)) if log else (field, np.asarray(levels))
+        ax.contour(x, y, heights, levels=np.sort(at), colors=colour, linestyles=style, linewidths=1.0)
+        ax.plot([], [], color=colour, linestyle=style, label=said)
+    if len(levels):
+        ax.legend(loc="upper left", labelcolor="white", facecolor="0.5", framealpha=0.7, edgecolor="none")
+    ends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    # Rounding of the values themselves is not beyond.
+    beyond = bool(range_[0] < low - 1e-3 * abs(low)), bool(range_[1] > high + 1e-3 * abs(high))
+    ax.figure.colorbar(mesh, ax=ax, label=label, extend=ends[beyond])
     return ax
 
 

@@ -13,6 +13,12 @@ All have one signature, (classes, n, kappa, *, scale, key), and can be mapped ov
     non-collapse-nc3         the same with e₀ > 0: NC3 fails
     collapsed                neural collapse, exactly
 
+and by what they are for, where `scale` is the number that is asked for:
+
+    with-invariant           ‖E‖ = scale, relative to ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖
+    with-alignment           the cosine between W and the centred class means is scale
+    perturbed-collapse       neural collapse, and a random perturbation of relative size scale
+
 Arrays have JAX's default precision: float64 where jax_enable_x64 is set.
 """
 
@@ -24,7 +30,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ntkcollapse._checks import check_arrays, check_choice, check_key, check_positive, check_shape, check_whole
+from ntkcollapse._checks import (
+    check_arrays,
+    check_choice,
+    check_key,
+    check_positive,
+    check_shape,
+    check_whole,
+    is_traced,
+)
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.choices import INITIAL_CONDITIONS
 from ntkcollapse.classes import Classes, as_classes
@@ -131,6 +145,51 @@ def collapsed(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 1
     return _centred(classes, M=V @ U.T / (s * quarter), W=s * quarter * U @ V.T)
 
 
+def with_invariant(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.1, key: Array) -> LastLayer:
+    """The start `zero-invariant-scatter` with W → a W, a² = (1 + r)/(1 − r): ‖E‖ = |r| (‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖).
+
+    r = `scale`, above −1 and below 1: E is positive semi-definite where r > 0, negative where r < 0. Any sizes, any
+    kernel, n ≥ C − 1.
+    """
+    r = _scale(scale, signed=True)
+    state = _zero_invariant(classes, n, kappa, 0.3, key, rank=classes.num_classes - 1, scatter=True)
+    return LastLayer(H=state.H, W=jnp.sqrt((1 + r) / (1 - r)) * state.W, b=state.b)
+
+
+def with_alignment(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.5, key: Array) -> LastLayer:
+    """cos ∠(Wᵀ, M − μ 1ᵀ) = `scale`, above −1 and below 1, so that NC3 begins at √(2 − 2 scale).
+
+    Class means random with mean 0 and entries of about 0.3, W random but for that cosine and centred; no scatter,
+    tr E = 0, b = 1/C. Any sizes, any kernel, n ≥ 2.
+    """
+    _check_room(classes, n, 2)
+    cosine, (means, rest) = _scale(scale, signed=True), jax.random.split(key, 2)
+    C = classes.num_classes
+    M, other = (G - G.mean(1, keepdims=True) for G in (jax.random.normal(k, (n, C)) for k in (means, rest)))
+    along = M / jnp.linalg.norm(M)
+    other = other - jnp.sum(other * along) * along
+    Wt = cosine * along + jnp.sqrt(1 - cosine**2) * other / jnp.linalg.norm(other)
+    H = classes.expand(0.3 * M)
+    # ‖W‖² = tr H K⁻¹ Hᵀ: what E is about is directions, not sizes.
+    size = jnp.sqrt(jnp.sum(H * kappa.solve(H, classes)))
+    return LastLayer(H=H, W=size * Wt.T, b=jnp.full(C, 1 / C))
+
+
+def perturbed_collapse(classes: Classes, n: int, kappa: SampleKernel, *, scale: Scale = 0.1, key: Array) -> LastLayer:
+    """`collapsed`, with normal numbers added to H and W of `scale` times the norm of each. n ≥ C − 1.
+
+    What is left of the perturbation in the end says in which directions collapse attracts.
+    """
+    at, *noise = jax.random.split(key, 3)
+    state, s = collapsed(classes, n, kappa, key=at), _scale(scale)
+
+    def moved(value, key):
+        step = jax.random.normal(key, value.shape)
+        return value + s * jnp.linalg.norm(value) / jnp.linalg.norm(step) * step
+
+    return LastLayer(H=moved(state.H, noise[0]), W=moved(state.W, noise[1]), b=state.b)
+
+
 def initial_condition(
     name: str, classes: Classes | Sequence[int], n: int, kappa: Any, *, scale: Scale | None = None, key: Array
 ) -> LastLayer:
@@ -139,7 +198,7 @@ def initial_condition(
     Classes may be a list of their sizes, and kappa what `Flow` takes.
 
     Raises:
-        ValueError: an unknown name, a scale not above zero, too few features for the name, or unequal classes or a
+        ValueError: an unknown name, a scale out of range, too few features for the name, or unequal classes or a
             general kernel where the name stands for a balanced construction.
 
     >>> state = initial_condition(
@@ -254,10 +313,14 @@ def _frame(key: Array, n: int, rank: int) -> Float[Array, "n rank"]:
     return jnp.linalg.qr(jax.random.normal(key, (n, rank)))[0]
 
 
-def _scale(scale: Scale) -> Float[Array, ""]:
+def _scale(scale: Scale, *, signed: bool = False) -> Float[Array, ""]:
+    """The scale as a number above 0, or, where `signed`, above −1 and below 1."""
     check_arrays(scale=scale)
     check_shape("scale", scale, (), "a number")
-    check_positive("scale", scale)
+    if not signed:
+        check_positive("scale", scale)
+    elif not is_traced(scale) and not -1 < float(scale) < 1:
+        raise ValueError(f"scale: expected a number above -1 and below 1 for this initial condition, got {scale}.")
     return jnp.asarray(scale, dtype=float)
 
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from ntkcollapse.checkpoints import Checkpoint, Checkpoints
 from ntkcollapse.networks import num_params
-from ntkcollapse.networks.kept import KeptNetwork, as_arrays, from_arrays, network_notes, variables_from
+from ntkcollapse.networks.kept import KeptNetwork, as_arrays, check_data, from_arrays, network_notes, variables_from
 from ntkcollapse.run_directory import RunDirectory
-from ntkcollapse.training.kept_networks import check_data
 from ntkcollapse.training.plan import Plan
 from ntkcollapse.training.progress import Progress
 from ntkcollapse.training.recorded import recorded_trajectory
@@ -98,7 +97,7 @@ class Output:
                 f"measurements: expected those that the run in {where} was started with, {', '.join(measured)}; "
                 f"got {', '.join(self.plan.measurements)}. Give the functions of your own again."
             )
-        check_data(saved, self.plan.digests, f"{where}")
+        check_data(saved, self.plan.digests, f"{where}", "resume with the same files")
         if saved.notes["settings"] != self.plan.settings_digest:
             raise ValueError(
                 f"settings: expected those that the checkpoints in {where} were written with; its saved settings have "
@@ -131,17 +130,17 @@ class Output:
         if self.directory is None:
             return
         progress.look()
-        network = {"network": network_notes(self.plan.splits.train)}
+        of = {"network": network_notes(self.plan.splits.train), "data": self.plan.digests}
         for step in progress.networks.keys() - set(self.networks.steps()):
             arrays, structure = as_arrays("variables", progress.networks[step].variables)
-            self.networks.save(step, arrays, network | structure)
+            self.networks.save(step, arrays, of | structure)
         variables, structure = as_arrays("variables", progress.state.variables)
         optimizer, more = as_arrays("optimizer", progress.state.opt_state)
         arrays = variables | optimizer | progress.records.arrays()
         if progress.record is not None:
             arrays |= {f"step/{name}": np.asarray(value) for name, value in progress.record._asdict().items()}
-        notes = {"data": self.plan.digests, "settings": self.plan.settings_digest, "own": dict(self.plan.own)}
-        self.checkpoints.save(progress.step, arrays, notes | network | structure | more | progress.records.notes())
+        notes = {"settings": self.plan.settings_digest, "own": dict(self.plan.own)}
+        self.checkpoints.save(progress.step, arrays, notes | of | structure | more | progress.records.notes())
         self._saved_at = time.monotonic()
         self.write_status(progress, outcome)
 

@@ -18,13 +18,13 @@ from ntkcollapse.checkpoints import Checkpoint, Checkpoints
 from ntkcollapse.choices import ENGINES, LOSSES, MEASUREMENTS
 from ntkcollapse.clock import Clock
 from ntkcollapse.data import Batches, Dataset, Splits
+from ntkcollapse.data.dataset import as_splits
 from ntkcollapse.equation import Equation
 from ntkcollapse.networks import AbstractNetwork, Variables, num_params
-from ntkcollapse.networks.kept import KeptNetwork, as_arrays, network_notes, variables_from
+from ntkcollapse.networks.kept import KeptNetwork, as_arrays, check_data, network_notes, variables_from
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.errors import NonFiniteLoss
 from ntkcollapse.training.evaluation import recomputed_statistics
-from ntkcollapse.training.kept_networks import check_data
 from ntkcollapse.training.measurements import Measurement, Moment, chosen
 from ntkcollapse.training.measuring import measured_values
 from ntkcollapse.training.objectives import summed_loss
@@ -35,7 +35,6 @@ from ntkcollapse.trajectory import Trajectory
 
 # Of the table of measurements, those that a recorder can make of any network.
 _OF_ANY = ("train", "test", "kappa", "gamma", "last-layer", "parameters", "test-collapse")
-_OF_LAYERS = ("layers", "ansatz")
 _OF_TEST = ("test", "test-collapse")
 _NO_CLOCK = "the recorder was given no clock"
 
@@ -81,7 +80,7 @@ class Recorder:
             predictions, the ladder) says that it has none.
         at: steps to measure at; every call without.
         measure: names of `MEASUREMENTS`: loss and accuracy, kernels, last layer and norms by default, and the test set
-            where there is one. "layers" and "ansatz" take networks of this package.
+            where there is one. "ansatz" takes networks of this package.
         measurements: functions of a `Moment` of one's own, by name, as for `train`.
         loss: of the loop: "squared" or "cross-entropy".
         weight_decay: λ of the penalty λ/2 ‖p‖² over weights beside the loss that the clock is of; decoupled decay by
@@ -133,7 +132,7 @@ class Recorder:
             raise TypeError(
                 f"network: expected one of this package, got {type(network).__name__}; networks.of(model, x) makes one."
             )
-        self._splits, has_test = _splits(data)
+        self._splits, has_test = as_splits(data)
         train = self._splits.train
         if measure is None:
             measure = tuple(name for name in _OF_ANY[:-1] if has_test or name not in _OF_TEST)
@@ -319,7 +318,7 @@ class Recorder:
                 )
 
     def _restore(self, saved: Checkpoint, directory: RunDirectory) -> None:
-        check_data(saved, self._digests, f"{directory}")
+        check_data(saved, self._digests, f"{directory}", "resume with the same")
         self.records.restore(saved)
         for step in self._saved_networks.steps():
             kept = self._saved_networks.at(step)
@@ -339,11 +338,11 @@ class Recorder:
         directory = self._directory
         if directory is None:
             return
-        notes = {"network": network_notes(self._splits.train)}
+        notes = {"network": network_notes(self._splits.train), "data": self._digests}
         if step in self.networks:
             arrays, structure = as_arrays("variables", self.networks[step].variables)
             self._saved_networks.save(step, arrays, notes | structure)
-        self._checkpoints.save(step, self.records.arrays(), notes | {"data": self._digests} | self.records.notes())
+        self._checkpoints.save(step, self.records.arrays(), notes | self.records.notes())
         with directory.writing(directory.trajectory):
             self.trajectory.save(directory.path, overwrite=True)
         if self._at and step >= max(self._at):
@@ -379,18 +378,6 @@ def _at(tree: Any, path: Any) -> Any:
     return dict(jax.tree.leaves_with_path(tree))[path]
 
 
-def _splits(data: Any) -> tuple[Splits, bool]:
-    """(training and test part, whether there is a test part)."""
-    if isinstance(data, Splits):
-        data.check()
-        return data, True
-    if isinstance(data, tuple) and len(data) == 2:
-        data = Dataset.of(np.asarray(data[0]), np.asarray(data[1]), name="data of its own")
-    if not isinstance(data, Dataset):
-        raise TypeError(f"data: expected a Dataset, Splits, or (inputs, labels), got {type(data).__name__}.")
-    return Splits(data, data), False
-
-
 def _check_measure(names: Iterable[str], network: AbstractNetwork, has_test: bool) -> None:
     for name in names:
         check_choice("measure", name, MEASUREMENTS)
@@ -401,7 +388,7 @@ def _check_measure(names: Iterable[str], network: AbstractNetwork, has_test: boo
             )
         if name in _OF_TEST and not has_test:
             raise ValueError(f"measure: expected Splits with a test part as data for {name!r}, got a training set.")
-        if name in _OF_LAYERS:
+        if name == "ansatz":
             # Of another network this says what to do instead.
             _ = network.module
 

@@ -7,10 +7,9 @@ from typing import Any
 from ntkcollapse.checkpoints import Checkpoints
 from ntkcollapse.data import Splits
 from ntkcollapse.networks import AbstractNetwork, Variables
-from ntkcollapse.networks.kept import KeptNetwork, variables_from
+from ntkcollapse.networks.kept import KeptNetwork, check_data, variables_from
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training.config import TrainConfig
-from ntkcollapse.training.kept_networks import check_data
 from ntkcollapse.training.plan import FREE
 
 
@@ -46,7 +45,8 @@ def saved_variables(
     if saved is None:
         raise FileNotFoundError(f"{out}: no checkpoint here.")
     if splits is not None:
-        check_data(saved, {name: part.digest for name, part in splits._asdict().items()}, out)
+        digests = {name: part.digest for name, part in splits._asdict().items()}
+        check_data(saved, digests, out, "give the same data")
     network = config.build_network(saved.notes["network"]["classes"]) if network is None else network
     return network, variables_from(saved, network, out), saved.step
 

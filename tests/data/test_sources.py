@@ -13,6 +13,7 @@ import pytest
 
 from ntkcollapse.data import (
     DataFileError,
+    Dataset,
     DownloadError,
     RemoteFile,
     digits,
@@ -441,3 +442,15 @@ class TestDownload:
         monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("asked"))
         with pytest.raises(FileNotFoundError):
             load("mnist")
+
+
+def test_tokens_stay_whole_numbers():
+    labels = np.array([1, 0, 1, 0])
+    tokens = np.arange(12).reshape(4, 3)
+    data = Dataset.of(tokens, labels, name="tokens")
+    assert data.inputs.dtype == tokens.dtype
+    np.testing.assert_array_equal(data.inputs, tokens[[1, 3, 0, 2]])
+    # Bytes are pixels, and numbers.
+    for kind in (np.uint8, np.float64):
+        assert Dataset.of(tokens.astype(kind), labels, name="pixels").inputs.dtype == np.float32
+    assert from_arrays(tokens, labels, tokens, labels).train.inputs.dtype == np.float32

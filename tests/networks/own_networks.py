@@ -60,6 +60,17 @@ class NNXAttention(nnx.Module):
         return self.head(self.norm(x + self.attention(x)).mean(1))
 
 
+class NNXEmbedding(nnx.Module):
+    """Sequences of whole numbers."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(7, WIDTH, rngs=rngs, param_dtype=DOUBLE)
+        self.head = nnx.Linear(WIDTH, C, rngs=rngs, param_dtype=DOUBLE)
+
+    def __call__(self, x):
+        return self.head(nnx.tanh(self.embed(x)).mean(1))
+
+
 class LinenConvolutional(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
@@ -165,6 +176,11 @@ def _nnx_twin(params, x):
     return h, h @ params["head/kernel"] + params["head/bias"]
 
 
+def _embedding_twin(params, x):
+    h = jnp.tanh(params["embed/embedding"][x]).mean(1)
+    return h, h @ params["head/kernel"] + params["head/bias"]
+
+
 def _equinox_twin(params, x):
     # Averages as they begin, 0 and 1.
     z = (x @ params["first/weight"].T + params["first/bias"]) / np.sqrt(1 + 1e-5)
@@ -214,6 +230,11 @@ def cases() -> dict[str, Callable[[], Case]]:
     haiku = {"haiku-convolutional": haiku_convolutional} if importlib.util.find_spec("haiku") else {}
     return haiku | {
         "nnx-perceptron": of(lambda: NNXPerceptron(nnx.Rngs(0)), inputs(5), twin=_nnx_twin),
+        "nnx-embedding": of(
+            lambda: NNXEmbedding(nnx.Rngs(0)),
+            np.random.default_rng(0).integers(0, 7, (len(LABELS), TOKENS)),
+            twin=_embedding_twin,
+        ),
         "nnx-attention": of(lambda: NNXAttention(nnx.Rngs(0)), sequences),
         "linen-convolutional": linen_convolutional,
         "linen-recurrent": of(LinenRecurrent, sequences),

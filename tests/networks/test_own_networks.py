@@ -61,6 +61,18 @@ def test_features_are_those_of_the_twin(case, variables, parts):
         np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-12)
 
 
+def test_layers_see_what_they_read(case, variables, parts):
+    """The first sees the inputs, or an embedding of them, the last one the features; then comes the output."""
+    seen = case.network.activations(variables)(case.x)
+    *layers, last, output = seen
+    assert output == "output"
+    assert last == case.network.own.known.weight.removesuffix("/kernel").removesuffix("/weight").removesuffix("/w")
+    for name, expected in ((last, parts[0]), (output, parts[1])):
+        np.testing.assert_allclose(seen[name], expected, rtol=1e-11, atol=1e-12)
+    if case.twin is not None and layers:
+        np.testing.assert_array_equal(seen[layers[0]], case.x)
+
+
 def test_kernels_and_metrics_against_the_dense_jacobian(case, variables, parts):
     network, (h, f) = case.network, parts
     jacobians = jax.jit(lambda params, state: tuple(jax.jacrev(g)(params, case.x) for g in network.evaluation(state)))(

@@ -103,6 +103,49 @@ def test_of_functions():
         networks.of(networks.mlp((4,), 3), X)
 
 
+def test_dropout_beside_batch_statistics(as_users_call):
+    """Where training draws, by a key of its own or by one in the state, a third function says what it does without."""
+
+    def training(params, state, x, key=None):
+        keep = 1.0 if key is None else jax.random.bernoulli(key, 0.5, (x.shape[0], 6)) * 2.0
+        moved = state | {"mean": 0.9 * state["mean"] + 0.1 * x.mean(0)}
+        return (jnp.tanh((x - x.mean(0)[None, :]) @ params["A"]) * keep) @ params["W"], moved
+
+    def by_state(params, state, x):
+        key, new = jax.random.split(jax.random.wrap_key_data(state["key"]))
+        outputs, moved = training(params, state, x, key)
+        return outputs, moved | {"key": jax.random.key_data(new)}
+
+    def evaluation(params, state, x):
+        return jnp.tanh((x - state["mean"][None, :]) @ params["A"]) @ params["W"], state
+
+    def still(params, state, x):
+        return training(params, state, x)
+
+    params, state = {"A": A, "W": W}, {"mean": np.zeros(5), "key": np.zeros(2, np.uint32)}
+    for first, draws in ((training, True), (by_state, False)):
+        network = networks.of((first, evaluation), X, params, state)
+        variables = network.variables(params, state)
+        assert network.own.known.draws == draws
+        assert not network.couples(variables)
+        network = networks.of((first, evaluation, still), X, params, state)
+        assert network.couples(variables)
+        centred = jnp.tanh((X - X.mean(0)) @ A)
+        np.testing.assert_allclose(network.training_features(params, X, variables.batch_stats), centred, rtol=1e-12)
+        one, moved = network.training_outputs(variables, X)
+        other, _ = network.training_outputs(variables._replace(batch_stats=moved), X)
+        assert np.abs(one - other).max() > 1e-3
+    with pytest.raises(TypeError, match=r"modes: expected .* \(training, evaluation\).*as dictionaries; got \(True"):
+        networks.of(LinenForced(), X, modes=(True, False))  # pyright: ignore[reportArgumentType]
+
+
+# Equinox warns of the arrays of an nnx module, before anything can be said of it.
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_a_module_of_another_make_is_no_trunk(as_users_call):
+    with pytest.raises(TypeError, match=r"trunk: expected a flax linen module.*networks.of\(model, x\)"):
+        networks.Network(NNXPerceptron(nnx.Rngs(0)), 3)  # pyright: ignore[reportArgumentType]
+
+
 class Forced(nnx.Module):
     """Batch statistics whatever the mode."""
 

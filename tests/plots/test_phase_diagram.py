@@ -33,10 +33,25 @@ def test_cells_contours_and_gaps():
     plt.close("all")
 
 
+def test_limits_of_the_colours():
+    ax = nc.plots.phase_diagram(X, Y, VALUES, limits=(1.0, 1e5), levels=[10.0], theory=VALUES)
+    (mesh,) = (drawn for drawn in ax.collections if isinstance(drawn, QuadMesh))
+    assert mesh.get_clim() == (1.0, 1e5)
+    assert mesh.colorbar is not None
+    # Values go from 0.1 to 10⁴.
+    assert mesh.colorbar.extend == "min"
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["integrated", "theory"]
+    plt.close("all")
+
+
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match=r"values: expected shape \(4, 5\), a row for each of y.* got \(5, 4\)"):
         nc.plots.phase_diagram(X, Y, VALUES.T)
     with pytest.raises(ValueError, match="values: expected some that are finite and above zero, got none"):
         nc.plots.phase_diagram(X, Y, -VALUES)
+    with pytest.raises(ValueError, match=r"limits: expected two numbers in order, above 0, got \(0.0, 1.0\)"):
+        nc.plots.phase_diagram(X, Y, VALUES, limits=(0.0, 1.0))
     with pytest.raises(ValueError, match="x: expected strictly increasing"):
         nc.plots.phase_diagram(X[::-1], Y, VALUES)

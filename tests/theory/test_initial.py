@@ -127,6 +127,38 @@ def test_collapsed():
     np.testing.assert_allclose(invariant(H, W, BALANCED), (1 - 1 / 16) * W.T @ W, atol=10 * ROUNDING)
 
 
+@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL])
+@pytest.mark.parametrize("r", [0.6, -0.3])
+def test_a_given_invariant(classes, r):
+    H, W, _ = state_of("with-invariant", classes, scale=r)
+    A, B, E = W.T @ W, H @ np.linalg.inv(kernel_matrix(classes)) @ H.T, invariant(H, W, classes)
+    # The solve of K loses a digit or two.
+    np.testing.assert_allclose(np.linalg.norm(E) / (np.linalg.norm(A) + np.linalg.norm(B)), abs(r), rtol=1e-12)
+    assert (np.linalg.eigvalsh(np.sign(r) * E) > -ROUNDING).all()
+
+
+@pytest.mark.parametrize("cosine", [0.6, 0.0, -0.9])
+def test_a_given_alignment(cosine):
+    H, W, b = state_of("with-alignment", UNEQUAL, scale=cosine)
+    M, X = means_and_deviations(H, UNEQUAL)
+    centred = M - M.mean(1)[:, None]
+    at = np.sum(W.T * centred) / np.linalg.norm(W) / np.linalg.norm(centred)
+    np.testing.assert_allclose(at, cosine, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(np.trace(invariant(H, W, UNEQUAL)), 0, atol=10 * ROUNDING)
+    np.testing.assert_allclose(X, 0, atol=ROUNDING)
+    np.testing.assert_allclose(W.sum(0), 0, atol=ROUNDING)
+    np.testing.assert_array_equal(b, 1 / len(UNEQUAL.sizes))
+
+
+def test_a_perturbed_collapse():
+    plain, moved = (state_of("perturbed-collapse", scale=scale) for scale in (1e-12, 0.2))
+    for rest, value, size in zip(plain, moved, (0.2, 0.2, 0.0), strict=True):
+        # The smaller of both perturbations is the error.
+        np.testing.assert_allclose(np.linalg.norm(value - rest), size * np.linalg.norm(rest), rtol=1e-10)
+    H, W, b = plain
+    np.testing.assert_allclose(W @ H + b[:, None], np.repeat(np.eye(4), 5, axis=1), atol=1e-10)
+
+
 def test_random_starts_have_the_stated_sizes():
     classes, key = Classes.balanced(10, 200), jax.random.key(0)
     state = initial_condition("gaussian", classes, 50, KAPPA, scale=0.3, key=key)
@@ -170,6 +202,9 @@ def test_bad_input():
         initial_condition("zero-invariant-uncentred", BALANCED, 3, KAPPA, key=key)
     with pytest.raises(ValueError, match="scale: expected numbers above zero"):
         initial_condition("gaussian", BALANCED, 6, KAPPA, scale=0.0, key=key)
+    for name in ("with-invariant", "with-alignment"):
+        with pytest.raises(ValueError, match="scale: expected a number above -1 and below 1"):
+            initial_condition(name, BALANCED, 6, KAPPA, scale=1.0, key=key)
     with pytest.raises(ValueError, match="classes of one size"):
         initial_condition("aligned", UNEQUAL, 6, KAPPA, key=key)
     with pytest.raises(ValueError, match="at least 2 samples a class"):

@@ -117,6 +117,8 @@ def test_the_directory_is_a_run_like_any_other(recorded, capsys):
     assert (out / "report.html").exists()
     with pytest.raises(ValueError, match=r"data: expected the set that the run .* got \(6, 6\)"):
         MeasuredRun.load(out, network, gaussian_mixture(nc.Classes.balanced(2, 6), 5, seed=0))
+    with pytest.raises(ValueError, match=r"data: the training set differs .* give the data as they were"):
+        MeasuredRun.load(out, network, (DATA.inputs + 1e-3, DATA.labels))
 
 
 def test_between_measurements_nothing_is_looked_at():
@@ -148,10 +150,16 @@ def test_values_of_the_loop_stand_beside_and_go_to_writers():
 
     board, weights, rows = Board(), Weights(), []
     writers = (board, weights, lambda step, values: rows.append((step, values)))
-    recorder = nc.Recorder(network, DATA, measure=("train",), writers=writers)
+    recorder = nc.Recorder(network, DATA, measure=("train", "layers"), writers=writers)
     recorder(3, params, batch_loss=jnp.asarray(0.5), spectrum=np.arange(4.0))
     run = recorder.trajectory
     assert run["spectrum"].shape == (1, 4)
+    # Of the layers, what the last one reads is the features.
+    assert run.names["layers"] == ["A", "W", "output"]
+    features = np.tanh(np.asarray(X) @ np.asarray(params["A"])).reshape(3, 4, -1)
+    spread, means = features.var(1).sum(1).mean(), features.mean(1)
+    between = np.square(means - means.mean(0)).sum(1).mean()
+    np.testing.assert_allclose(run["layers_nc1_tirer2022"][0, 1], spread / between, rtol=1e-5)
     assert weights.rows == rows
     assert rows[0][0] == 3
     assert rows[0][1].keys() == {"train_loss", "train_accuracy", "batch_loss", "seconds"}
@@ -199,8 +207,8 @@ def test_what_is_refused(as_users_call, tmp_path):
         nc.Recorder(network, DATA, measure=("batch",))
     with pytest.raises(ValueError, match="measure: expected Splits with a test part as data for 'test'"):
         nc.Recorder(network, DATA, measure=("test",))
-    with pytest.raises(ValueError, match=r"network: expected a `networks.Network` .*'layers'"):
-        nc.Recorder(network, DATA, measure=("layers",))
+    with pytest.raises(ValueError, match=r"network: expected a `networks.Network`.*'ansatz'.*measurements="):
+        nc.Recorder(network, DATA, measure=("ansatz",))
     with pytest.raises(TypeError, match=r"network: expected one of this package, got dict; networks.of"):
         nc.Recorder(params, DATA)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="data: expected the 3 classes of the network, got 2"):

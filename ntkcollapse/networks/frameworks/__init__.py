@@ -1,7 +1,6 @@
 """Networks of other makes: one function takes those of flax, Equinox, Haiku, PyTorch, and plain functions."""
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +14,7 @@ from ntkcollapse.data import Dataset, Splits
 from ntkcollapse.networks.abstract_network import AbstractNetwork
 from ntkcollapse.networks.frameworks.equinox_modules import of_equinox
 from ntkcollapse.networks.frameworks.linen_modules import of_linen
+from ntkcollapse.networks.frameworks.model import Modes
 from ntkcollapse.networks.frameworks.own_network import OwnNetwork, made
 from ntkcollapse.networks.frameworks.plain_functions import of_functions
 
@@ -28,7 +28,7 @@ def of(
     state: PyTree = None,
     *,
     last_layer: str | None = None,
-    modes: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+    modes: Modes | None = None,
 ) -> OwnNetwork:
     """A network of one's own, as this package trains, measures and compares its own.
 
@@ -39,7 +39,7 @@ def of(
     | Equinox | the module, of one sample | `state=` its `eqx.nn.State`, where it has one |
     | Haiku | what `hk.transform_with_state` or `hk.transform` gives | `params` and `state`; drawn without |
     | PyTorch | the module | in it |
-    | functions | f(params, x) ↦ (N, C); or a pair (training, evaluation) of (params, state, x) ↦ (f, state) | both |
+    | functions | f(params, x) ↦ (N, C), or a pair (training, evaluation) of (params, state, x) ↦ (f, state) | both |
 
     The network must end with one dense layer on features (N, n), which is found by tracing it: the last one on the
     path to the output. Nothing of the model is changed, and no framework is imported that is not in use.
@@ -50,7 +50,9 @@ def of(
         params, state: see above.
         last_layer: path of the last layer among the parameters, where it is to be that one.
         modes: keyword arguments of a call in (training, evaluation); by default those that the model's call names
-            (`train`, `training`, `is_training`, `deterministic`, `use_running_average`).
+            (`train`, `training`, `is_training`, `deterministic`, `use_running_average`). A third entry is training
+            without dropout, for the rungs with batch statistics, where that cannot be told from the model (Haiku;
+            of functions, give a third one). A function with an argument `key` draws by it.
     Raises:
         TypeError: a model of no known make, or of a framework that is not installed.
         ValueError: no last dense layer, one that is shared or another than was named, features of more than one axis,
@@ -77,7 +79,7 @@ def of(
         from ntkcollapse.networks.frameworks.pytorch_modules import of_pytorch
 
         return made(of_pytorch(model, x), x, last_layer)
-    if callable(model) or (isinstance(model, tuple) and len(model) == 2 and all(map(callable, model))):
+    if callable(model) or (isinstance(model, tuple) and len(model) in (2, 3) and all(map(callable, model))):
         return made(of_functions(model, params, state), x, last_layer)
     raise TypeError(
         "model: expected a module of flax nnx, flax linen, Equinox, Haiku (transformed) or PyTorch, a function "

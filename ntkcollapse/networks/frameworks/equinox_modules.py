@@ -66,7 +66,6 @@ def of_equinox(module: Callable, state: Any) -> Model:
         apply=apply,
         params=by_path(params),
         state=dict(zip(names, leaves, strict=True)),
-        begin=None,
         take=take,
         restarts=True,
         evaluate=_EVALUATE,

@@ -1,6 +1,6 @@
 """Networks of Haiku."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import haiku as hk  # pyright: ignore[reportMissingImports]: an extra
@@ -11,6 +11,7 @@ from ntkcollapse.networks.frameworks.model import (
     MODES,
     Mode,
     Model,
+    Modes,
     as_frameworks_compute,
     mode_arguments,
     parameters_of,
@@ -18,7 +19,8 @@ from ntkcollapse.networks.frameworks.model import (
 
 _EVALUATE = (
     "in Haiku, give the transformed function an argument is_training, pass it to hk.BatchNorm, and draw with "
-    "hk.dropout where it is true only; an argument of another name: modes=({'name': True}, {'name': False})"
+    "hk.dropout where it is true only; an argument of another name: modes=({'name': True}, {'name': False}), with a "
+    "third entry for batch statistics without dropout"
 )
 _HAND_OVER = (
     "in Haiku, params, state = f.init(key, x, ...) of f = hk.transform_with_state(...), then of(f, x, params, state) "
@@ -26,7 +28,7 @@ _HAND_OVER = (
 )
 
 
-def of_haiku(transformed: Any, x: Any, params: Any, state: Any, modes: tuple[Mapping, Mapping] | None) -> Model:
+def of_haiku(transformed: Any, x: Any, params: Any, state: Any, modes: Modes | None) -> Model:
     """The model of what `hk.transform_with_state` or `hk.transform` gives; weights are drawn where none are given."""
     stateful = isinstance(transformed, hk.TransformedWithState)
     random = "rng" in parameters_of(transformed.apply)

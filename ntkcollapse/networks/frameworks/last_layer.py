@@ -32,7 +32,7 @@ class _Cut(NamedTuple):
 
 
 # Operations that move numbers about, or change their type, and nothing else.
-_MOVES = (
+MOVES = (
     "reshape",
     "squeeze",
     "expand_dims",
@@ -102,7 +102,7 @@ def _cut(flat: FlatTrace, num_leaves: int, ndims: Sequence[int], names: Sequence
         if operation is None:
             raise ValueError("last layer: expected a dense layer before the outputs, got the inputs themselves.")
         name = operation.primitive.name
-        if name in _MOVES:
+        if name in MOVES:
             axis, value = _before_move(operation, axis), operation.operands[0]
         elif name in ("add", "add_any"):
             added = [o for o in operation.operands if o not in on_data]
@@ -199,7 +199,7 @@ def _parameter(value, producer, flat, num_leaves, names, what: str, axis: int) -
         if isinstance(value, int) and value in flat.inputs[:num_leaves]:
             return flat.inputs.index(value), axis
         operation = None if isinstance(value, Literal) else producer.get(value)
-        if operation is None or operation.primitive.name not in _MOVES:
+        if operation is None or operation.primitive.name not in MOVES:
             got = "a constant" if operation is None else f"what {_said(operation)} makes of some"
             raise ValueError(
                 f"last layer: expected its {what} to be a parameter itself, as the theory's are, got {got}; give the "
@@ -213,7 +213,7 @@ def _uses(leaf: int, flat: FlatTrace) -> int:
     names, count = {flat.inputs[leaf]}, 0
     for operation in flat.before(flat.outputs):
         reading = sum(o in names for o in operation.operands if isinstance(o, int))
-        if reading and operation.primitive.name in _MOVES:
+        if reading and operation.primitive.name in MOVES:
             names.update(operation.results)
         else:
             count += reading

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ntkcollapse.networks.frameworks.model import Mode, Model, as_frameworks_compute, mode_arguments, parameters_of
+from ntkcollapse.networks.frameworks.model import (
+    Mode,
+    Model,
+    Modes,
+    as_frameworks_compute,
+    mode_arguments,
+    parameters_of,
+)
 
 _EVALUATE = (
     "pass the module's evaluation arguments, modes=({'train': True}, {'train': False}), and let its BatchNorm and "
@@ -21,7 +28,7 @@ _HAND_OVER = (
 _WRITTEN = ("intermediates", "perturbations")
 
 
-def of_linen(module: nn.Module, x: Any, params: Any, state: Any, modes: tuple[Mapping, Mapping] | None) -> Model:
+def of_linen(module: nn.Module, x: Any, params: Any, state: Any, modes: Modes | None) -> Model:
     """The model of a linen module; its weights are drawn where none are given."""
     arguments = mode_arguments(parameters_of(type(module).__call__), modes)
     like = jax.ShapeDtypeStruct((2, *jnp.shape(x)[1:]), jnp.result_type(x))
@@ -58,7 +65,6 @@ def of_linen(module: nn.Module, x: Any, params: Any, state: Any, modes: tuple[Ma
         state=state,
         begin=begin if drawn else None,
         take=take,
-        restarts=False,
         evaluate=_EVALUATE,
         hand_over=_HAND_OVER,
     )

@@ -26,11 +26,11 @@ class Model(NamedTuple):
         name: of the network itself.
         apply: (mode, params, state, x, key) ↦ (outputs, state moved); the key is for dropout.
         params, state: what it starts from, or their shapes.
-        begin: key ↦ (params, state), or None where the network brought its own.
         take: what a training loop has (the module, or parameters and state) ↦ (params, state).
-        restarts: whether running averages are those of the last batch alone after one step from zero.
         evaluate: how one asks for evaluation mode there.
         hand_over: how parameters and state are handed over there.
+        begin: key ↦ (params, state), or None where the network brought its own.
+        restarts: whether running averages are those of the last batch alone after one step from zero.
     """
 
     framework: str
@@ -38,11 +38,11 @@ class Model(NamedTuple):
     apply: Callable[[Mode, PyTree, PyTree, Any, Any], tuple[Any, PyTree]]
     params: PyTree
     state: PyTree
-    begin: Callable[[Any], tuple[PyTree, PyTree]] | None
     take: Callable[[Any, Any], tuple[PyTree, PyTree]]
-    restarts: bool
     evaluate: str
     hand_over: str
+    begin: Callable[[Any], tuple[PyTree, PyTree]] | None = None
+    restarts: bool = False
 
 
 @contextmanager
@@ -54,11 +54,21 @@ def as_frameworks_compute():
         yield
 
 
-def mode_arguments(parameters: Sequence[str], modes: tuple[Mapping, Mapping] | None) -> dict[Mode, dict[str, Any]]:
-    """Keyword arguments of a call in each mode: those given for (training, evaluation), or those it names itself."""
+# Of a call in (training, evaluation), or in (training, evaluation, batch statistics without dropout).
+Modes = tuple[Mapping[str, Any], Mapping[str, Any]] | tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
+
+
+def mode_arguments(parameters: Sequence[str], modes: Modes | None) -> dict[Mode, dict[str, Any]]:
+    """Keyword arguments of a call in each mode: those given, or those that it names itself."""
     if modes is not None:
-        training, evaluation = (dict(mode) for mode in modes)
-        return {"training": training, "coupled": training, "evaluation": evaluation}
+        given = list(modes) if isinstance(modes, tuple | list) else []
+        if len(given) not in (2, 3) or not all(isinstance(mode, Mapping) for mode in given):
+            raise TypeError(
+                "modes: expected the keyword arguments of a call in (training, evaluation), or in (training, "
+                f"evaluation, batch statistics without dropout), as dictionaries; got {modes!r}."
+            )
+        training, evaluation, coupled = given if len(given) == 3 else (*given, given[0])
+        return {"training": dict(training), "evaluation": dict(evaluation), "coupled": dict(coupled)}
     named = [name for name in MODES if name in parameters]
     training = {name: MODES[name] for name in named}
     return {"training": training, "coupled": training, "evaluation": {name: not MODES[name] for name in named}}
@@ -90,6 +100,11 @@ def from_path(values: Mapping[str, Any], like: PyTree) -> PyTree:
         for name, leaf in pairs
     ]
     return jax.tree.unflatten(structure, restored)
+
+
+def is_random(leaf: Any) -> bool:
+    """Whether a leaf is a key of random numbers, of either kind that JAX has."""
+    return _is_key(leaf) or (jnp.result_type(leaf) == np.uint32 and np.shape(leaf)[-1:] == (2,))
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,10 +1,8 @@
 """Networks of flax nnx."""
 
-from collections.abc import Mapping
-
 from flax import nnx
 
-from ntkcollapse.networks.frameworks.model import Mode, Model, by_path, from_path, mode_arguments
+from ntkcollapse.networks.frameworks.model import Mode, Model, Modes, by_path, from_path, mode_arguments
 
 _EVALUATE = (
     "in nnx, `model.eval()` must reach every layer: leave use_running_average and deterministic to the layers' own "
@@ -13,7 +11,7 @@ _EVALUATE = (
 _HAND_OVER = "in nnx, hand over the module itself, or the parameters and state of nnx.split(model, nnx.Param, ...)"
 
 
-def of_nnx(module: nnx.Module, modes: tuple[Mapping, Mapping] | None) -> Model:
+def of_nnx(module: nnx.Module, modes: Modes | None) -> Model:
     """The model of an nnx module; the module stays as it is."""
     called, graphs = mode_arguments((), modes), {}
     for mode in ("evaluation", "training", "coupled"):
@@ -43,9 +41,7 @@ def of_nnx(module: nnx.Module, modes: tuple[Mapping, Mapping] | None) -> Model:
         apply=apply,
         params=by_path(params),
         state=by_path(state),
-        begin=None,
         take=take,
-        restarts=False,
         evaluate=_EVALUATE,
         hand_over=_HAND_OVER,
     )

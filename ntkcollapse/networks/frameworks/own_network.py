@@ -14,7 +14,16 @@ from ntkcollapse._flat_trace import flatten
 from ntkcollapse.networks.abstract_network import AbstractNetwork, Variables
 from ntkcollapse.networks.frameworks import last_layer
 from ntkcollapse.networks.frameworks.last_layer import Head
-from ntkcollapse.networks.frameworks.model import Mode, Model, as_frameworks_compute, by_path, floating, shapes
+from ntkcollapse.networks.frameworks.layers import layer_inputs
+from ntkcollapse.networks.frameworks.model import (
+    Mode,
+    Model,
+    as_frameworks_compute,
+    by_path,
+    floating,
+    is_random,
+    shapes,
+)
 
 # Operations whose result is what went in.
 _UNCHANGED = ("copy", "copy_p", "random_wrap", "random_unwrap")
@@ -51,6 +60,9 @@ class OwnNetwork(AbstractNetwork, eqx.Module):
 
     num_classes: int = eqx.field(static=True)
     own: Any = eqx.field(static=True)
+
+    def __str__(self):
+        return f"{self.own}"
 
     @property
     def framework(self) -> str:
@@ -107,6 +119,19 @@ class OwnNetwork(AbstractNetwork, eqx.Module):
         """f(x), (N, C), in evaluation mode."""
         return applied(self.own.model, "evaluation", params, self._state(batch_stats), self._cast(params, x), None)[0]
 
+    def activations(self, variables: Variables) -> Callable[[Any], dict[str, Array]]:
+        """What each layer with weights sees, and last the output, in evaluation mode: x ↦ {name: (N, ...)}.
+
+        Compiled, and in the order of the network, as `collapse.layer_profile` takes it. Layers within loops, of a
+        recurrent network, are not seen.
+        """
+
+        def activations(x):
+            numbered = _numbered_activations(self, variables, x)
+            return {name.split(" ", 1)[1]: numbered[name] for name in sorted(numbered)}
+
+        return activations
+
     def training_outputs(self, variables: Variables, x: Any) -> tuple[Array, PyTree]:
         """f(x) in training mode, and the state moved."""
         params, state = variables
@@ -148,6 +173,16 @@ class OwnNetwork(AbstractNetwork, eqx.Module):
         return last_layer.features(f, self.own.known.head, leaves, self._cast(params, x))
 
 
+@eqx.filter_jit
+def _numbered_activations(network: OwnNetwork, variables: Variables, x: Any) -> dict[str, Array]:
+    """By number and name, since what leaves jit is sorted."""
+    params, state = variables
+    leaves, structure = jax.tree.flatten(params)
+    f = _outputs_of_leaves(network.own.model, "evaluation", structure, network._state(state), None)
+    found = layer_inputs(f, leaves, network._cast(params, x), list(by_path(params)))
+    return {f"{i:06d} {name}": value for i, (name, value) in enumerate(found.items())}
+
+
 def made(model: Model, x: Any, name: str | None) -> OwnNetwork:
     """The network of a model; everything that can be refused is refused here.
 
@@ -183,9 +218,12 @@ def made(model: Model, x: Any, name: str | None) -> OwnNetwork:
     f = _outputs_of_leaves(model, "evaluation", structure, state, None)
     head = last_layer.find(f, leaves, batches[1], names, name)
     _check_state_rests(model, params, state, batches[1])
-    draws, moves = _training_of(model, "training", params, state, batches[1])
-    alone = not any(_training_of(model, "coupled", params, state, batches[1])[:1]) if moves else False
-    network = OwnNetwork(C, _ByIdentity(model, _Known(head, names[head.weight], draws, moves and alone)))
+    training, values = _traced(model, "training", params, state, batches[1]), by_path(state)
+    couples = any(floating(values[name]) for name in training.moved)
+    if couples:
+        coupled = _traced(model, "coupled", params, state, batches[1])
+        couples = not (coupled.draws or coupled.draws_by_state)
+    network = OwnNetwork(C, _ByIdentity(model, _Known(head, names[head.weight], training.draws, couples)))
     if not isinstance(x, jax.ShapeDtypeStruct) and len(x) > 1 and model.begin is None:
         _check_uncoupled(network, np.asarray(x[:3]))
     return network
@@ -227,7 +265,7 @@ def _shape_of(model: Model, params: PyTree, state: PyTree, x: jax.ShapeDtypeStru
 
 def _check_state_rests(model: Model, params: PyTree, state: PyTree, x: jax.ShapeDtypeStruct) -> None:
     """In evaluation mode the state must come out as it went in."""
-    moved = _moved_leaves(model, "evaluation", params, state, x)[1]
+    moved = _traced(model, "evaluation", params, state, x).moved
     if moved:
         raise ValueError(
             f"network: expected evaluation mode, in which nothing of its state changes, but {', '.join(moved[:4])} "
@@ -235,14 +273,15 @@ def _check_state_rests(model: Model, params: PyTree, state: PyTree, x: jax.Shape
         )
 
 
-def _training_of(model: Model, mode: Mode, params: PyTree, state: PyTree, x: Any) -> tuple[bool, bool]:
-    """Whether a mode draws random numbers by the key, and whether it moves floating-point numbers of the state."""
-    draws, moved = _moved_leaves(model, mode, params, state, x)
-    by_name = by_path(state)
-    return draws, any(floating(by_name[name]) for name in moved)
+class _Traced(NamedTuple):
+    """Of one mode: whether outputs draw by the key they are given, or by one of the state; and what the state moves."""
+
+    draws: bool
+    draws_by_state: bool
+    moved: list[str]
 
 
-def _moved_leaves(model: Model, mode: Mode, params: PyTree, state: PyTree, x: Any) -> tuple[bool, list[str]]:
+def _traced(model: Model, mode: Mode, params: PyTree, state: PyTree, x: Any) -> _Traced:
     leaves, structure = jax.tree.flatten((params, state))
     key = jax.eval_shape(lambda: jax.random.key(_SEED))
 
@@ -267,8 +306,10 @@ def _moved_leaves(model: Model, mode: Mode, params: PyTree, state: PyTree, x: An
     before = flat.inputs[len(jax.tree.leaves(params)) : len(leaves)]
     after = [origin(value) for value in flat.outputs[1:]]
     names = list(by_path(state))
-    drawn = any(flat.inputs[-2] in operation.operands for operation in flat.before(flat.outputs[:1]))
-    return drawn, [name for name, old, new in zip(names, before, after, strict=True) if old != new]
+    read = {o for operation in flat.before(flat.outputs[:1]) for o in operation.operands if isinstance(o, int)}
+    keys = {value for value, leaf in zip(before, jax.tree.leaves(state), strict=True) if is_random(leaf)}
+    moved = [name for name, old, new in zip(names, before, after, strict=True) if old != new]
+    return _Traced(flat.inputs[-2] in read, not keys.isdisjoint(read), moved)
 
 
 def _check_uncoupled(network: OwnNetwork, x: np.ndarray) -> None:

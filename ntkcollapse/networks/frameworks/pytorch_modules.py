@@ -47,9 +47,7 @@ def of_pytorch(module: torch.nn.Module, x: Any) -> Model:
         apply=apply,
         params=params,
         state=state,
-        begin=None,
         take=take,
-        restarts=False,
         evaluate=_EVALUATE,
         hand_over=_HAND_OVER,
     )

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from ntkcollapse.collapse import LayerProfile, flax_activations, layer_profile
+from ntkcollapse.collapse.activations import Activations
+from ntkcollapse.networks import OwnNetwork
 from ntkcollapse.training.measurements.moment import Moment, first_of_each_class
 from ntkcollapse.trajectory import Trajectory
 
@@ -22,7 +24,7 @@ class LayerCollapse:
     Args:
         per_class, test_per_class: samples, or as many as the smallest class has; 0 for all of the training set, and for
             no test set.
-        at: which activations, as for `flax_activations`.
+        at: which activations, as for `flax_activations`; of a network of another framework "inputs" alone.
         batch_size: samples that go through the network at once.
     """
 
@@ -39,8 +41,17 @@ class LayerCollapse:
             part = first_of_each_class(test, self.test_per_class)
             held_out = part.inputs, part.labels
         train = first_of_each_class(train, self.per_class)
-        activations = flax_activations(moment.network.module, moment.variables._asdict(), at=self.at, train=False)
-        return layer_profile(activations, train.inputs, train.labels, held_out, batch_size=self.batch_size)
+        return layer_profile(
+            self._activations(moment), train.inputs, train.labels, held_out, batch_size=self.batch_size
+        )
+
+    def _activations(self, moment: Moment) -> Activations:
+        network, variables = moment.network, moment.variables
+        if not isinstance(network, OwnNetwork):
+            return flax_activations(network.module, variables._asdict(), at=self.at, train=False)
+        if self.at != "inputs":
+            raise ValueError(f"at: expected 'inputs' for a network of another framework, got {self.at!r}.")
+        return network.activations(variables)
 
     def __call__(self, moment: Moment) -> dict[str, Any]:
         profile = self.profile(moment)
