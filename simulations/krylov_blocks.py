@@ -10,7 +10,8 @@ theorem's three numbers, with q Krylov blocks beside the class indicators, and w
 Errors are relative to the latter; where N is too large for its flow (`fashion-6000`) they are relative to the largest
 q. Rungs are kept in `results/krylov_blocks/` as they are done. `--estimate` sets what `comparison.krylov_error` says
 beside the true error, and two bounds of the norm of its residual; `--rest` gives what the blocks leave out several
-rates, or more directions, instead of one rate; `--path` lets T move as measured; `--summary` is how many blocks the
+rates, or more directions, instead of one rate; `--path` lets T move as measured; `--chain` sets q blocks in
+the place of class blocks and spectrum on the way from the theorem to the network; `--summary` is how many blocks the
 settings that are there need, and `--figure` draws their errors against the number of directions.
 """
 
@@ -54,7 +55,8 @@ WHOLE = "sample-frozen"
 class Setting:
     """One network on one set: full-batch gradient descent, predicted from step `start` on and compared at `steps`.
 
-    classes: the first so many of the set; without_whole: rung 3 would take too long, and the largest q stands for it.
+    classes: the first so many of the set; without_whole: rung 3 would take too long, and the largest q stands for it;
+    groups: numbers of rates that the largest q is tried with, beside one; data_options: of a synthetic set.
     """
 
     title: str
@@ -69,6 +71,8 @@ class Setting:
     classes: int = 10
     image_size: int | None = None
     without_whole: bool = False
+    groups: tuple[int, ...] = ()
+    data_options: tuple[str, ...] = ()
 
     @property
     def whole(self) -> str:
@@ -76,6 +80,16 @@ class Setting:
         return f"blocks:{self.blocks[-1]}" if self.without_whole else WHOLE
 
 
+# Ten times the classes weigh each output a tenth: the rate is larger by as much.
+HUNDRED = Setting(
+    "100 Gaussian clusters, 64-128-128-128-100", "gaussian-mixture", 8, "mlp", ("widths=(128,128,128)",), 80,
+    (320, 1280), blocks=(0, 1, 2, 3, 4), learning_rate=3.0, classes=100,
+    data_options=("classes=100", "separation=3"),
+)  # fmt: skip
+RESNET = Setting(
+    "8x8 digits, ResNet8 of 8-16-32", "digits", 10, "resnet8", ("widths=(8,16,32)",), 80, (160, 320, 640),
+    blocks=(0, 1, 2, 3, 4, 6), learning_rate=0.05, groups=(4,),
+)  # fmt: skip
 DIGITS = Setting("8x8 digits, 64-128-128-32-10", "digits", 20, "mlp", ("widths=(128,128,32)",), 80, (320, 1280, 2560))
 FASHION = Setting(
     "Fashion-MNIST 14x14, 196-128-128-32-10", "fashion-mnist", 60, "mlp", ("widths=(128,128,32)",), 80, (320, 1280),
@@ -86,6 +100,11 @@ SETTINGS = {
     "digits-200": DIGITS,
     "digits": dataclasses.replace(DIGITS, per_class=60),
     "digits-1200": dataclasses.replace(DIGITS, per_class=120),
+    "digits-late": dataclasses.replace(
+        DIGITS, title="8x8 digits, from the terminal phase", start=2560, steps=(3840, 5120, 10240),
+    ),
+    "hundred": HUNDRED,
+    "resnet8": RESNET,
     "two-classes": dataclasses.replace(
         DIGITS, title="two digits, 64-128-128-32-2", classes=2, per_class=100,
         blocks=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
@@ -124,6 +143,7 @@ def trained(name: str, seed: int, *, along: bool = False) -> MeasuredStart:
         seed=seed,
         dataset=setting.dataset,
         per_class=setting.per_class,
+        dataset_options=setting.data_options,
         image_size=setting.image_size,
         learning_rate=setting.learning_rate,
         momentum=0.0,
@@ -158,13 +178,14 @@ def folder_of(name: str, seed: int) -> Path:
     return RESULTS / f"{name}_{seed}"
 
 
-def ladder_of(name: str, seed: int, start: MeasuredStart | None = None) -> Ladder:
-    """The theorem, the blocks and the whole kernel from the setting's start; what is there already is kept."""
+def ladder_of(name: str, seed: int, start: MeasuredStart | None = None, more: tuple[str, ...] = ()) -> Ladder:
+    """The theorem, the blocks, the whole kernel, and more rungs from the setting's start; what is there is kept."""
     setting, out = SETTINGS[name], folder_of(name, seed)
     out.mkdir(parents=True, exist_ok=True)
     ladder = load_ladders(out)[setting.start] if (out / "comparison.nc").exists() else None
     rungs = ["block-frozen", *(f"blocks:{q}" for q in setting.blocks)]
-    rungs += [] if setting.without_whole else [WHOLE]
+    rungs += [f"blocks:{setting.blocks[-1]}:groups={g}" for g in setting.groups]
+    rungs += [*([] if setting.without_whole else [WHOLE]), *more]
     missing = [rung for rung in rungs if ladder is None or rung not in ladder.rungs]
     if missing and start is None:
         start = trained(name, seed)
@@ -388,6 +409,29 @@ def estimate_table(name: str, start: MeasuredStart, ladder: Ladder, blocks: list
     return table([name, *(described(part).symbol for part in PARTS), "R as a vector, over that of the blocks"], rows)
 
 
+def chain_table(name: str, seed: int, q: int) -> str:
+    """What owns the gap between theorem and network, with q blocks in the place of class blocks and spectrum.
+
+    Factors whose product is network / theorem, at each step.
+    """
+    ladder = ladder_of(name, seed, more=(f"blocks:{q}", "features-linearised", "network-flow"))
+    links = {
+        "coupling of means and deviations": ("block-frozen", f"blocks:{q}"),
+        f"what {q} blocks leave out": (f"blocks:{q}", WHOLE),
+        "average over features": (WHOLE, "features-linearised"),
+        "lazy features": ("features-linearised", "network-flow"),
+        "the optimiser's steps": ("network-flow", "network"),
+        "network / theorem": ("block-frozen", "network"),
+        f"network / {q} blocks": (f"blocks:{q}", "network"),
+    }
+    runs = ladder.rungs | {"network": ladder.network}
+    rows = []
+    for label, (one, other) in links.items():
+        factors = [np.asarray(runs[other][part])[1:] / np.asarray(runs[one][part])[1:] for part in PARTS]
+        rows.append([label, *(" / ".join(f"{x:.3g}" for x in part) for part in factors)])
+    return table([f"{name}, seed {seed}: factor", *(described(part).symbol for part in PARTS)], rows)
+
+
 def path_table(name: str, seed: int, q: int) -> str:
     """T as measured along the run, on the directions of the start, beside the measured path of the whole kernel."""
     rungs = (f"blocks:{q}", f"blocks-path:{q}", "sample-path")
@@ -470,6 +514,7 @@ def main() -> None:
     parser.add_argument("--estimate", type=int, nargs="*", default=[], help="estimates of the error of so many blocks")
     parser.add_argument("--rest", type=int, nargs="*", default=[], help="what several rates change at so many blocks")
     parser.add_argument("--path", type=int, nargs="*", default=[], help="so many blocks along their measured path")
+    parser.add_argument("--chain", type=int, nargs="*", default=[], help="who owns the gap, with so many blocks")
     parser.add_argument("--summary", action="store_true", help="blocks needed, of what is there")
     parser.add_argument("--figure", action="store_true", help="error against q, of what is there")
     flags = parser.parse_args()
@@ -478,6 +523,8 @@ def main() -> None:
         start = trained(flags.setting, seed) if flags.estimate or flags.rest else None
         ladder = ladder_of(flags.setting, seed, start)
         print(f"seed {seed}\n{error_table(flags.setting, ladder)}\n", flush=True)
+        for q in flags.chain:
+            print(f"{chain_table(flags.setting, seed, q)}\n", flush=True)
         for q in flags.path:
             print(f"{path_table(flags.setting, seed, q)}\n", flush=True)
         if start is None:

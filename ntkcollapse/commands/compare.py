@@ -50,7 +50,7 @@ from ntkcollapse.trajectory import Trajectory
 # Of a preset: the steps that theory starts from, the last of them where it is meant to hold, and the rungs, which take
 # seconds; of the others "auto", and the rungs of the last line.
 _STARTS = {"digits": (80,), "collapse": (60, 1500)}
-_QUICK = {"collapse": ("block-frozen", "block-path"), "": ("block-frozen", "block-path", "sample-frozen")}
+_QUICK = {"collapse": ("block-frozen", "block-path", "blocks:3"), "": ("block-frozen", "block-path", "sample-frozen")}
 # The preset whose kernels are shown sample by sample.
 _PICTURED = "collapse"
 _ALONG_THE_PATH: Needs = "network along the path"

@@ -142,7 +142,11 @@ class CompareConfig(Settings):
         "rungs of the ladder, from strong assumptions to weak; default: three quick ones without a run, with a run all "
         "but the sample kernel's path",
         choices=Rungs(
-            {"all": "every rung that is listed; blocks:q for any other q, and blocks-path:q, by their names", **RUNGS}
+            {
+                "all": "every rung that is listed; by their names blocks:q for any other q, blocks:q:groups=g with g "
+                "rates for what it leaves out, and blocks-path:q",
+                **RUNGS,
+            }
         ),
     )
     records: int = setting(

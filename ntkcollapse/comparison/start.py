@@ -205,19 +205,21 @@ class MeasuredStart:
         """
         return self._sample_kernel_of(self.network)
 
-    def krylov_kernel(self, blocks: int, *, by_products: bool = False) -> KrylovKernel:
+    def krylov_kernel(self, blocks: int, *, groups: int = 0, by_products: bool = False) -> KrylovKernel:
         """The `KrylovKernel` of Θ^h averaged over features at the start, with so many blocks.
 
+        groups: rates of what it leaves out beside their mean, by the features at the start.
         by_products: without the N × N array of `sample_kernel`: n products of Θ^h with each of C (1 + blocks) vectors,
         and its trace from the diagonals of `class_pair_kernel`.
 
         Raises:
             MemoryError: N² numbers do not fit.
         """
-        if not by_products:
-            return KrylovKernel.of(self.sample_kernel, self.classes, blocks=blocks)
-        trace = float(jnp.sum(self.classes.weights * self.class_pair_kernel.diagonal))
-        return KrylovKernel.of(_products_of(self.network), self.classes, blocks=blocks, trace=trace)
+        operator, trace = (_products_of(self.network) if by_products else self.sample_kernel), None
+        if by_products:
+            trace = float(jnp.sum(self.classes.weights * self.class_pair_kernel.diagonal))
+        kernel = KrylovKernel.of(operator, self.classes, blocks=blocks, trace=trace)
+        return kernel.with_groups(operator, self.state, self.classes, groups=groups) if groups else kernel
 
     def krylov_path(self, blocks: int, *, by_products: bool = False) -> KernelPath:
         """The kernels at every record from the start on between the directions of `krylov_kernel`, as a path.

@@ -95,6 +95,15 @@ def test_every_number_of_blocks_is_a_rung():
     assert "blocks:12" in RUNGS
     assert RUNGS["blocks:12"].label == "class pairs and 12 Krylov blocks"
     assert RUNGS["blocks-path:1"].label == "class pairs and 1 Krylov block, measured path"
+    assert RUNGS["blocks:3:groups=4"].label == "class pairs and 3 Krylov blocks, 4 groups of rates"
+    assert RUNGS["blocks:3:groups=4"].options == {"blocks": 3, "groups": 4}
+    assert RUNGS.in_order(("blocks:3:groups=4", "blocks:4", "blocks:3")) == (
+        "blocks:3",
+        "blocks:3:groups=4",
+        "blocks:4",
+    )
+    for name in ("blocks:3:groups=0", "blocks:3:groups", "blocks-path:3:groups=2"):
+        assert name not in RUNGS
     for name in ("blocks:", "blocks:-1", "blocks:03", "blocks:x", "block", "blocks-path", "blocks-path:-1", 3):
         assert name not in RUNGS
     with pytest.raises(KeyError):

@@ -548,10 +548,24 @@ def test_rung_of_blocks_is_the_flow_under_its_dense_kernel():
     exact = simulate(start.state, dense, CLASSES, TIMES, method=Method(rtol=1e-10), observed=False)
     for i in range(len(TIMES)):
         np.testing.assert_allclose(one.last_layer(i).H, exact.last_layer(i).H, atol=1e-6)
+    # Groups of rates: eigenvectors of what is left out where products with the features reach all of it.
+    name = "blocks:1:groups=2"
+    grouped = climb(start, [name], throw=True, keep_states=True).rungs[name]
+    kernel = start.krylov_kernel(1, groups=2)
+    G = np.asarray(kernel.rest)
+    np.testing.assert_allclose(U.T @ G, 0, atol=1e-9)
+    one_each = [G[:, i:j] for i, j in zip((0, *kernel.bounds), kernel.bounds, strict=False)]
+    dense = dense + sum((r - kernel.rates[0]) * g @ g.T for r, g in zip(kernel.rates, one_each, strict=True))
+    dense = dense + (kernel.rates[0] - np.trace(rest @ K) / 6) * rest
+    exact = simulate(start.state, dense, CLASSES, TIMES, method=Method(rtol=1e-10), observed=False)
+    np.testing.assert_allclose(grouped.last_layer(len(TIMES) - 1).H, exact.last_layer(len(TIMES) - 1).H, atol=1e-6)
     forbidden = MeasuredStart(start.run, 0, {0: network})
     forbidden.__dict__["sample_kernel"] = None
-    again = climb(forbidden, ["blocks:1"], options={"blocks:1": {"method": "products"}}, throw=True)
+    again = climb(
+        forbidden, ["blocks:1", name], options={n: {"method": "products"} for n in ("blocks:1", name)}, throw=True
+    )
     np.testing.assert_allclose(again.rungs["blocks:1"]["loss"], one["loss"], rtol=1e-7)
+    np.testing.assert_allclose(again.rungs[name]["loss"], grouped["loss"], rtol=1e-6)
     ladder = climb(start, ["sample-frozen", "blocks:9"], throw=True)
     np.testing.assert_allclose(ladder.rungs["blocks:9"]["loss"], ladder.rungs["sample-frozen"]["loss"], rtol=1e-5)
     # A block away from the whole kernel it is still another one.

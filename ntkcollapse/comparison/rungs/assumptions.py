@@ -23,6 +23,8 @@ class Assumption(NamedTuple):
 
 CLASSES_ALIKE = Assumption("classes alike", RED)
 ONE_RATE = Assumption("one rate within classes", ORANGE)
+# Of what Krylov blocks leave out, in place of one.
+SEVERAL_RATES = Assumption("several rates within classes", ORANGE)
 NO_CROSS_TERMS = Assumption("no cross terms of means and deviations", YELLOW)
 AVERAGE = Assumption("average over features", BLUE)
 # Of networks with batch normalisation only; for the others it assumes nothing.

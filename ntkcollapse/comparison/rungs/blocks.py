@@ -13,10 +13,12 @@ from ntkcollapse.krylov_kernel import most_blocks
 Method = Literal["auto", "kernel", "products"]
 
 
-def blocks(start: MeasuredStart, times: Any, *, blocks: int, method: Method = "auto", **options: Any) -> Course:
+def blocks(
+    start: MeasuredStart, times: Any, *, blocks: int, groups: int = 0, method: Method = "auto", **options: Any
+) -> Course:
     """The `KrylovKernel` of so many blocks (all that there is room for, where that is less) at the start.
 
-    Its integration costs the same for every N.
+    Its integration costs the same for every N. groups: rates of what it leaves out, see `KrylovKernel.with_groups`.
 
     "products" makes it by products with the network's feature kernel, without an N × N array; "kernel" from the sample
     kernel of rung 3, which takes less where that fits; "auto" takes it there.
@@ -25,9 +27,9 @@ def blocks(start: MeasuredStart, times: Any, *, blocks: int, method: Method = "a
         ValueError: another method.
     """
     q, by_products = _of_start(start, blocks, method)
-    return Course.by_kernel(
-        f"blocks:{blocks}", start, start.krylov_kernel(q, by_products=by_products), times, **options
-    )
+    kernel = start.krylov_kernel(q, groups=groups, by_products=by_products)
+    name = f"blocks:{blocks}" + (f":groups={groups}" if groups else "")
+    return Course.by_kernel(name, start, kernel, times, **options)
 
 
 def blocks_path(start: MeasuredStart, times: Any, *, blocks: int, method: Method = "auto", **options: Any) -> Course:

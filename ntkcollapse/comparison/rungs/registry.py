@@ -19,6 +19,7 @@ from ntkcollapse.comparison.rungs.assumptions import (
     LAZY_LAST_LAYER,
     NO_CROSS_TERMS,
     ONE_RATE,
+    SEVERAL_RATES,
     STATISTICS_AT_REST,
     Assumption,
 )
@@ -84,15 +85,15 @@ class Rung:
 
 
 class Rungs(dict[str, Any]):
-    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q` and `blocks-path:q` for
-    every q.
+    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q`, `blocks:q:groups=g` and
+    `blocks-path:q` for every q and g.
     """
 
     def __missing__(self, name: str) -> Rung:
         match = _OF_BLOCKS.fullmatch(name)
         if match is None:
             raise KeyError(name)
-        return _of_blocks(int(match["q"]), path=match["path"] is not None)
+        return _of_blocks(int(match["q"]), groups=int(match["g"] or 0), path=match["path"] is not None)
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (isinstance(name, str) and _OF_BLOCKS.fullmatch(name) is not None)
@@ -101,33 +102,37 @@ class Rungs(dict[str, Any]):
         """These names in the ladder's order, each once."""
         listed = {name: place for place, name in enumerate(self)}
 
-        def place(name: str) -> tuple[int, int, bool]:
+        def place(name: str) -> tuple[int, int, bool, int]:
             match = _OF_BLOCKS.fullmatch(name)
             if match is None:
-                return listed[name], 0, False
-            return listed[_LISTED_BLOCKS], int(match["q"]), match["path"] is not None
+                return listed[name], 0, False, 0
+            return listed[_LISTED_BLOCKS], int(match["q"]), match["path"] is not None, int(match["g"] or 0)
 
         return tuple(sorted(set(names), key=place))
 
 
-_OF_BLOCKS = re.compile(r"blocks(?P<path>-path)?:(?P<q>0|[1-9][0-9]{0,5})")
+_OF_BLOCKS = re.compile(r"blocks(?P<path>-path)?:(?P<q>0|[1-9][0-9]{0,5})(?(path)|(?::groups=(?P<g>[1-9][0-9]{0,2}))?)")
 # The one of the family that stands for it where rungs are listed.
 _LISTED_BLOCKS = "blocks:3"
 
 
-def _of_blocks(q: int, *, path: bool = False) -> Rung:
-    """The rung of q blocks beside the class indicators, at the start or along the measured path."""
+def _of_blocks(q: int, *, groups: int = 0, path: bool = False) -> Rung:
+    """The rung of q blocks beside the class indicators, at the start or along the measured path.
+
+    groups: how many rates what is left out has beside its mean one.
+    """
+    said = f", {groups} group{'' if groups == 1 else 's'} of rates" if groups else ""
     return Rung(
-        name=f"blocks-path:{q}" if path else f"blocks:{q}",
-        number=f"2c':{q}" if path else f"2c:{q}",
-        label=f"class pairs and {q} Krylov block{'' if q == 1 else 's'}{', measured path' if path else ''}",
+        name=f"blocks-path:{q}" if path else f"blocks:{q}" + (f":groups={groups}" if groups else ""),
+        number=f"2c':{q}" if path else f"2c:{q}" + (f"+{groups}" if groups else ""),
+        label=f"class pairs and {q} Krylov block{'' if q == 1 else 's'}{', measured path' if path else said}",
         function="blocks:blocks_path" if path else "blocks:blocks",
         needs="network along the path" if path else "network",
-        assumes=(ONE_RATE, *(_MOVING_KERNEL if path else _FROZEN_KERNEL)),
+        assumes=(SEVERAL_RATES if groups else ONE_RATE, *(_MOVING_KERNEL if path else _FROZEN_KERNEL)),
         chains=(),
         colour=YELLOW if path else ORANGE,
         line=":",
-        options={"blocks": q},
+        options={"blocks": q, "groups": groups} if groups else {"blocks": q},
     )
 
 
