@@ -11,7 +11,7 @@ from ntkcollapse.theory.rates import stability_bound
 
 def ladder_tables(ladder: Ladder, *, times: int = 5) -> str:
     """Everything below, for one start."""
-    parts = [course_table(ladder, times=times), horizon_table(ladder)]
+    parts: list[str] = [course_table(ladder, times=times), horizon_table(ladder)]
     parts += [share_table(attributions(ladder, along), ladder) for along in chains(ladder)]
     parts += filter(None, [edge_of_stability(ladder)])
     for name, why in ladder.failures.items():
