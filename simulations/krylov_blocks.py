@@ -82,9 +82,9 @@ class Setting:
 
 # Ten times the classes weigh each output a tenth: the rate is larger by as much.
 HUNDRED = Setting(
-    "100 Gaussian clusters, 64-128-128-128-100", "gaussian-mixture", 8, "mlp", ("widths=(128,128,128)",), 80,
+    "100 Gaussian clusters, 128-128-128-128-100", "gaussian-mixture", 8, "mlp", ("widths=(128,128,128)",), 80,
     (320, 1280), blocks=(0, 1, 2, 3, 4), learning_rate=3.0, classes=100,
-    data_options=("classes=100", "separation=3"),
+    data_options=("classes=100", "dimension=128", "separation=4"),
 )  # fmt: skip
 RESNET = Setting(
     "8x8 digits, ResNet8 of 8-16-32", "digits", 10, "resnet8", ("widths=(8,16,32)",), 80, (160, 320, 640),
@@ -102,6 +102,7 @@ SETTINGS = {
     "digits-1200": dataclasses.replace(DIGITS, per_class=120),
     "digits-late": dataclasses.replace(
         DIGITS, title="8x8 digits, from the terminal phase", start=2560, steps=(3840, 5120, 10240),
+        blocks=(0, 1, 2, 3, 4, 5, 6, 8, 9, 12),
     ),
     "hundred": HUNDRED,
     "resnet8": RESNET,

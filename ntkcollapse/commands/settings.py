@@ -32,7 +32,7 @@ class SimulateConfig(Settings):
     parameters: tuple[str, ...] = setting((), "of the model, as name=value: decay_W=0.01 decay_H=0.02")
     kappa: tuple[float, ...] = setting((1.0, 0.5, 0.1), "feature kernel: diagonal, within, between classes")
     initial: str = setting("gaussian", "initial condition", choices=INITIAL_CONDITIONS)
-    scale: float = setting(0.3, "size of the initial condition")
+    scale: float = setting(0.3, "size of the initial condition, or the number that it is named for")
     weight_decay: tuple[float, ...] = setting((0.0,), "decay rate of H, W and b, or three rates; per unit flow time")
     bias: str = setting("free", "whether the bias moves", choices=("free", "frozen", "absent"))
     until: float | None = setting(None, "flow time to stop at (default: 10 of the slowest predicted decay times)")

@@ -66,6 +66,11 @@ def test_weights_of_ones_own_are_where_training_starts():
     model = NNXPerceptron(nnx.Rngs(3), jnp.float32)
     _, kept = train(CONFIG, splits=Splits(DATA, DATA), network=networks.of(model, DATA), keep_networks_at=(0,))
     np.testing.assert_array_equal(kept[0].variables.params["head/kernel"], model.head.kernel[...])
+    # And where there are none, they are those of the key.
+    network = drawn()
+    first, again, other = (network.init(jax.random.key(seed), DATA.inputs).params for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first["Dense_0"]["kernel"], again["Dense_0"]["kernel"])
+    assert np.abs(first["Dense_0"]["kernel"] - other["Dense_0"]["kernel"]).max() > 0.1
 
 
 def test_the_recorder_takes_networks_of_this_package():
