@@ -94,7 +94,7 @@ class ElasticFlow(AbstractFlow):
         E = E * jnp.asarray(t, H.dtype) ** -jnp.asarray(self.power, H.dtype)
         if self.kind == "I":
             return self.classes.expand(M @ E)
-        check_shape("H", H, (C, None), f"n = C features for the {self.kind} model")
+        check_shape("H", H, (C, None), f"n = C features for the {self.kind}-model")
         D = _directions(M, self.kind)
         return self.classes.expand(D * (_along(D, M) @ E)[None, :])
 
@@ -241,7 +241,7 @@ def estimate_elasticity(
     M, steps, p = _measured(times, means, classes)
     C = M.shape[2]
     if kind != "I":
-        check_shape("means", M, (None, C, C), f"n = C features for the {kind} model")
+        check_shape("means", M, (None, C, C), f"n = C features for the {kind}-model")
     if kind == "softmax":
         return _by_midpoints(M, steps, p)
     x = M if kind == "I" else np.asarray(_along(_directions(M, kind), M))[:, None, :]
