@@ -29,20 +29,22 @@ from ntkcollapse.theory import models
 from ntkcollapse.theory.models.cross_entropy import CrossEntropyFloor
 
 HERE = Path(__file__).parent
-C, PER_CLASS = 10, 30
+C, PER_CLASS, F32 = 10, 30, jnp.float32
 WIDTHS = (64, 128, 128, 64, C)
 DECAY, RATE, MOMENTUM = 1e-3, 0.05, 0.9
-RECORDS = (0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5000)
+RECORDS = (0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 4000)
 TRAIN, TEST = digits(PER_CLASS, standardised=True), digits(part="test", standardised=True)
 X, X_TEST = (data.inputs.reshape(len(data.labels), -1) for data in (TRAIN, TEST))
 CLASSES = nc.Classes.balanced(C, PER_CLASS)
-Y = jnp.asarray(CLASSES.Y)
+Y = jnp.asarray(CLASSES.Y, F32)
 
 
 def network(key: Any, widths: tuple[int, ...]) -> list[Any]:
     """Weights of a bias-free ReLU network, He-normal."""
     keys = jax.random.split(key, len(widths) - 1)
-    return [jax.random.normal(k, (m, n)) * (2 / n) ** 0.5 for k, n, m in zip(keys, widths, widths[1:], strict=False)]
+    return [
+        jax.random.normal(k, (m, n), F32) * (2 / n) ** 0.5 for k, n, m in zip(keys, widths, widths[1:], strict=False)
+    ]
 
 
 def layers(weights: list[Any], x: Any) -> list[Any]:
@@ -115,7 +117,7 @@ def by_layer(weights: list[Any]) -> tuple[list[str], list[list[str]], collapse.L
 def elasticities(records: list[list[Any]]) -> list[list[str]]:
     """A row an interval: intensities of the class means of the last features, and all pairs beside the two numbers."""
     times = np.array(RECORDS) * RATE / (1 - MOMENTUM)
-    means = np.stack([np.asarray(CLASSES.means(layers(weights, X)[-2])) for weights in records])
+    means = np.stack([np.asarray(CLASSES.means(layers(weights, X)[-2]), np.float64) for weights in records])
     estimate = models.elastic.estimate(times, means)
     matrices = models.elastic.matrix(times, means)
     beside = ~np.eye(C, dtype=bool)
@@ -130,21 +132,22 @@ def elasticities(records: list[list[Any]]) -> list[list[str]]:
 
 def last_layer(weights: list[Any]) -> nc.LastLayer:
     """H, W and b = 0."""
-    return nc.LastLayer(H=layers(weights, X)[-2], W=weights[-1], b=jnp.zeros(C))
+    H, W = (np.asarray(value, np.float64) for value in (layers(weights, X)[-2], weights[-1]))
+    return nc.LastLayer(H=H, W=W, b=jnp.zeros(C))
 
 
-def head(kind: str, steps_taken: int = 4000) -> tuple[list[str], Any, Any]:
+def head(kind: str, steps_taken: int = 3000) -> tuple[list[str], Any, Any]:
     """One line (the objective that a trunk reaches, the least one over free features, what duality bounds it by), and
     the singular values of W, as they are and as they should be."""
     trunk, n, N, β = (64, 256, 40), 40, len(X), 1.0
     λ = 4e-3
     loss = "squared" if "squared" in kind else "cross-entropy"
     keys = jax.random.split(jax.random.key(1), 4)
-    parameters = {"trunk": network(keys[0], trunk), "W": jax.random.normal(keys[1], (C, n)) / n**0.5}
+    parameters = {"trunk": network(keys[0], trunk), "W": jax.random.normal(keys[1], (C, n), F32) / n**0.5}
     if kind == "ReLU layer, squared":
-        parameters |= {"V": jax.random.normal(keys[2], (n, n)) / n**0.5}
+        parameters |= {"V": jax.random.normal(keys[2], (n, n), F32) / n**0.5}
     else:
-        parameters |= {"γ": jnp.ones(n), "α": jnp.zeros(n)}
+        parameters |= {"γ": jnp.ones(n, F32), "α": jnp.zeros(n, F32)}
 
     def parts(p: Any) -> tuple[Any, Any, Any]:
         """Features that the classifier sees, what is decayed beside W, and by how much."""
@@ -164,7 +167,7 @@ def head(kind: str, steps_taken: int = 4000) -> tuple[list[str], Any, Any]:
 
     optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, steps_taken))
     end, _ = jax.jit(lambda p: steps(objective, optimiser, (p, optimiser.init(p)), steps_taken))(parameters)
-    H, W = np.asarray(parts(end)[0]), np.asarray(end["W"])
+    H, W = (np.asarray(value, np.float64) for value in (parts(end)[0], end["W"]))
     statistics = collapse.ClassStatistics.from_columns(H, CLASSES)
     singular = np.linalg.svd(W, compute_uv=False)
     if kind == "ReLU layer, squared":

@@ -39,7 +39,8 @@ CONFIG = TrainConfig(
 
 def test_layers_and_ansatz_are_measured_along_training():
     """Against the profile of the moment itself and the network's features, and drawn as they are."""
-    layers, ansatz = LayerCollapse(per_class=0, test_per_class=3), FeatureAnsatz(per_class=3)
+    layers = LayerCollapse(per_class=0, test_per_class=3, neighbours=2, precision=0.5)
+    ansatz = FeatureAnsatz(per_class=3)
     moments: list[Moment] = []
     profiles: list[collapse.LayerProfile] = []
 
@@ -52,6 +53,7 @@ def test_layers_and_ansatz_are_measured_along_training():
     T, last = len(run.times), moments[-1]
     assert run["layers_nc1_tirer2022"].shape == (T, 4)
     assert run["layers_test_strong_nc1_tirer2022"].shape == (T, 4)
+    assert run["layers_test_knn_accuracy"].shape == run["layers_rate_reduction_yu2020"].shape == (T, 4)
     assert run["ansatz_root_correlation"].shape == (T, 3)
     assert profiles[-1].layers == ("trunk/linear_0", "trunk/linear_1", "last_layer", "output")
     np.testing.assert_allclose(run["layers_nc2_seleznova2023"][-1], profiles[-1].train["nc2_seleznova2023"], rtol=1e-6)

@@ -26,12 +26,16 @@ class LayerCollapse:
             no test set.
         at: which activations, as for `flax_activations`; of a network of another framework "inputs" alone.
         batch_size: samples that go through the network at once.
+        neighbours, precision: of k nearest neighbours and of the coding rate reduction, as for `layer_profile`; not
+            measured without.
     """
 
     per_class: int = 50
     test_per_class: int = 50
     at: str = "inputs"
     batch_size: int = 500
+    neighbours: int | None = None
+    precision: float | None = None
 
     def profile(self, moment: Moment) -> LayerProfile:
         """The profile itself, with the names of the layers."""
@@ -42,7 +46,13 @@ class LayerCollapse:
             held_out = part.inputs, part.labels
         train = first_of_each_class(train, self.per_class)
         return layer_profile(
-            self._activations(moment), train.inputs, train.labels, held_out, batch_size=self.batch_size
+            self._activations(moment),
+            train.inputs,
+            train.labels,
+            held_out,
+            batch_size=self.batch_size,
+            neighbours=self.neighbours,
+            precision=self.precision,
         )
 
     def _activations(self, moment: Moment) -> Activations:
