@@ -38,7 +38,7 @@ class Shown(NamedTuple):
 
 _GALLERY, _PHASES = "notebooks/models_gallery.ipynb", "simulations/figures/invariant_and_collapse.png"
 _COURSE, _LAYERS = "docs/figures/collapse.png", "simulations/figures/layerwise_mlp_mnist_small.png"
-_LITERATURE, _RFM = "", "simulations/figures/deep_rfm_mnist_2000.png"
+_LITERATURE, _RFM = "simulations/figures/literature.png", "simulations/figures/deep_rfm_mnist_2000.png"
 _METRICS = "tests/collapse/test_last_layer_metrics.py::"
 _SPREAD = "tests/collapse/test_uniformity_and_strong_collapse.py::"
 
