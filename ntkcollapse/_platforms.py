@@ -79,6 +79,19 @@ CONSTANTS: dict[str, Constant] = {
         "multiplications of a matrix product in the time of writing and reading a number of a large array",
         *(_measured(50), _data_sheet(80), _data_sheet(160)),
     ),
+    "call": Constant(
+        "multiplications of a matrix product in the time of calling one compiled program from Python",
+        # A third of a millisecond.
+        *(_measured(8e6), _data_sheet(1e10), _data_sheet(5e9)),
+    ),
+    "narrow": Constant(
+        "rows of a matrix at which a product takes twice as long as its multiplications",
+        *(_measured(16), _unknown(128), _unknown(128)),
+    ),
+    "grouped": Constant(
+        "how much longer a convolution's gradient takes sample by sample, as a convolution in groups",
+        *(_measured(4), _unknown(4), _unknown(4)),
+    ),
     "ahead": Constant(
         "pieces of work that are sent to the device before the first is waited for",
         # On a CPU the work would only wait in memory.

@@ -1,32 +1,24 @@
-"""Which engine is the fastest for a function, found by trying."""
+"""Which engine is the fastest for a function, by counted work: the same answer on every machine and day."""
 
-import time
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from ntkcollapse._checks import check_choice, is_traced
-from ntkcollapse.ntk._partial import of_first_process
+from ntkcollapse._checks import check_choice
+from ntkcollapse._platforms import constant
 from ntkcollapse.ntk._problem import Problem, one_like
-from ntkcollapse.ntk.engines import ENGINES, Engine, Outputs, get_engine
-from ntkcollapse.ntk.engines._engine import Batch, Sums
+from ntkcollapse.ntk._uses import Convolution
+from ntkcollapse.ntk.engines import ENGINES, Chunks, Engine, Outputs, get_engine
+from ntkcollapse.ntk.engines._factors import forming_work, gram_work, pairs_of
+from ntkcollapse.ntk.engines._plan import Plan, plan_of
+from ntkcollapse.ntk.engines._tiling import Counted, Tile, counted_work, tile_of
 
 AUTO = "auto"
 
-# Samples of a trial, enough for products of matrices to be products of matrices.
-_TRIAL = 16
-_REPEATS = 2
-# Answers kept, so that the same function of the same shapes is not tried again.
-_MOST_KNOWN = 100
-
-_found: dict[Any, str] = {}
-
 
 def known(engine: str | Engine) -> str | Engine:
-    """The engine of that name, or "auto", for `resolve` to choose once there is something to try.
+    """The engine of that name, or "auto", for `resolve` to choose once there is something to count.
 
     Raises:
         ValueError: an unknown name.
@@ -37,62 +29,95 @@ def known(engine: str | Engine) -> str | Engine:
     return engine if isinstance(engine, str) and engine == AUTO else get_engine(engine)
 
 
-def resolve(engine: str | Engine, problem: Problem, x: Any, outputs: Outputs | None, available: int) -> Engine:
-    """The engine of that name; for "auto" the fastest one on some of the samples.
+def resolve(
+    engine: str | Engine, problem: Problem, x1: Any, x2: Any, outputs: Outputs | None, available: int
+) -> Engine:
+    """The engine of that name; for "auto" the one of the least counted work, the first of equals.
 
     Args:
-        outputs: of a kernel between samples; None for sums over classes.
-        available: bytes for intermediate arrays; where they follow what is free, they are other ones at every call, so
-            that an answer serves all of the same power of two.
+        x1, x2: samples on both sides, the same ones where x2 is None.
+        outputs: of a kernel between samples; None for sums over classes of x1.
+        available: bytes for intermediate arrays; where they follow what is free they are others at every call, so that
+            all of the same power of two count alike.
     """
     if isinstance(engine, Engine) or engine != AUTO:
         return get_engine(engine)
-    if is_traced(problem, x):
-        return get_engine("layerwise")
-    x = np.asarray(x[:_TRIAL])
-    arrays, rest = eqx.partition(problem, eqx.is_array)
-    shapes = [(leaf.shape, str(leaf.dtype)) for leaf in (*jax.tree.leaves(arrays), x)]
-    key = (jax.tree.structure(arrays), *jax.tree.leaves(rest), *shapes, outputs, available.bit_length())
-    if key not in _found:
-        if len(_found) >= _MOST_KNOWN:
-            _found.clear()
-        seconds = engine_seconds(problem, x, outputs, available)
-        _found[key] = list(seconds)[of_first_process(int(np.argmin(list(seconds.values()))))]
-    return get_engine(_found[key])
+    works = engine_works(problem, x1, x2, outputs, 2 ** (available.bit_length() - 1))
+    for name in sorted(works, key=lambda name: works[name]):
+        if name != "ntvp" or _goes_forwards(problem, x1):
+            return get_engine(name)
+    raise AssertionError("no engine")
 
 
-def engine_seconds(problem: Problem, x: np.ndarray, outputs: Outputs | None, available: int) -> dict[str, float]:
-    """Warm seconds a sample by each engine, on the samples x."""
-    seconds = {name: _seconds(get_engine(name), problem, x, outputs, available) for name in ("layerwise", "jacobian")}
-    if outputs is not None and len(x) < _TRIAL:
-        # It passes over all samples for each of them: never the fastest for many.
-        try:
-            seconds["ntvp"] = _seconds(get_engine("ntvp"), problem, x, outputs, available)
-        except TypeError:  # A rule of differentiation of f's own, which JAX has backwards only.
-            pass
-    return seconds
-
-
-def _seconds(engine: Engine, problem: Problem, x: np.ndarray, outputs: Outputs | None, available: int) -> float:
+def engine_works(problem: Problem, x1: Any, x2: Any, outputs: Outputs | None, available: int) -> dict[str, float]:
+    """Counted work of each engine, in multiplications of a matrix product."""
+    x, rows, columns = one_like(x1), len(x1), None if x2 is None else len(x2)
+    plan = plan_of(problem, x)
+    of = plan.counted(problem)
+    engines = {name: get_engine(name) for name in ("layerwise", "jacobian", "ntvp")}
     if outputs is None:
-        chunks = engine.sum_chunks(problem, one_like(x), 1, available)
-    else:
-        chunks = engine.chunks(problem, one_like(x), len(x), outputs, available)
-    samples = jnp.asarray(x[: chunks.samples])
-    n = len(samples)
+        chunks = {name: engines[name].sum_chunks(problem, x, 1, available) for name in ("layerwise", "jacobian")}
+        return {name: _sums(name, problem, plan, rows, chunks[name]) for name in chunks}
+    K = problem.num_outputs
+    chunks = {name: engine.chunks(problem, x, rows, columns, outputs, available) for name, engine in engines.items()}
+    return {
+        "layerwise": _layerwise(of, chunks["layerwise"], K, rows, columns, outputs),
+        "jacobian": _jacobian(problem, plan, chunks["jacobian"], rows, columns, outputs),
+        "ntvp": rows * (columns or rows) * K * 2 * plan.forth
+        + (columns or rows) * K * (plan.forth + plan.back)
+        + constant("call"),
+    }
 
-    def run():
-        if outputs is not None:
-            return engine.kernel(problem, samples, None, outputs, chunks)
-        sums = Sums.zeros(problem, chunks.outputs, 1, 0, output_pairs=False)
-        ones, signs = jnp.ones(n, problem.dtype), jnp.zeros((n, 0), problem.dtype)
-        return engine.add(problem, sums, Batch(samples, jnp.zeros(1, int), ones, signs), jnp.asarray(0))
 
-    times = []
-    for _ in range(_REPEATS + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - began)
-    # Kernels are of all outputs; sums may take them in turns.
-    turns = 1 if outputs is not None else -(-problem.num_outputs // chunks.outputs)
-    return turns * min(times[1:]) / n
+def _layerwise(of: Counted, chunks: Chunks, K: int, rows: int, columns: int | None, outputs: Outputs) -> float:
+    if not chunks.whole:
+        return sum(counted_work(of, tile_of(chunks), chunks.blocks, K, rows, columns, outputs))
+    tile = Tile(max(rows, columns or 0), 1, K, True, 2**62)
+    return counted_work(of, tile, 1, K, rows, columns, outputs).products + constant("call")
+
+
+def _jacobian(problem: Problem, plan: Plan, chunks: Chunks, rows: int, columns: int | None, outputs: Outputs) -> float:
+    A, B = (-(-n // chunks.samples) for n in (rows, columns or rows))
+    tiles = A * (A + 1) // 2 if columns is None else A * B
+    # A tile of the diagonal has one side.
+    passed = (A * A if columns is None else 2 * A * B) * min(chunks.samples, rows)
+    products = rows * (columns or rows) * problem.num_params * pairs_of(outputs, problem.num_outputs)
+    return passed * _gradients(problem, plan, problem.num_outputs) + products + tiles * constant("call")
+
+
+def _gradients(problem: Problem, plan: Plan, k: int) -> float:
+    """Work of k gradients of a sample by JAX's own rules, written and read once."""
+    formed = 0
+    for product in plan.products:
+        work = product.layer.numbers * product.layer.positions
+        formed += work * (constant("grouped") if isinstance(product.use, Convolution) else 1)
+    return plan.forth + k * (plan.back + formed + 2 * constant("traffic") * problem.num_params)
+
+
+def _sums(name: str, problem: Problem, plan: Plan, n: int, chunks: Chunks) -> float:
+    k = chunks.outputs
+    turns = -(-problem.num_outputs // k)
+    calls = turns * -(-n // chunks.samples)
+    if name == "jacobian":
+        return n * turns * _gradients(problem, plan, k) + constant("call") * calls
+    formed = sum(min(forming_work(layer, k), _direct(layer, k)) for layer in (p.layer for p in plan.products))
+    rest = constant("traffic") * k * plan.explicit(problem)
+    calls *= 1 + len(plan.products) + len(plan.rest)
+    return n * turns * (plan.forth + k * plan.back + formed + rest) + constant("call") * calls
+
+
+def _direct(layer, k: int) -> int:
+    """Sums of gradients that are not formed: their product with one number a sample, and Grams of a sample."""
+    return k * layer.numbers * layer.positions + gram_work(layer, k, "mean")
+
+
+def _goes_forwards(problem: Problem, x: Any) -> bool:
+    """Whether f can be differentiated forwards; a rule of its own may be for backwards alone."""
+    like = one_like(x)
+    try:
+        eqx.filter_eval_shape(
+            lambda params, x: jax.jvp(lambda p: problem.f(p, x), (params,), (params,)), problem.params, like
+        )
+    except TypeError:
+        return False
+    return True

@@ -46,6 +46,11 @@ def fit(available: int, each: int, most: int) -> int:
     return max(1, min(most, available // max(each, 1)))
 
 
+def fit_sides(available: int, each: int, rows: int, columns: int | None) -> int:
+    """How many samples of `each` bytes fit into `available`, of both sides where they are two."""
+    return fit(available if columns is None else available // 2, each, max(rows, columns or 0))
+
+
 def evened(number: int, most: int) -> int:
     """How many of `number` things are done at a time, in as many equal turns as `most` at a time take."""
     return -(-number // -(-number // most)) if number else 1

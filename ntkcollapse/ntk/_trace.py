@@ -24,6 +24,7 @@ from jaxtyping import Array, PyTree
 
 from ntkcollapse._flat_trace import Operation, bind, flatten, like, read, scan
 from ntkcollapse.ntk._uses import EveryStep, Use, recognise
+from ntkcollapse.ntk._work import Work, work
 
 
 class Tap(NamedTuple):
@@ -85,6 +86,19 @@ class Traced:
         (self._output,) = flat.outputs
         self._params, self._x = flat.inputs[: len(leaves)], flat.inputs[-1]
         self._split(leaves, closed.jaxpr.outvars[0].aval)
+
+    @property
+    def work(self) -> tuple[Work, Work]:
+        """What f does with one sample, and what of it is gone through again on the way back from an output."""
+        reached, back = set(), []
+        for i in self._after:
+            e = self._equations[i]
+            if reached.intersection(o for o in e.operands if isinstance(o, int)):
+                back.append(e)
+            elif i not in self._taps_at:
+                continue
+            reached.update(e.results)
+        return work(self._equations[i] for i in self._after), work(back)
 
     def entries(self, leaves: Sequence[Array], wanted: Iterable[int] | None = None) -> dict[int, Array]:
         """What depends on parameters only and meets data, by number; those of the numbers wanted, or all."""

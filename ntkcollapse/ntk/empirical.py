@@ -1,8 +1,8 @@
 """The empirical NTK between samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from ntkcollapse.ntk._memory import budget
 from ntkcollapse.ntk._partial import PartialResults, fingerprint
 from ntkcollapse.ntk._problem import one_like, prepare
 from ntkcollapse.ntk._samples import one_array
-from ntkcollapse.ntk.engines import OUTPUTS, Engine, Outputs, kernel_shape, mirror
+from ntkcollapse.ntk.engines import OUTPUTS, Chunks, Engine, Outputs, kernel_shape, mirror
 
 
 @in_precision
@@ -53,9 +53,8 @@ def empirical_ntk(
         x2: samples, (B, ...); x1 with itself where None.
         outputs: "full" (A, B, K, K), "diagonal" (A, B, K) for k = s, "mean" (A, B) for its mean over k.
         engine: how it is computed; the numbers are the same. "layerwise", "jacobian", "ntvp", "neural-tangents", or
-            "auto": the fastest of the first two, and of the third where the samples are few, by trying each on some
-            samples, once for every f and shape (compilation included, so for long work or many calls; under `jit`,
-            where nothing can be tried, "layerwise").
+            "auto": the one of these but the last that takes the least work, counted from f's operations and the memory,
+            so that the choice is the same at every call.
         parameters: part of these parameters: a path such as "trunk/Dense_0", several paths, or a pytree of True and
             False shaped like `params` or like its upper levels.
         in_axes: where samples stand in x1 and x2, as in `jax.vmap`: a number, or a pytree of them that is x1's or its
@@ -83,24 +82,26 @@ def empirical_ntk(
     f, samples = one_array(f, samples, in_axes)
     x1, x2 = samples["x1"], samples.get("x2")
     problem = prepare(f, params, samples, parameters)
-    engine = resolve(engine, problem, x1, outputs, budget(memory))
+    engine = resolve(engine, problem, x1, x2, outputs, budget(memory))
     K = problem.num_outputs
     like = one_like(x1)
     A, B = np.shape(x1)[0], np.shape(x1 if x2 is None else x2)[0]
     devices = Devices()
-    each = -(-max(A, B) // devices.count)
-    chunks = engine.chunks(problem, like, each, outputs, budget(memory) // (1 if x2 is None else 2))
-    size = chunks.samples * devices.count
-    rows, columns = _bounds(A, size), _bounds(B, size)
-    tiles = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
+    each = [-(-n // devices.count) for n in (A, B)]
+    chunks = engine.chunks(problem, like, each[0], None if x2 is None else each[1], outputs, budget(memory))
+    left, right = (_Blocks(n, *chunks.block(n, devices.count)) for n in (A, B))
+    tiles = list(_tiles(left, right, chunks, K, same=x2 is None))
     traced = is_traced(problem, x1, x2)
     # Filled on the host: the kernel of many samples need not fit beside the chunk on an accelerator.
     shape = kernel_shape(outputs, A, B, K)
     kernel = jnp.zeros(shape, problem.dtype) if traced else _zeros(shape, problem.dtype)
     placed = problem if traced else devices.everywhere(problem)
 
-    def chunk(x, i, ii):
-        return jnp.asarray(x[i:ii]) if traced else devices.place(devices.padded(x[i:ii]), spread=engine.spreads)
+    def block(x, blocks, i):
+        if blocks.number > 1:
+            x = x[slice(*blocks.span(i))]
+        x = _filled(x, blocks.size)
+        return x if traced else devices.place(x, spread=engine.spreads)
 
     if traced and checkpoint is not None:
         raise ValueError(
@@ -115,18 +116,29 @@ def empirical_ntk(
     bar = tqdm(total=len(tiles), initial=done, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False)
 
     def sent():
-        for (i, ii), (j, jj) in tiles[done:]:
-            right = None if x2 is None and i == j else chunk(x1 if x2 is None else x2, j, jj)
-            tile = engine.kernel(placed, chunk(x1, i, ii), right, outputs, chunks)
-            yield (i, ii), (j, jj), tile if traced else devices.to_fetch(tile)
+        kept, kept_for = None, None
+        for rows, first, column in tiles[done:]:
+            if kept_for != (rows, first):
+                # What is kept is given back before as much is asked for.
+                kept = None
+                given = [block(x1, left, i) for i in range(*rows)]
+                kept, kept_for = engine.keep(placed, given, first, outputs, chunks), (rows, first)
+            others = None if column is None else block(x1 if x2 is None else x2, right, column)
+            tile = engine.against(placed, kept, others, first, outputs, chunks)
+            yield (rows, first, column), tile if traced else devices.to_fetch(tile)
 
-    for n, ((i, ii), (j, jj), tile) in enumerate(behind(sent()), done + 1):
+    for n, ((rows, first, column), tile) in enumerate(behind(sent()), done + 1):
+        (i, ii), (j, jj) = left.span(*rows), left.span(*rows) if column is None else right.span(column)
         if not traced:
-            tile = np.asarray(tile)[: ii - i, : jj - j]
+            tile = np.asarray(tile)
             check_finite("gradients of f", tile)
-        kernel = _write(kernel, slice(i, ii), slice(j, jj), tile)
-        if x2 is None and i != j:
-            kernel = _write(kernel, slice(j, jj), slice(i, ii), mirror(tile))
+        tile = tile[: ii - i, : jj - j]
+        some = slice(first, first + chunks.outputs) if outputs == "diagonal" else slice(None)
+        if outputs == "diagonal":
+            tile = tile[:, :, : K - first]
+        kernel = _add(kernel, (slice(i, ii), slice(j, jj), some), tile)
+        if x2 is None and column is not None:
+            kernel = _add(kernel, (slice(j, jj), slice(i, ii), some), mirror(tile))
         bar.update()
         if n < len(tiles):
             partial.save("kernel", n, lambda kernel=kernel: [kernel])
@@ -141,11 +153,39 @@ def empirical_ntk(
     return jax.device_put(kernel, jax.local_devices(backend="cpu")[0] if on_host else None)
 
 
-def _bounds(n: int, chunk: int) -> list[tuple[int, int]]:
-    """(first, end) of chunks of one size, at most `chunk`: the last one may overlap, so that one shape is compiled."""
-    count = -(-n // chunk)
-    size = -(-n // count)
-    return [(min(i * size, n - size), min((i + 1) * size, n)) for i in range(count)]
+class _Blocks(NamedTuple):
+    """n samples in blocks of one size, so that one shape is compiled; the last one may lack some."""
+
+    n: int
+    size: int
+    number: int
+
+    def span(self, i: int, end: int | None = None) -> tuple[int, int]:
+        """The samples of block i, or of all from i to before `end`: first, and the one after the last."""
+        return i * self.size, min(self.n, (i + 1 if end is None else end) * self.size)
+
+
+class _Tile(NamedTuple):
+    """Blocks of the left side, from and to; the first of the outputs; block of the other side, None for the same."""
+
+    rows: tuple[int, int]
+    first: int
+    column: int | None
+
+
+def _tiles(left: _Blocks, right: _Blocks, chunks: Chunks, num_outputs: int, *, same: bool) -> Iterator[_Tile]:
+    """Tiles of a row and some outputs one after the other; where both sides are the same, from the diagonal on."""
+    for start in range(0, left.number, chunks.blocks):
+        rows = start, min(start + chunks.blocks, left.number)
+        for first in range(0, num_outputs, chunks.outputs):
+            for column in (None, *range(rows[1], left.number)) if same else range(right.number):
+                yield _Tile(rows, first, column)
+
+
+def _filled(x: Any, size: int) -> Any:
+    """With the last sample repeated up to a size."""
+    xp, missing = jnp if is_traced(x) else np, size - len(x)
+    return x if not missing else xp.concatenate([x, xp.repeat(x[-1:], missing, axis=0)])
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -156,8 +196,9 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _write(kernel, rows: slice, columns: slice, tile):
+def _add(kernel, at: tuple[slice, ...], tile):
+    at = at[: tile.ndim]
     if isinstance(kernel, np.ndarray):
-        kernel[rows, columns] = tile
+        kernel[at] += tile
         return kernel
-    return kernel.at[rows, columns].set(tile)
+    return kernel.at[at].add(tile)

@@ -246,7 +246,7 @@ def block_statistics(
     x = samples["x"]
     order, classes = _classes(x, labels)
     problem = prepare(f, params, {"x": x}, parameters)
-    engine = resolve(engine, problem, x, None, budget(memory))
+    engine = resolve(engine, problem, x, None, None, budget(memory))
     signs = np.zeros((len(order), 0))
     if residual == "estimate":
         signs = _probes(order, classes, probes, key)

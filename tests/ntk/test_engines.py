@@ -62,7 +62,7 @@ def test_outputs_in_tiles(count):
     """Nine outputs, so many at a time: few of them share a forward pass that is held, more of them go again."""
 
     class Fixed(Layerwise):
-        def chunks(self, problem, x, num_samples, outputs, available):
+        def chunks(self, problem, x, rows, columns, outputs, available):
             return Chunks(samples=4, outputs=count)
 
     params, x = {"w": normal(0, 6, 5), "v": normal(1, 5, 9), "bias": normal(2, 9)}, normal(3, 6, 6)
@@ -139,11 +139,11 @@ def test_stop_and_resume(tmp_path, monkeypatch):
     calls = []
 
     class Stopping(Layerwise):
-        def kernel(self, problem, x1, x2, outputs, chunks):
+        def against(self, *given):
             calls.append(None)
             if len(calls) == self.after:
                 raise KeyboardInterrupt
-            return super().kernel(problem, x1, x2, outputs, chunks)
+            return super().against(*given)
 
         after = 4
 
@@ -171,34 +171,26 @@ def test_stop_and_resume(tmp_path, monkeypatch):
         jax.jit(lambda p: empirical_ntk(c.f, p, c.x, checkpoint=tmp_path))(c.params)
 
 
-def test_the_fastest_engine_is_taken(monkeypatch):
+def test_the_engine_of_the_least_work_is_taken(monkeypatch):
     c, theta = case("plain"), dense_ntk("plain")
-    tried = []
+    asked = []
 
-    def seconds(engine, problem, x, outputs, available):
-        tried.append((engine.name, outputs))
-        return {"layerwise": 3.0, "jacobian": 2.0, "ntvp": 1.0}[engine.name]
+    def works(problem, x1, x2, outputs, available):
+        asked.append((len(x1), x2, outputs))
+        return {"layerwise": 3.0, "jacobian": 2.0, "ntvp": 1.0} if outputs else {"layerwise": 3.0, "jacobian": 2.0}
 
-    monkeypatch.setattr(_fastest, "_found", {})
-    monkeypatch.setattr(_fastest, "_seconds", seconds)
+    monkeypatch.setattr(_fastest, "engine_works", works)
     used = []
     for kind in (Jacobian, NTVP):
         kernel = kind.kernel
         monkeypatch.setattr(kind, "kernel", lambda self, *given, k=kernel: used.append(self.name) or k(self, *given))
-    for _ in range(2):
-        close(empirical_ntk(c.f, c.params, c.x, engine="auto"), theta)
-    assert (tried, used) == ([("layerwise", "full"), ("jacobian", "full"), ("ntvp", "full")], ["ntvp", "ntvp"])
+    close(empirical_ntk(c.f, c.params, c.x, engine="auto"), theta)
     block_statistics(c.f, c.params, c.x, np.asarray([0, 1, 0, 1, 0]), engine="auto")
-    assert tried[3:] == [("layerwise", None), ("jacobian", None)]
-
-
-@pytest.mark.parametrize("name", ["plain", "attention", "unusual"])
-def test_the_fastest_engine_by_the_clock(name, monkeypatch):
-    # Nothing is known of which one wins, only that trying works: a function with a rule of its own backwards included.
-    monkeypatch.setattr(_fastest, "_found", {})
-    c, theta = case(name), dense_ntk(name)
-    close(empirical_ntk(c.f, c.params, c.x, outputs="mean", engine="auto"), mean_over_outputs(theta))
-    assert set(_fastest._found.values()) <= {"layerwise", "jacobian", "ntvp"}
+    assert (asked, used) == ([(5, None, "full"), (5, None, None)], ["ntvp"])
+    # A rule of differentiation of its own goes backwards alone.
+    c = case("unusual")
+    close(empirical_ntk(c.f, c.params, c.x, engine="auto"), dense_ntk("unusual"))
+    assert used == ["ntvp", "jacobian"]
 
 
 @pytest.mark.parametrize("engine", ["layerwise", "jacobian", "ntvp"])

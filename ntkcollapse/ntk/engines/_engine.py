@@ -1,7 +1,8 @@
 """What an engine does: kernels between samples, and sums of gradients over classes."""
 
 import abc
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,11 +18,28 @@ SUMS, BATCH = 3, 2
 
 
 class Chunks(eqx.Module):
-    """How much is done at a time: samples of a chunk, and outputs of it; whole: by one program."""
+    """How much is done at a time: samples of a block, and outputs of it; whole: by one program.
+
+    blocks: of how many blocks an engine keeps what it needs, while the others pass by; pieces: in how many equal parts
+    a block passes through f; formed: whether all that is kept of a parameter is gradients, where these are formed;
+    working: bytes for what is only being made; few: whether what compiles fast comes before what runs fast.
+    """
 
     samples: int = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
     whole: bool = eqx.field(static=True, default=False)
+    blocks: int = eqx.field(static=True, default=1)
+    pieces: int = eqx.field(static=True, default=1)
+    formed: bool = eqx.field(static=True, default=True)
+    working: int = eqx.field(static=True, default=0)
+    few: bool = eqx.field(static=True, default=False)
+
+    def block(self, n: int, devices: int) -> tuple[int, int]:
+        """(samples of a block on all devices, number of blocks) for n samples; the last block may lack some."""
+        number = -(-n // (self.samples * devices))
+        unit = self.pieces * devices
+        size = unit * -(-n // (number * unit))
+        return size, -(-n // size)
 
 
 class Batch(eqx.Module):
@@ -136,13 +154,34 @@ class Engine(eqx.Module):
 
     @abc.abstractmethod
     def chunks(
-        self, problem: Problem, x: jax.ShapeDtypeStruct, num_samples: int, outputs: Outputs, available: int
+        self,
+        problem: Problem,
+        x: jax.ShapeDtypeStruct,
+        rows: int,
+        columns: int | None,
+        outputs: Outputs,
+        available: int,
     ) -> Chunks:
-        """Chunks of at most `num_samples` samples like `x`, (1, ...), for a kernel in `available` bytes."""
+        """Chunks for a kernel of so many samples like `x`, (1, ...), with others, or with themselves where `columns` is
+        None, in `available` bytes.
+        """
 
     @abc.abstractmethod
-    def kernel(self, problem: Problem, x1: Array, x2: Array | None, outputs: Outputs, chunks: Chunks) -> Array:
-        """Θ between two chunks of samples (x2 None: x1 with itself), not yet divided by K where it is a mean."""
+    def kernel(self, problem: Problem, x1: Array, x2: Array | None, outputs: Outputs) -> Array:
+        """Θ between two blocks of samples (x2 None: x1 with itself), not yet divided by K where it is a mean."""
+
+    def keep(self, problem: Problem, blocks: Sequence[Array], first: int, outputs: Outputs, chunks: Chunks) -> Any:
+        """What a row of tiles needs of its samples again and again, for the outputs from `first` on."""
+        del problem, first, outputs, chunks
+        (x,) = blocks
+        return x
+
+    def against(
+        self, problem: Problem, kept: Any, x2: Array | None, first: int, outputs: Outputs, chunks: Chunks
+    ) -> Array:
+        """`kernel` between what is kept and the samples x2, for the outputs from `first` on."""
+        del first, chunks
+        return self.kernel(problem, kept, x2, outputs)
 
     def sum_chunks(self, problem: Problem, x: jax.ShapeDtypeStruct, num_sums: int, available: int) -> Chunks:
         """Chunks for `add` with that many sums (classes and signs) in `available` bytes."""

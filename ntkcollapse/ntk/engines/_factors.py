@@ -12,9 +12,28 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntkcollapse._platforms import number
+from ntkcollapse._platforms import constant
 from ntkcollapse.ntk._uses import Use
 from ntkcollapse.ntk.engines._contract import EXACT, GroupSums, Outputs, contract, counted, group_sums, scatter_of
+
+
+class Layer(NamedTuple):
+    """Sizes of a `Use`, with how many numbers its input has before it is unfolded."""
+
+    groups: int
+    positions: int
+    inputs: int
+    outputs: int
+    beside: int
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of the gradient of one output."""
+        return self.groups * self.inputs * self.outputs
+
+    def factors(self, k: int) -> int:
+        """Numbers of the input and of the cotangents of k outputs."""
+        return self.beside + k * self.groups * self.positions * self.outputs
 
 
 class Factors(NamedTuple):
@@ -51,13 +70,31 @@ class Factors(NamedTuple):
 def grams_are_cheaper(use: Use, A: int, B: int, k: int, outputs: Outputs) -> bool:
     """Whether inner products of the gradients of A and B samples cost less by `contract_grams`."""
     G, T, I, O = use.groups, use.positions, use.inputs, use.outputs
-    both = k * k if outputs == "full" else k
-    kept = 1 if outputs == "mean" else both
-    memory = A * B * G * T * T * (1 + kept) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
-    # In multiplications; what writing and reading an array takes in them decides only near a tie.
-    traffic = number("traffic")
-    formed = G * I * O * (k * (A + B) * T + both * A * B + traffic * k * (A + B))
-    return memory and A * B * G * T * T * (I + both * O + traffic * (1 + kept)) < formed
+    fits = A * B * gram_numbers(use, k, outputs) <= 2 * (A + B) * G * max(k * I * O, T * (I + k * O)) + 2**20
+    formed = (A + B) * forming_work(use, k) + A * B * G * I * O * pairs_of(outputs, k)
+    return fits and A * B * gram_work(use, k, outputs) < formed
+
+
+def pairs_of(outputs: Outputs, k: int) -> int:
+    """Pairs of k outputs of which inner products are asked for."""
+    return k * k if outputs == "full" else k
+
+
+def gram_numbers(use: Use | Layer, k: int, outputs: Outputs) -> int:
+    """Numbers that `contract_grams` holds for a pair of samples."""
+    kept = 1 if outputs == "mean" else pairs_of(outputs, k)
+    return use.groups * use.positions**2 * (1 + kept)
+
+
+def gram_work(use: Use | Layer, k: int, outputs: Outputs) -> int:
+    """Work of `contract_grams` for a pair of samples."""
+    products = use.groups * use.positions**2 * (use.inputs + pairs_of(outputs, k) * use.outputs)
+    return products + constant("traffic") * gram_numbers(use, k, outputs)
+
+
+def forming_work(use: Use | Layer, k: int) -> int:
+    """Work of forming the gradients of a sample."""
+    return k * use.groups * use.inputs * use.outputs * (use.positions + constant("traffic"))
 
 
 def contract_grams(x: Factors, y: Factors, outputs: Outputs) -> Float[Array, "A B ..."]:
@@ -86,7 +123,7 @@ def is_formed(use: Use) -> bool:
 
 def _sums_from_gradients(G: int, T: int, I: int, O: int, k: int, q: int, pairs: bool) -> bool:
     # Either way the sums cost T·G·I·O·k a sample; the rest differs.
-    formed = G * k * I * O * (number("traffic") + q + (k if pairs else 0))
+    formed = G * k * I * O * (constant("traffic") + q + (k if pairs else 0))
     direct = G * T * (3 * T * (I + k * O) + (2 * k * k * O if pairs else 0) + q * I * O * k)
     return formed <= direct
 

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
-from ntkcollapse.ntk._memory import evened, fit
+from ntkcollapse.ntk._memory import evened, fit, fit_sides
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import Outputs, contract, group_sums
 from ntkcollapse.ntk.engines._engine import (
@@ -26,12 +26,12 @@ class Jacobian(Engine):
     Memory: two chunks of samples times K·P numbers, and what the backward passes keep.
     """
 
-    def chunks(self, problem, x, num_samples, outputs, available):
+    def chunks(self, problem, x, rows, columns, outputs, available):
         # Each Jacobian stands twice: as it is made, and as its products need it.
         each = 2 * problem.num_outputs * problem.num_params * problem.dtype.itemsize
-        return Chunks(samples=fit(available, 2 * each, num_samples), outputs=problem.num_outputs)
+        return Chunks(samples=fit_sides(available, 2 * each, rows, columns), outputs=problem.num_outputs)
 
-    def kernel(self, problem, x1, x2, outputs, chunks):
+    def kernel(self, problem, x1, x2, outputs):
         return plain_kernel(problem, x1, x2, outputs)
 
     def sum_chunks(self, problem, x, num_sums, available):

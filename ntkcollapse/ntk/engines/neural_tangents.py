@@ -6,7 +6,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 
-from ntkcollapse.ntk._memory import fit
+from ntkcollapse.ntk._memory import fit_sides
 from ntkcollapse.ntk._neural_tangents import neural_tangents
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import Outputs
@@ -32,11 +32,11 @@ class NeuralTangents(Engine):
     def name(self):
         return "neural-tangents"
 
-    def chunks(self, problem, x, num_samples, outputs, available):
+    def chunks(self, problem, x, rows, columns, outputs, available):
         each = problem.num_outputs * problem.num_params * problem.dtype.itemsize
-        return Chunks(samples=fit(available, 2 * each, num_samples), outputs=problem.num_outputs)
+        return Chunks(samples=fit_sides(available, 2 * each, rows, columns), outputs=problem.num_outputs)
 
-    def kernel(self, problem, x1, x2, outputs, chunks):
+    def kernel(self, problem, x1, x2, outputs):
         with warnings.catch_warnings():
             # It calls JAX in ways that are to be removed.
             warnings.simplefilter("ignore", DeprecationWarning)

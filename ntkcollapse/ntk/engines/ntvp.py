@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ntkcollapse.ntk._memory import fit
+from ntkcollapse.ntk._memory import fit_sides
 from ntkcollapse.ntk._problem import Problem
 from ntkcollapse.ntk.engines._contract import Outputs
 from ntkcollapse.ntk.engines._engine import Chunks, Engine, marked, unit_cotangents
@@ -25,12 +25,12 @@ class NTVP(Engine):
 
     linear: ClassVar[bool] = False
 
-    def chunks(self, problem, x, num_samples, outputs, available):
+    def chunks(self, problem, x, rows, columns, outputs, available):
         # A pass over n samples for each of n samples: activations are not known here, parameters stand for them.
         each = problem.num_outputs * (problem.num_params + 4 * x.size) * problem.dtype.itemsize
-        return Chunks(samples=fit(available, 4 * each, num_samples), outputs=problem.num_outputs)
+        return Chunks(samples=fit_sides(available, 4 * each, rows, columns), outputs=problem.num_outputs)
 
-    def kernel(self, problem, x1, x2, outputs, chunks):
+    def kernel(self, problem, x1, x2, outputs):
         return _kernel(problem, x1, x1 if x2 is None else x2, outputs)
 
 
