@@ -7,6 +7,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from ntkcollapse.choices import MEASUREMENTS
+from ntkcollapse.training.config import MOST_MEASUREMENTS
 from ntkcollapse.training.plan import Plan
 from ntkcollapse.training.progress import Progress
 
@@ -21,8 +22,9 @@ _WORTH_SAYING = 10.0
 class Announcer:
     """Says on standard error what a run costs and how far it has come; a context that ends the bar.
 
-    After the third record, which was measured with everything compiled, what measuring will cost; when the training
-    accuracy first is 1, that the terminal phase has begun.
+    Before the first step, that kernels are measured less often than they would be if they cost less. After the third
+    record, which was measured with everything compiled, what measuring will cost; when the training accuracy first is
+    1, that the terminal phase has begun.
 
     Args:
         plan: of the run.
@@ -37,6 +39,11 @@ class Announcer:
         self._measuring = 0.0
 
     def __enter__(self) -> "Announcer":
+        if self.how and self.plan.spaced < MOST_MEASUREMENTS:
+            self._say(
+                f"measuring {self.plan.spaced} times along the run, so that kernels take about a tenth of its work; "
+                f"--measure-log {MOST_MEASUREMENTS} (measure_log={MOST_MEASUREMENTS}) has more"
+            )
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ntkcollapse.networks import Network
 
 
+# Measurements along a run where the settings do not say how many.
+FEWEST_MEASUREMENTS, MOST_MEASUREMENTS = 6, 32
 # Networks compute in it.
 _SINGLE = 1.2e-38, 3.4e38
 # The convolutions of VGG halve the images five times.
@@ -100,9 +102,10 @@ class TrainConfig(Settings):
         choices=MEASUREMENTS,
     )
     measure_every: int = setting(0, "epochs between measurements; 0 for none of these")
-    measure_log: int = setting(
-        32,
-        "so many measurements, evenly spaced in the logarithm of the step",
+    measure_log: int | None = setting(
+        None,
+        "so many measurements, evenly spaced in the logarithm of the step; without it 32, or at least 6 where kernels "
+        "would take more than a tenth of the training",
         whole=Whole(0, 10**6, "from 0 to a million"),
     )
     measure_steps: tuple[int, ...] = setting((), "more steps to measure at")
@@ -268,14 +271,18 @@ class TrainConfig(Settings):
 
         return Staircase(self.learning_rate, self.decay_factor, self.decay_every * steps_per_epoch)
 
-    def measured_steps(self, steps_per_epoch: int) -> frozenset[int]:
-        """The steps to measure at: always the first and the last."""
+    def measured_steps(self, steps_per_epoch: int, log: int = MOST_MEASUREMENTS) -> frozenset[int]:
+        """The steps to measure at: always the first and the last.
+
+        log: measurements evenly spaced in the logarithm of the step, where the settings do not say how many.
+        """
         last = self.epochs * steps_per_epoch
         steps = {0, last, *(s for s in self.measure_steps if s <= last)}
         if self.measure_every:
             steps |= set(range(0, last + 1, self.measure_every * steps_per_epoch))
-        if self.measure_log:
+        log = log if self.measure_log is None else self.measure_log
+        if log:
             from ntkcollapse.training.gradient_descent import log_spaced
 
-            steps |= set(log_spaced(last, self.measure_log))
+            steps |= set(log_spaced(last, log))
         return frozenset(steps)

@@ -15,8 +15,11 @@ from ntkcollapse._config import as_mapping
 from ntkcollapse.clock import Clock, Staircase
 from ntkcollapse.data import Batches, Dataset, Splits
 from ntkcollapse.networks import AbstractNetwork, Variables
-from ntkcollapse.training.config import TrainConfig
+from ntkcollapse.ntk.kernel_work import kernel_work
+from ntkcollapse.training.config import FEWEST_MEASUREMENTS, MOST_MEASUREMENTS, TrainConfig
+from ntkcollapse.training.gradient_descent import log_spaced
 from ntkcollapse.training.measurements import Measurement, chosen
+from ntkcollapse.training.measurements.moment import DENSE
 from ntkcollapse.training.step import Stepper
 
 # Settings that may change when a run goes on: how far, and what it does not depend on.
@@ -24,6 +27,10 @@ FREE = ("epochs", "checkpoint_seconds", "data_path", "download", "ntk_engine")
 
 # Of defaults that have changed: checkpoints of before hold digests that leave these out.
 FIRST_DEFAULTS = {"measure_every": 1, "measure_log": 0}
+
+# Of the work of a training, what measured kernels may take by default; and multiplications that are no matter, half a
+# second's.
+_KERNELS, _LITTLE = 0.1, 1e10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +124,26 @@ class Plan:
     @cached_property
     def measured_at(self) -> frozenset[int]:
         """The steps to measure at; networks are kept where they are measured."""
-        return self.config.measured_steps(self.batches.per_epoch) | self.networks_at
+        return self.config.measured_steps(self.batches.per_epoch, self.spaced) | self.networks_at
+
+    @cached_property
+    def spaced(self) -> int:
+        """Measurements evenly spaced in the logarithm of the step, unless the settings say how many.
+
+        So many that kernels take at most a tenth of the multiplications of all steps, within 6 and 32; 32 where that is
+        little on any machine.
+        """
+        kernels = [which for which, name in enumerate(("kappa", "gamma")) if name in self.measurements]
+        if self.config.measure_log is not None or not kernels:
+            return MOST_MEASUREMENTS
+        params, x = self.initial.params, self.probe.inputs
+        functions = self.network.evaluation(self.initial.batch_stats)
+        works = [kernel_work(functions[which], params, x, pairs=len(x) <= DENSE) for which in kernels]
+        one = sum(work.kernel for work in works) * (2 if self.config.measure_on == "both" else 1)
+        batch = self.splits.train.inputs.shape[0] / self.batches.per_epoch
+        room = max(_KERNELS * self.last * 3 * batch * works[0].forward, _LITTLE)
+        most = len(log_spaced(self.last, MOST_MEASUREMENTS))
+        return MOST_MEASUREMENTS if most * one <= room else max(FEWEST_MEASUREMENTS, int(room // one))
 
     def rate(self, step: int) -> float:
         """What the update of this step is multiplied by."""

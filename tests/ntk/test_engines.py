@@ -139,11 +139,11 @@ def test_stop_and_resume(tmp_path, monkeypatch):
     calls = []
 
     class Stopping(Layerwise):
-        def against(self, *given):
+        def against(self, problem, kept, x2, first, outputs, chunks):
             calls.append(None)
             if len(calls) == self.after:
                 raise KeyboardInterrupt
-            return super().against(*given)
+            return super().against(problem, kept, x2, first, outputs, chunks)
 
         after = 4
 

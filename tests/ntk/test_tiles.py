@@ -90,11 +90,14 @@ NETWORKS = {
 
 
 def former_samples(of: Counted, K: int, N: int, outputs: str, available: int) -> int:
-    """Samples of a tile where both sides pass for each: two sides, and its totals as they are and as they become."""
-    each = of.forward + (K if outputs == "full" else 1) * of.backward
+    """Samples of a tile where both sides pass for each: their passes, gradients of one layer where these are formed,
+    and the totals as they are and as they become.
+    """
+    k = K if outputs == "full" else 1
+    formed = [layer.numbers for layer, _ in of.layers if layer.positions > 1]
+    each = of.forward + k * (of.backward + max(formed, default=0) * of.item)
     numbers = 2 * of.item * (K * K if outputs == "full" else 1)
-    fits = [n for n in range(1, N + 1) if 2 * n * each + n * n * numbers <= available]
-    return max(fits, default=0)
+    return sum(2 * n * each + n * n * numbers <= available for n in range(1, N + 1))
 
 
 def former_work(of: Counted, K: int, N: int, outputs: str, available: int) -> float:
@@ -117,9 +120,7 @@ def former_work(of: Counted, K: int, N: int, outputs: str, available: int) -> fl
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_cut_is_counted_slower_than_before(name):
     of = NETWORKS[name]
-    for K, N, outputs, available in itertools.product(
-        (1, 10), (100, 1_000, 7_200), ("full", "mean"), (10**7, 10**8, 512 * 2**20)
-    ):
+    for K, N, outputs, available in itertools.product((1, 10), (100, 3_000), ("full", "mean"), (10**7, 10**8)):
         if not 8 <= former_samples(of, K, N, outputs, available) < N:
             continue
         chunks = tiling(of, K, N, None, outputs, available)
@@ -130,7 +131,7 @@ def test_no_cut_is_counted_slower_than_before(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_more_memory_is_never_more_work_and_what_is_kept_fits(name):
     of, works = NETWORKS[name], []
-    for available in (10**7, 3 * 10**7, 10**8, 3 * 10**8, 10**9):
+    for available in (10**7, 10**8, 10**9):
         chunks = tiling(of, 10, 2_000, None, "mean", available)
         works.append(sum(counted_work(of, tile_of(chunks), chunks.blocks, 10, 2_000, None, "mean")))
         rows = chunks.samples * chunks.blocks

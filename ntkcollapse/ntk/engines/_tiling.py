@@ -1,6 +1,6 @@
 """How the kernel of many samples is cut into tiles: the least counted work within the counted bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from math import isqrt
 from typing import Literal, NamedTuple
 
@@ -104,17 +104,17 @@ def counted_work(
     products = pairs * b * b * (1 + constant("narrow") / b)
     work = passes * b * (of.forth + k * of.back) + products * of.explicit * pairs_of(outputs, k)
     calls = passes * (3 + tile.pieces) + pairs
-    for layer, number in of.layers:
+    for layer, count in of.layers:
         kept = way(layer, tile, outputs, of.item)
         n = parts(layer, kept, tile, outputs, of.item)
         if kept == "grams":
-            work += number * products * gram_work(layer, k, outputs)
-            calls += number * (passes * (tile.pieces > 1) + pairs * (n**2 if n > 1 else 0))
+            work += count * products * gram_work(layer, k, outputs)
+            calls += count * (passes * (tile.pieces > 1) + pairs * (n**2 if n > 1 else 0))
             continue
         formed = passes if kept == "gradients" else again
-        work += number * (products * layer.numbers * pairs_of(outputs, k) + formed * b * forming_work(layer, k))
+        work += count * (products * layer.numbers * pairs_of(outputs, k) + formed * b * forming_work(layer, k))
         joined = passes * (tile.pieces > 1)
-        calls += number * (joined + (passes * tile.pieces if kept == "gradients" else again * n + pairs * n**2))
+        calls += count * (joined + (passes * tile.pieces if kept == "gradients" else again * n + pairs * n**2))
     turns = -(-num_outputs // k)
     return Total(turns * work, turns * constant("call") * calls)
 
@@ -137,23 +137,25 @@ def tiling(of: Counted, num_outputs: int, rows: int, columns: int | None, output
             block = pieces * -(-most // (-(-most // size) * pieces))
             for formed in (False, True):
                 tile = Tile(block, pieces, k, formed, min(step(), made))
-                blocks = _blocks(tile, _kept(of, tile, outputs), total, rows, columns, room)
+                ways: list[Way] = [way(layer, tile, outputs, of.item) for layer, _ in of.layers]
+                blocks = _blocks(tile, _kept(of, k, ways), total, rows, columns, room)
                 if not blocks and (size > 1 or best is not None):
                     continue
                 blocks = evened(-(-rows // block), max(blocks, 1))
                 work = sum(counted_work(of, tile, blocks, num_outputs, rows, columns, outputs))
                 if work < least:
                     best, least = Chunks(block, k, False, blocks, pieces, formed, made), work
+                if "factors" not in ways:
+                    break
     assert best is not None
     return best
 
 
-def _kept(of: Counted, tile: Tile, outputs: Outputs) -> int:
+def _kept(of: Counted, k: int, ways: Sequence[Way]) -> int:
     """Bytes of a sample that is kept."""
-    numbers, k = tile.outputs * of.explicit, tile.outputs
-    for layer, number in of.layers:
-        gradients = way(layer, tile, outputs, of.item) == "gradients"
-        numbers += number * (k * layer.numbers if gradients else layer.factors(k))
+    numbers = k * of.explicit
+    for (layer, count), kept in zip(of.layers, ways, strict=True):
+        numbers += count * (k * layer.numbers if kept == "gradients" else layer.factors(k))
     return numbers * of.item
 
 
@@ -183,7 +185,7 @@ def _turns(num_outputs: int) -> list[int]:
     return list(dict.fromkeys([*found, 1]))
 
 
-def _sizes(most: int, piece: int) -> Iterator[int]:
-    """Samples of a block: powers of two, and whole pieces."""
-    sizes = {2**i for i in range(most.bit_length())} | {n * piece for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
-    yield from sorted({most, *(size for size in sizes if size < most)})
+def _sizes(most: int, piece: int) -> list[int]:
+    """Samples of a block: equal parts of all, powers of two, and whole pieces."""
+    sizes = {-(-most // n) for n in range(1, 13)} | {2**i for i in range(most.bit_length())}
+    return sorted(size for size in sizes | {n * piece for n in (1, 2, 3, 4, 6, 8, 16)} if size <= most)

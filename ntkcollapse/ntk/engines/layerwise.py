@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntkcollapse._platforms import number
+from ntkcollapse._types import AnyArray
 from ntkcollapse.compiled import compiled_for_products
 from ntkcollapse.ntk._memory import evened, fit, step
 from ntkcollapse.ntk._problem import Problem, one_like
@@ -134,7 +135,7 @@ def _passed(problem: Problem, x: Array, first, count: int, mask=None) -> tuple[d
 
 @compiled_for_products
 def _there_and_back(
-    problem: Problem, x: Array, first: Int[Array, ""], count: int, together: bool, mask: Array | None = None
+    problem: Problem, x: Array, first: Int[AnyArray, ""], count: int, together: bool, mask: Array | None = None
 ) -> Side:
     return _side_of(problem, x, first, count, together, mask)
 
@@ -281,8 +282,8 @@ def _between(problem: Problem, left: Kept, right: Kept, outputs: Outputs, chunks
         for side in (left, right)
     ]
     if whole or left.gradients[0]:
-        sizes = (side.samples // len(side.gradients) for side in (left, right))
-        for i, j, at in places(*sides, *sizes):
+        a, b = (side.samples // len(side.gradients) for side in (left, right))
+        for i, j, at in places(sides[0], sides[1], a, b):
             total = _contract_blocks((uses, dtype, sides[0][i], sides[1][j], outputs, at), total)
     for n, other in enumerate(others):
         if n in whole:
@@ -359,7 +360,7 @@ def _put_together(blocks: dict[tuple[int, int], Array], rows: int, columns: int)
 
 
 @compiled_for_products
-def _formed(use: Use, dtype, inputs: Array, cotangents: Array, first: Int[Array, ""], count: int) -> Array:
+def _formed(use: Use, dtype, inputs: Array, cotangents: Array, first: Int[AnyArray, ""], count: int) -> Array:
     """Gradients of each sample, (B, k, P) for `count` of the inputs of each group from `first` on."""
     factors = _factors(use, dtype, inputs, cotangents)
     if count == use.inputs:
@@ -373,14 +374,16 @@ def _contract_blocks(given, total: Array) -> Array:
     """The total with inner products added: of gradients, and of inputs and cotangents by their Grams."""
     uses, dtype, left, right, outputs, at = given
     added = [contract(g, h, outputs) for g, h in zip(left[0], right[0], strict=True)]
-    for use, *sides in zip(uses, left[1], right[1], strict=True):
-        added.append(contract_grams(*(_factors(use, dtype, *side) for side in sides), outputs))
+    for use, row, column in zip(uses, left[1], right[1], strict=True):
+        added.append(contract_grams(_factors(use, dtype, *row), _factors(use, dtype, *column), outputs))
     # Products on their own: a compiler may make them again, number by number, within the sum.
-    added = jax.lax.optimization_barrier(added)
-    return _added(total, sum(added[1:], start=added[0]), at)
+    part, *others = jax.lax.optimization_barrier(added)
+    for other in others:
+        part = part + other
+    return _added(total, part, at)
 
 
-def _added(total: Array, part: Array, at: Int[Array, "2"]) -> Array:
+def _added(total: Array, part: Array, at: Int[AnyArray, "2"]) -> Array:
     """The total with a part added from the row and column `at` on."""
     start = (at[0], at[1], *(jnp.zeros_like(at[0]) for _ in total.shape[2:]))
     sum_of_both = jax.lax.dynamic_slice(total, start, part.shape) + part
@@ -388,7 +391,7 @@ def _added(total: Array, part: Array, at: Int[Array, "2"]) -> Array:
 
 
 @compiled_for_products
-def _mirrored(upper: Bool[Array, "b b"], total: Array) -> Array:
+def _mirrored(upper: Bool[AnyArray, "b b"], total: Array) -> Array:
     """A kernel of samples with themselves, of which only the part from the diagonal on is whole."""
     return jnp.where(jnp.expand_dims(upper, range(2, total.ndim)), total, mirror(total))
 
