@@ -101,7 +101,7 @@ def empirical_ntk(
         if blocks.number > 1:
             x = x[slice(*blocks.span(i))]
         x = _filled(x, blocks.size)
-        return x if traced else devices.place(x, spread=engine.spreads)
+        return jnp.asarray(x) if traced else devices.place(x, spread=engine.spreads)
 
     if traced and checkpoint is not None:
         raise ValueError(
