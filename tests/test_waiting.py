@@ -56,8 +56,8 @@ def test_results_are_fetched_behind(ahead, order, monkeypatch):
 def test_tiles_are_sent_before_the_first_is_fetched(monkeypatch):
     as_if(monkeypatch, at_once=0, ahead=2)
     called = events(monkeypatch, empirical, "check_finite")
-    kernel = Layerwise.kernel
-    monkeypatch.setattr(Layerwise, "kernel", lambda *args: called.append("sent") or kernel(*args))
+    against = Layerwise.against
+    monkeypatch.setattr(Layerwise, "against", lambda *args: called.append("sent") or against(*args))
     theta = empirical_ntk(two_layers, PARAMS, X, outputs="mean", memory=2e3)
     assert called[:4] == ["sent", "sent", "sent", "check_finite"]
     assert called.count("sent") == called.count("check_finite") > 5
