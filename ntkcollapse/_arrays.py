@@ -1,5 +1,7 @@
-"""Arrays of numpy as arrays of JAX, and computing with known numbers, without a compilation."""
+"""Arrays of numpy as arrays of JAX, computing with known numbers, without a compilation, and numpy in one thread."""
 
+from contextlib import AbstractContextManager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from threadpoolctl import ThreadpoolController
 
 
 def as_array(x: Any) -> Any:
@@ -47,3 +50,14 @@ def entry(x: Any, index: Any) -> Any:
 def stacked(*arrays: Any) -> Any:
     """`jnp.stack`."""
     return as_array(np.stack(arrays)) if module_of(arrays) is np else jnp.stack(arrays)
+
+
+def one_thread() -> AbstractContextManager:
+    """Within it numpy's products take one thread: for small ones, several cost more than they save."""
+    return _threads().limit(limits=1)
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    # Looks for libraries in the whole memory of the process, which takes as long as a short run.
+    return ThreadpoolController()

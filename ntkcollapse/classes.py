@@ -9,9 +9,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
-from threadpoolctl import threadpool_limits
 
-from ntkcollapse._arrays import as_array, module_of
+from ntkcollapse._arrays import as_array, module_of, one_thread
 from ntkcollapse._checks import check_arrays, check_real, check_shape, check_whole, is_traced
 from ntkcollapse._types import AnyArray
 
@@ -195,7 +194,7 @@ class Classes(eqx.Module):
         """Σ x xᵀ over the columns of each class: by numpy where X has values."""
         xp = jnp if is_traced(X) else np
         # Threads cost more than products of one class.
-        with nullcontext() if xp is jnp else threadpool_limits(1):
+        with nullcontext() if xp is jnp else one_thread():
             return xp.stack([part @ part.T for part in xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)])
 
     def deviations(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... N"]:

@@ -16,7 +16,8 @@ class Method:
 
     Args:
         solver: a name of `SOLVERS`, any diffrax solver, or None for the default: linearly implicit extrapolation for
-            reduced flows, Tsit5 for full ones, ShARK for flows with noise.
+            reduced flows (outside of `vmap`, `jit` and `grad` after explicit steps of order 8, as long as these take
+            less work), Tsit5 for full ones, ShARK for flows with noise.
         rtol: of a step's error, relative to the root mean square of each part of the state (H, W and b; or M, P, W
             and b). With the defaults the final error of each part is below 10 rtol wherever the flow itself does not
             amplify errors; what is a small difference of large parts, like a small residual, has that error of the

@@ -192,14 +192,20 @@ class ReducedFlow(eqx.Module):
         del args
         C, d, kernel = self.sizes.shape[0], self.weights, self.kernel.at(t)
         Γ, rates = kernel.direction_gram(self.sizes), kernel.group_rates(C)
-        options = {
-            "decay": (self.weight_decay.H, self.weight_decay.W, self.weight_decay.b),
-            "free": self.bias == "free",
-            "targets": np.eye(C, d.shape[0], dtype=state.M.dtype),
-            "ones": np.asarray(np.arange(d.shape[0]) < C, state.M.dtype),
-        }
-        M, P, W, b = speed(state.means, state.P, state.W, state.b, Γ, rates, d, self.scatter, self.scale, **options)
-        return ReducedState(M=M[:, :C], P=P, W=W, b=b, X=None if state.X is None else M[:, C:])
+        targets = np.eye(C, d.shape[0], dtype=state.M.dtype)
+        ones, free, decay = np.asarray(np.arange(d.shape[0]) < C, state.M.dtype), self.bias == "free", self.weight_decay
+        scaled = (self.scale * rates, self.scale * d, self.scale * self.scatter)
+        means, P, W, b = speed(
+            state.means, state.P, state.W, state.b, Γ, *scaled, free=free, targets=targets, ones=ones
+        )
+        means = means - decay.H * state.means
+        return ReducedState(
+            M=means[:, :C],
+            P=P - decay.H * state.P,
+            W=W - decay.W * state.W,
+            b=b - decay.b * state.b if free else b,
+            X=None if state.X is None else means[:, C:],
+        )
 
 
 def weights_of(sizes: Any, num_directions: int) -> Any:
@@ -210,22 +216,26 @@ def weights_of(sizes: Any, num_directions: int) -> Any:
     return xp.concatenate([sizes, xp.broadcast_to(sizes.mean(), (num_directions,))])
 
 
-def speed(M, P, W, b, Γ, rates, d, scatter, s, *, decay, free, targets, ones):
-    """Ṁ, Ṗ_g, Ẇ and ḃ of `ReducedFlow`, on arrays of numpy or of JAX.
+def speed(M, P, W, b, Γ, rates, d, scatter, *, free, targets, ones):
+    """Ṁ, Ṗ_g, Ẇ and ḃ of `ReducedFlow` without decay, on arrays of numpy or of JAX.
 
-    M (n, R), Γ (R, R), rates λ_g (G,), d (R,), scatter S_g(0) (G, n, n), scale s, decay (λ_H, λ_W, λ_b), whether b
-    moves, labels and 1 on the R directions: targets (C, R) and ones (R,).
+    M (n, R), Γ (R, R); times the scale s: rates λ_g (G,), d (R,) and scatter S_g(0) (G, n, n); whether b moves, labels
+    and 1 on the R directions: targets (C, R) and ones (R,). One group may come without its axis G.
     """
-    on_H, on_W, on_b = decay
-    RD = s * (W @ M + b[:, None] * ones[None, :] - targets) * d[None, :]
-    WP = W @ P
-    WS = s * ((WP @ scatter) @ P.swapaxes(-1, -2)).sum(0)
+    RD = (W @ M + b[:, None] * ones[None, :] - targets) * d[None, :]
+    down, WP = -W.T, W @ P
+    WS = over_groups((WP @ scatter) @ P.swapaxes(-1, -2))
     return (
-        -W.T @ (RD @ Γ) - on_H * M,
-        -(s * rates)[:, None, None] * (W.T @ WP) - on_H * P,
-        -(RD @ M.T + WS) - on_W * W,
-        -(RD * ones[None, :]).sum(1) - on_b * b if free else 0 * b,
+        down @ (RD @ Γ),
+        rates[..., None, None] * (down @ WP),
+        -(RD @ M.T) - WS,
+        -(RD @ ones) if free else 0 * b,
     )
+
+
+def over_groups(parts):
+    """The sum over groups; of one without its axis, itself."""
+    return parts if parts.ndim == 2 else parts.sum(0)
 
 
 def spectral_radius(t, state: ReducedState, flow: ReducedFlow) -> Float[Array, ""]:

@@ -35,28 +35,45 @@ def small_problem(
 
 
 def reduction(start, flow):
-    assert isinstance(flow.kernel, BlockKernel)
-    return ReducedStart.of(start, flow.kernel, flow.classes)
+    kernel = flow.kernel.at(0.0)
+    assert isinstance(kernel, BlockKernel)
+    return ReducedStart.of(start, kernel, flow.classes)
 
 
 def by_scipy(start, flow, until):
-    """H, W, b at the end, by Dormand and Prince's method of order 8 on all of H, in numpy, near rounding."""
+    """H, W, b at the end."""
+    return [x[-1] for x in along_by_scipy(start, flow, [until])]
+
+
+def along_by_scipy(start, flow, times, rtol=3e-14):
+    """H, W, b at all times, by Dormand and Prince's method of order 8 on all of H, in numpy, near rounding."""
     shapes = [np.shape(x) for x in (start.H, start.W, start.b)]
     cuts = np.cumsum([np.prod(s) for s in shapes])[:-1].astype(int)
-    K, Y = np.asarray(flow.kernel.as_matrix(flow.classes)), np.asarray(flow.classes.Y)
+    path = flow.kernel if isinstance(flow.kernel, KernelPath) else None
+    knots = [0.0] if path is None else list(map(float, path.times))
+    matrices = np.stack([np.asarray(flow.kernel.at(t).as_matrix(flow.classes)) for t in knots])
+    Y = np.asarray(flow.classes.Y)
+
+    def kernel(t):
+        i = max(int(np.searchsorted(knots, t)) - 1, 0)
+        if path is None or i + 1 == len(knots):
+            return matrices[i]
+        return matrices[i] + (t - knots[i]) / (knots[i + 1] - knots[i]) * (matrices[i + 1] - matrices[i])
+
     decay = [float(x) for x in (flow.weight_decay.H, flow.weight_decay.W, flow.weight_decay.b)]
 
     def speed(t, y):
         H, W, b = (x.reshape(s) for x, s in zip(np.split(y, cuts), shapes, strict=True))
         R = W @ H + b[:, None] - Y
         moving = 1.0 if flow.bias == "free" else 0.0
-        parts = (-W.T @ R @ K - decay[0] * H, -R @ H.T - decay[1] * W, moving * (-R.sum(1) - decay[2] * b))
+        parts = (-W.T @ R @ kernel(t) - decay[0] * H, -R @ H.T - decay[1] * W, moving * (-R.sum(1) - decay[2] * b))
         return np.concatenate([part.ravel() for part in parts])
 
     y = np.concatenate([np.ravel(x) for x in (start.H, start.W, start.b)])
     scale = max(np.abs(y).max(), 1e-300)
-    out = solve_ivp(speed, (0.0, until), y, method="DOP853", rtol=3e-14, atol=1e-15 * scale).y[:, -1]
-    return [x.reshape(s) for x, s in zip(np.split(out, cuts), shapes, strict=True)]
+    options = {"method": "DOP853", "rtol": rtol, "atol": rtol / 30 * scale, "t_eval": times}
+    out = solve_ivp(speed, (0.0, times[-1]), y, **options).y.T
+    return [x.reshape(-1, *s) for x, s in zip(np.split(out, cuts, axis=1), shapes, strict=True)]
 
 
 def test_jacobian_is_the_dense_one_without_what_the_classifier_does_to_propagators():
@@ -152,6 +169,53 @@ def test_work_grows_little_with_stiffness():
     assert steps[1] < 4 * steps[0]
 
 
+def on_host(start, flow, times, **options):
+    reduced = reduction(start, flow)
+    field = ReducedFlow(flow.kernel, flow.classes.weights.astype(float), reduced.scatter)
+    return integrate_reduced(field, reduced.state, times, **options)
+
+
+def along(start, flow, times, exact_rtol=3e-14, **options):
+    """The run on the host, and the largest error of M, W and b at all times over the size of the part then."""
+    out = on_host(start, flow, times, **options)
+    H, W, b = along_by_scipy(start, flow, times, exact_rtol)
+    M = np.stack([H[..., i : i + 4].mean(-1) for i in (0, 4, 8)], axis=-1)
+    errors = [
+        max(rms(a - e) / rms(e) for a, e in zip(np.asarray(got)[1:], exact[1:], strict=True))
+        for got, exact in zip((out.states.M, out.states.W, out.states.b), (M, W, b), strict=True)
+    ]
+    return out, max(errors)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("rtol", [1e-4, 1e-7])
+def test_times_between_steps_are_within_ten_tolerances(explicit, rtol):
+    """Saved times take no steps of their own, by explicit steps or by extrapolation."""
+    start, flow = small_problem(12, sizes=(4, 4, 4))
+    times = np.linspace(0.0, 2.0, 81)
+    out, error = along(start, flow, times, rtol=rtol, explicit=explicit)
+    assert int(out.statistics["num_steps"]) < 60
+    assert error < 10 * rtol
+
+
+def test_a_flow_that_becomes_stiff_is_taken_over(monkeypatch):
+    """A kernel that grows a hundred times: explicit steps at first, fewer evaluations than theirs to the end."""
+    start, flow = small_problem(13, sizes=(4, 4, 4))
+    growth = np.array([1.0, 1.0, 100.0, 100.0])
+    values = {name: size * growth for name, size in (("diagonal", 3.0), ("within", 2.0), ("between", 0.6))}
+    flow = Flow(KernelPath([0.0, 0.5, 1.0, 3.0], **values), flow.classes)
+    times, rtol = np.array([0.0, 0.5, 3.0]), 1e-6
+    out, error = along(start, flow, times, exact_rtol=1e-10, rtol=rtol)
+    assert error < 10 * rtol
+    evaluations = [int(out.statistics["num_evaluations"])]
+    for affordable in (0.0, np.inf):
+        monkeypatch.setattr(extrapolation, "AFFORDABLE", affordable)
+        evaluations.append(int(on_host(start, flow, times, rtol=rtol).statistics["num_evaluations"]))
+    mixed, extrapolated, explicit = evaluations
+    assert mixed != extrapolated
+    assert mixed < explicit / 2
+
+
 def test_runs_under_vmap_and_jit_are_the_run_on_the_host():
     start, flow = small_problem(9, sizes=(4, 4, 4))
     reduced = reduction(start, flow)
@@ -160,7 +224,7 @@ def test_runs_under_vmap_and_jit_are_the_run_on_the_host():
     def final(scale, kernel):
         field = ReducedFlow(kernel, flow.classes.weights.astype(float), reduced.scatter)
         first = ReducedState(M=scale * reduced.M, P=reduced.state.P, W=reduced.W, b=reduced.b)
-        out = integrate_reduced(field, first, times, rtol=1e-8)
+        out = integrate_reduced(field, first, times, rtol=1e-8, explicit=False)
         return out.states, out.outcome, out.statistics["num_steps"]
 
     path = KernelPath([0.0, 0.5, 1.0], diagonal=[3.0, 4.0, 2.0], within=[2.0, 2.5, 1.0], between=[0.6, 0.3, 0.1])
