@@ -18,8 +18,11 @@ def as_array(x: Any) -> Any:
     `jnp.asarray` of a numpy array compiles a program for each shape and type, some hundredths of a second that a run of
     many shapes pays again and again, and keeps.
     """
-    numbers = isinstance(x, np.ndarray | np.generic) and x.dtype != object
-    return jax.device_put(x) if numbers else jnp.asarray(x)
+    if not isinstance(x, np.ndarray | np.generic) or x.dtype == object:
+        return jnp.asarray(x)
+    # While a function around is being traced it would else be no longer known.
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(x)
 
 
 def module_of(*trees: Any) -> ModuleType:

@@ -40,12 +40,12 @@ def test_reduced_run_is_the_full_run(kind):
 
 def test_what_is_known_is_simulated_while_a_function_around_is_traced():
     """Under `jit`: nothing of the run traced, and a start or times traced under a kernel that is known."""
-    run = simulate(START, KAPPA, CLASSES, TIMES[:3], columns=False)
+    run = simulate(START, KAPPA, CLASSES, TIMES[:3], observed=False)
 
     def around(x):
-        return x * simulate(START, KAPPA, CLASSES, TIMES[:3], columns=False)["loss"][-1]
+        return x * simulate(START, KAPPA, CLASSES, TIMES[:3], observed=False).states.W[-1]
 
-    np.testing.assert_allclose(jax.jit(around)(2.0), 2.0 * run["loss"][-1], rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(around)(2.0), 2.0 * run.states.W[-1], rtol=1e-12)
 
     def within(x):
         start = LastLayer(H=x * START.H, W=START.W, b=START.b)
