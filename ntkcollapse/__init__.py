@@ -14,7 +14,7 @@ In the order in which one meets them:
     simulate, Trajectory, load, Equation    a flow integrated, and what theory and measurement both end as
     networks.of, Recorder, Clock, log_spaced    your network, your loop
     theory, collapse, ntk                   closed forms and rates; metrics; kernels of networks
-    data, networks, training, comparison, plots, models    sets, networks, runs, the ladder, figures, sixteen models
+    data, networks, training, comparison, plots, models    sets, networks, runs, the ladder, figures, seventeen models
 """
 
 from typing import TYPE_CHECKING

@@ -114,7 +114,7 @@ def shown() -> tuple[Shown, ...]:
 
 OTHERS = (
     Shown(
-        NTK_PAPER, "Section 5.3", "equal weight decay takes the invariant to zero, E(t) = E(0) e^{−2λt}",
+        NTK_PAPER, "beside Section 5.2", "equal weight decay takes the invariant to zero, E(t) = E(0) e^{−2λt}",
         "ntkcollapse.theory.invariant.invariant",
         "tests/theory/test_models.py::test_weight_decay_takes_the_invariant_to_zero", "notebooks/5_weight_decay.ipynb",
     ),

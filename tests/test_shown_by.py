@@ -31,7 +31,7 @@ def find(name: str):
 
 
 @functools.cache
-def tests_of(file: str) -> set[str]:
+def defined_in(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -44,7 +44,7 @@ def nothing_named(entry: Shown) -> list[str]:
     except (AttributeError, ModuleNotFoundError):
         faults.append(f"no function {entry.function}")
     file, _, name = entry.test.partition("::")
-    if not (file and (ROOT / file).is_file() and name in tests_of(file)):
+    if not (file and (ROOT / file).is_file() and name in defined_in(file)):
         faults.append(f"no test {entry.test!r}")
     if entry.figure and not (ROOT / entry.figure).is_file():
         faults.append(f"no figure {entry.figure}")
@@ -66,7 +66,7 @@ def test_an_entry_that_names_nothing_is_found():
         {"function": "ntkcollapse.simulated"},
         {"function": "ntkcollapse.theory.models.homogeneous.weight"},
         {"function": "ntkcollapse.statements.SOURCES"},
-        {"test": "tests/test_shown_by.py::tests_of"},
+        {"test": "tests/test_shown_by.py::find"},
         {"test": "tests/none.py::test_none"},
         {"test": ""},
         {"figure": "docs/figures/none.png"},

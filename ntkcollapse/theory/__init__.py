@@ -100,7 +100,8 @@ STATEMENTS = (
     ),
     Statement(
         "Section 2.3",
-        "Θ_ks = 0 (k ≠ s), and what it costs at collapse: there the ratio is −1/(C − 1), rates are off by up to 1/C",
+        "Θ_ks = 0 (k ≠ s), and what it costs at collapse: there the ratio is −1/(C − 1), and rates of contrasts of "
+        "outputs are off by up to 1/C",
         "ntkcollapse.theory.rates.uncoupled_rates",
         "tests.theory.test_rates.test_what_uncoupled_outputs_cost_at_collapse",
     ),
@@ -153,7 +154,7 @@ STATEMENTS = (
         "tests.theory.test_exact.test_collapsed_limit_is_where_the_references_end",
     ),
     Statement(
-        "Section 5.3",
+        "assumption",
         "n > C, which the paper assumes: n ≥ C − 1 is enough for the collapsed state",
         "ntkcollapse.simulation.simulate",
         "tests.test_simulation.test_collapse_needs_c_minus_one_features",
