@@ -82,6 +82,7 @@ class Rest(NamedTuple):
 
     left: of the gradient, over the pull of the decay; loss: ½‖R‖²; degree: ⟨J A, H⟩/‖H‖² of the decayed weights A, and
         the cosine of the two; still: share of WᵀR in directions that Θ^h does not move, which its pseudo-inverse loses;
+    forward: the best ratio of −WᵀR K/λ to H for each form of K, p where all is well, and their alignment; no inverse;
     stages: the best ratio of WᵀW to each form of H K⁻¹ Hᵀ, and their alignment;
     relative: ‖E‖ over the sum of its parts' norms, under the mean of the features' kernels and under three numbers.
     """
@@ -90,6 +91,7 @@ class Rest(NamedTuple):
     loss: float
     degree: tuple[float, float]
     still: float
+    forward: dict[str, tuple[float, float]]
     stages: dict[str, tuple[float, float]]
     relative: tuple[float, float]
 
@@ -115,12 +117,22 @@ def at_rest(name: str, decay: float, seed: int, iterations: int = 5000) -> Rest:
     mean = np.einsum("kikj->ij", theta) / n
     numbers = nc.DenseKernel(jnp.asarray(mean)).block_means(classes)
     three = np.asarray(nc.BlockKernel(*map(float, numbers)).as_matrix(classes))
+    F = force.reshape(n, N)
+    forward = {
+        "all of Θ^h": -(theta.reshape(n * N, n * N) @ force).reshape(n, N) / decay,
+        "each feature": -np.stack([theta[k, :, k] @ F[k] for k in range(n)]) / decay,
+        "their mean": -F @ mean / decay,
+        "three numbers": -F @ three / decay,
+    }
     gram = W.T @ W
+    # One threshold for all features: what is inverted of one that is off is noise.
+    own = [np.linalg.eigh(theta[k, :, k]) for k in range(n)]
+    inverses = [v[:, e > RANK * values[-1]] / e[e > RANK * values[-1]] @ v[:, e > RANK * values[-1]].T for e, v in own]
     forms = {
         # λ W = −R Hᵀ alone: what is not at rest shows here.
         "as it is": -(W.T @ R) @ H.T / decay,
         "all of Θ^h": whole.reshape(n, N) @ H.T,
-        "each feature": np.stack([np.linalg.pinv(theta[k, :, k], rcond=RANK) @ H[k] for k in range(n)]) @ H.T,
+        "each feature": np.stack([inverses[k] @ H[k] for k in range(n)]) @ H.T,
         "their mean": H @ np.linalg.pinv(mean, rcond=RANK) @ H.T,
         "three numbers": H @ np.linalg.solve(three, H.T),
     }
@@ -134,6 +146,7 @@ def at_rest(name: str, decay: float, seed: int, iterations: int = 5000) -> Rest:
             float(np.sum(moved * H) / np.linalg.norm(moved) / np.linalg.norm(H)),
         ),
         still=float(np.linalg.norm(vectors[:, ~kept].T @ force) / np.linalg.norm(force)),
+        forward={stage: _ratio(H, form) for stage, form in forward.items()},
         stages={
             stage: (float(np.sum(gram * form)) / sizes[stage] ** 2, float(np.sum(gram * form)) / (size * sizes[stage]))
             for stage, form in forms.items()
@@ -143,6 +156,11 @@ def at_rest(name: str, decay: float, seed: int, iterations: int = 5000) -> Rest:
             for stage in ("their mean", "three numbers")
         ),  # pyright: ignore[reportArgumentType]
     )
+
+
+def _ratio(H: np.ndarray, form: np.ndarray) -> tuple[float, float]:
+    product = float(np.sum(form * H))
+    return product / float(np.sum(H**2)), product / float(np.linalg.norm(form) * np.linalg.norm(H))
 
 
 def line(name: str, decay: float, seed: int, rest: Rest) -> list[str]:
@@ -155,7 +173,7 @@ def line(name: str, decay: float, seed: int, rest: Rest) -> list[str]:
         number(rest.loss),
         f"{rest.degree[0]:.2f}, {rest.degree[1]:.2f}",
         f"{rest.still:.2f}",
-        *(f"{ratio:.2f}, {alignment:.2f}" for ratio, alignment in rest.stages.values()),
+        *(f"{ratio:.2f}, {alignment:.2f}" for ratio, alignment in (*rest.forward.values(), *rest.stages.values())),
         f"{rest.relative[0]:.2f}, {rest.relative[1]:.2f} ({(p - 1) / (p + 1):.2f})",
     ]
 
@@ -168,7 +186,16 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5000)
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    head = ["network, decay, seed", "p", "gradient left", "loss", "degree, cosine", "not moved by Θ^h", *STAGES]
+    head = [
+        "network, decay, seed",
+        "p",
+        "gradient left",
+        "loss",
+        "degree, cosine",
+        "not moved by Θ^h",
+        *(f"-WᵀRK/λ: {s}" for s in STAGES[1:]),
+        *STAGES,
+    ]
     header = [*head, "|E| relative: mean, three numbers (predicted)"]
     lines = []
     for name, decay, seed in itertools.product(flags.networks, flags.decays, flags.seeds):
