@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     )
     from ntkcollapse.collapse.coding_rate import RateReduction, maximal_rate_reduction, rate_reduction_yu2020
     from ntkcollapse.collapse.deep_rfm import DeepRFM, DeepRFMLayer, deep_rfm
+    from ntkcollapse.collapse.egop import ExpectedGradientOuterProduct, egop
+    from ntkcollapse.collapse.few_shot import FewShotError, few_shot_error_galanti2022
     from ntkcollapse.collapse.fisher import concentration_block, fisher_ratio_zarka2021, separation_block, tight_frame
     from ntkcollapse.collapse.held_out import strong_test_collapse, weak_test_collapse
     from ntkcollapse.collapse.kernels import (
@@ -43,12 +45,20 @@ if TYPE_CHECKING:
     from ntkcollapse.collapse.nc4 import nc4_mismatch, nearest_class_mean
     from ntkcollapse.collapse.nearest_centre import ncc_accuracy, ncc_depth
     from ntkcollapse.collapse.neighbours import knn_accuracy
+    from ntkcollapse.collapse.out_of_distribution import (
+        auroc,
+        nc5_ammar2024,
+        neco_ammar2024,
+        simplex_angle,
+        simplex_distance,
+    )
     from ntkcollapse.collapse.pairs import cdnv_galanti2022, mean_cdnv_galanti2022
     from ntkcollapse.collapse.rfm import (
         KernelPredictor,
         RecursiveFeatureMachine,
         kernel_regression,
         laplace_kernel,
+        r_squared,
         recursive_feature_machine,
     )
     from ntkcollapse.collapse.statistics import ClassStatistics
@@ -65,6 +75,8 @@ __all__ = [
     "ClassStatistics",
     "DeepRFM",
     "DeepRFMLayer",
+    "ExpectedGradientOuterProduct",
+    "FewShotError",
     "KernelPredictor",
     "KernelStatistics",
     "LayerAnsatz",
@@ -76,10 +88,13 @@ __all__ = [
     "Tap",
     "agop",
     "ansatz_correlation",
+    "auroc",
     "cdnv_galanti2022",
     "concentration_block",
     "deep_rfm",
+    "egop",
     "evaluate",
+    "few_shot_error_galanti2022",
     "fisher_ratio_zarka2021",
     "flax_activations",
     "kernel_nc1_kothapalli2025",
@@ -112,15 +127,20 @@ __all__ = [
     "nc3_seleznova2023",
     "nc3_zhu2021",
     "nc4_mismatch",
+    "nc5_ammar2024",
     "ncc_accuracy",
     "ncc_depth",
     "nearest_class_mean",
+    "neco_ammar2024",
     "neural_feature_ansatz",
     "neural_feature_matrix",
+    "r_squared",
     "rate_reduction_yu2020",
     "record_layers",
     "recursive_feature_machine",
     "separation_block",
+    "simplex_angle",
+    "simplex_distance",
     "simplex_etf_floor",
     "simplex_gram",
     "singular_split",

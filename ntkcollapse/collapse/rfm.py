@@ -132,6 +132,24 @@ def recursive_feature_machine(
     return RecursiveFeatureMachine(predictor, jnp.stack(metrics))
 
 
+def r_squared(predictions: Float[ArrayLike, "N K"], y: Float[ArrayLike, "N K"]) -> Float[Array, ""]:
+    r"""R² = 1 − ‖y − f‖² / ‖y − ȳ‖², all outputs together: 1 is exact, 0 no better than the mean of y.
+
+    Raises:
+        ValueError: shapes that disagree, numbers that are not finite, or y that does not vary.
+    """
+    check_real(predictions=predictions, y=y)
+    f, y = jnp.asarray(predictions), jnp.asarray(y)
+    check_shape("y", y, (None, None), "(N samples, K outputs)")
+    check_shape("predictions", f, y.shape, "as y has")
+    for name, value in (("predictions", f), ("y", y)):
+        check_finite(name, value)
+    total = jnp.sum(jnp.square(y - y.mean(0)[None, :]))
+    if not is_traced(total) and float(total) == 0:
+        raise ValueError("y: expected targets that vary, got the same in every row; R² has nothing to explain.")
+    return 1 - jnp.sum(jnp.square(y - f)) / total
+
+
 def _distances(u: Float[Array, "B n"], v: Float[Array, "N n"]) -> Float[Array, "B N"]:
     # About the common mean: ‖u‖² + ‖v‖² − 2 u·v cancels less.
     centre = v.mean(0)[None, :]

@@ -1,6 +1,7 @@
 """A labelled set of samples in class order, which every loader and every synthetic set returns."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -119,6 +120,25 @@ class Dataset(eqx.Module):
             classes=Classes.balanced(self.classes.num_classes, per_class),
             name=self.name,
             class_names=self.class_names,
+        )
+
+    def of_classes(self, which: Sequence[int]) -> "Dataset":
+        """The samples of some classes, at least two, which become 0, 1, … in the order given.
+
+        Raises:
+            ValueError: fewer than two classes, one that is not there, or one named twice.
+        """
+        C = self.classes.num_classes
+        which = tuple(int(c) for c in which)
+        if len(which) < 2 or len(set(which)) < len(which) or not all(0 <= c < C for c in which):
+            raise ValueError(f"which: expected two or more different classes among 0 to {C - 1}, got {which}.")
+        starts = np.cumsum((0, *self.classes.sizes))
+        rows = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in which])
+        return Dataset(
+            inputs=self.inputs[rows],
+            classes=Classes(tuple(self.classes.sizes[c] for c in which)),
+            name=f"{self.name}/classes-{'-'.join(map(str, which))}",
+            class_names=tuple(self.class_names[c] for c in which) if self.class_names else (),
         )
 
     def replace(self, inputs: Num[np.ndarray, "N *shape"]) -> "Dataset":

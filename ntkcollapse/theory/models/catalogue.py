@@ -248,6 +248,7 @@ def batch_norm_head(classes: Classes, decay: Number, *, loss: str = "squared") -
     layer_imbalance=quasi.layer_imbalance,
     quasi_interpolation=quasi.quasi_interpolation,
     weight_norm=quasi.symmetric_weight_norm,
+    weights=quasi.symmetric_weights,
     floor=quasi.centred_floor,
 )
 def homogeneous(classes: Classes, decay: Number, *, layers: int = 2) -> Flow:

@@ -108,3 +108,32 @@ def symmetric_weight_norm(
     check_positive("decay", decay)
     ε = jnp.asarray(epsilon, dtype=float)
     return (ε - num_classes * ε**2 / (num_classes - 1)) / (num_classes * decay)
+
+
+def symmetric_weights(
+    means: Float[ArrayLike, "n C"], epsilon: Float[ArrayLike, ""], decay: Float[ArrayLike, ""]
+) -> Float[Array, "C n"]:
+    r"""w_c = ε (μ_c − μ_G)/(λ (C − 1)): the classifier that quasi-interpolation predicts from class means, balanced.
+
+    Row c of the stationarity condition, λ W = (1/N) Σ_i (y_i − f_i) h_iᵀ, with the residual of the assumption, ε for
+    the right class and −ε/(C − 1) for each other. A gap between it and W is the assumption's, or training's distance
+    from a critical point (`weight_identity` tells the second alone).
+
+    Args:
+        means: class means in columns.
+        epsilon: ε of `quasi_interpolation`.
+        decay: λ beside the loss (1/2N)‖R‖²; C times that of a mean over samples and outputs.
+    Raises:
+        ValueError: a decay not above zero, fewer than two classes, or means that are not finite.
+    References:
+        Rangamani and Banburski-Fahey (2022).
+    """
+    check_real(means=means)
+    check_positive("decay", decay)
+    M = jnp.asarray(means, dtype=jnp.result_type(float, means))
+    check_shape("means", M, (None, None), "(n features, C classes)")
+    check_finite("means", M)
+    C = M.shape[1]
+    if C < 2:
+        raise ValueError(f"means: expected at least two classes, got {C}.")
+    return ((M - M.mean(1, keepdims=True)) * (jnp.asarray(epsilon, M.dtype) / (decay * (C - 1)))).T
