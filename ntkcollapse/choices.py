@@ -176,6 +176,10 @@ MEASUREMENTS = Choices(
             f"{_MEASUREMENTS}.ansatz:feature_ansatz",
         ),
         "blocks": ("the feature kernel in Krylov blocks; only where named", f"{_MEASUREMENTS}.blocks:krylov_blocks"),
+        "quasi-interpolation": (
+            "identities that weight decay leads to, squared loss; only where named",
+            f"{_MEASUREMENTS}.quasi_interpolation:quasi_interpolation",
+        ),
     }
 )
 DEFAULT_MEASUREMENTS = ("batch", "train", "test", "kappa", "gamma", "last-layer", "parameters")

@@ -97,6 +97,8 @@ class Observable:
 
 _SELEZNOVA = "Seleznova et al. (2023)"
 _PAPYAN = "Papyan, Han & Donoho (2020)"
+_RANGAMANI = "Rangamani & Banburski-Fahey (2022)"
+_AMMAR = "Ammar et al. (2024)"
 _COMPARED = ("gaps", "prices", "ladder figure")
 _KERNEL = ("report", "figure")
 
@@ -427,6 +429,69 @@ OBSERVABLES: dict[str, Observable] = {
             "correlation of WᵀW with the root of the average gradient outer product, by layer", scale="linear",
             group="Neural feature ansatz",
         ),
+        Observable(
+            "weight_identity_gap", "weight identity", r"gap of $\lambda\|w_c\|^2=\langle(y-f)_c f_c\rangle$",
+            "relative gap between λ|w_c|² and what it is at a critical point", colour=BLUE,
+            group="Weight decay and quasi-interpolation", source=_RANGAMANI,
+        ),
+        Observable(
+            "symmetric_weights_gap", "W from means", r"gap of $w_c=\epsilon(\mu_c-\mu_G)/\lambda(C-1)$",
+            "relative distance of W from what quasi-interpolation makes of class means", colour=RED,
+            group="Weight decay and quasi-interpolation", source=_RANGAMANI,
+        ),
+        Observable(
+            "symmetry_residual", "asymmetry", "residual of quasi-interpolation",
+            "distance of outputs from 1 - ε and ε/(C - 1), over that of one-hot labels", colour=ORANGE,
+            group="Weight decay and quasi-interpolation", source=_RANGAMANI,
+        ),
+        Observable(
+            "layer_imbalance", "layer imbalance", "imbalance of layers",
+            "range over mean of the squared norms of weight tensors", colour=GREEN,
+            group="Weight decay and quasi-interpolation", source=_RANGAMANI,
+        ),
+        Observable(
+            "epsilon", "ε", r"$\epsilon$", "mean of 1 - f_y, what is missing of the right output",
+            group="Quasi-interpolation", source=_RANGAMANI,
+        ),
+        Observable(
+            "epsilon_spread", "spread of ε", r"spread of $\epsilon$", "standard deviation of 1 - f_y over its mean",
+            group="Quasi-interpolation", source=_RANGAMANI,
+        ),
+        Observable(
+            "few_shot_error", "few-shot error", "few-shot error",
+            "error of the nearest centre of so many examples a class, by number of examples", scale="linear",
+            group="Few-shot error", source="Galanti, György & Hutter (2022)",
+        ),
+        Observable(
+            "auroc_simplex_distance", "AUROC, distance", "distance from the nearest class mean",
+            "area under the curve of the distance from the nearest class mean", scale="linear", colour=BLUE,
+            group="Detection of what is of no class",
+        ),
+        Observable(
+            "auroc_simplex_angle", "AUROC, angle", "angle to the nearest class mean",
+            "area under the curve of the angle to the nearest class mean", scale="linear", colour=GREEN,
+            group="Detection of what is of no class",
+        ),
+        Observable(
+            "auroc_neco", "AUROC, NECO", "part outside the principal space (NECO)",
+            "area under the curve of the part outside the principal space of training", scale="linear", colour=RED,
+            group="Detection of what is of no class", source=_AMMAR,
+        ),
+        Observable(
+            "auroc_softmax", "AUROC, softmax", "largest softmax",
+            "area under the curve of one minus the largest softmax", scale="linear", colour=BLACK,
+            group="Detection of what is of no class", source="Hendrycks & Gimpel (2017)",
+        ),
+        Observable(
+            "nc5_ammar2024", "NC5", r"NC5 $|\cos(\mu_c,\mu_{\mathrm{out}})|$",
+            "mean cosine, in absolute value, between class means and the mean of what is of no class", scale="linear",
+            group="Orthogonality of what is of no class", source=_AMMAR,
+        ),
+        Observable(
+            "nc5_centred", "NC5, centred", "NC5, centred",
+            "NC5 about the mean of class means", scale="linear", colour=BLUE,
+            group="Orthogonality of what is of no class", source=_AMMAR,
+        ),
         Observable("step", "step", "step", "steps of the optimiser taken", scale="linear", group="Course of training"),
         Observable("epoch", "epoch", "epoch", "epochs of training", scale="linear", group="Course of training"),
         Observable(
@@ -442,6 +507,7 @@ PREFIXES = {
     "test_": "test data, about its own means",
     "weak_": "test data, about the nearest training means",
     "strong_": "test data, about the training means of their classes",
+    "unseen_": "classes that training did not have",
     "layers_": "each layer",
     "on_batch_": "the batch of the last step",
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ntkcollapse.training.measurements.held_out import HeldOutCollapse
     from ntkcollapse.training.measurements.layers import LayerCollapse, saved_profile
     from ntkcollapse.training.measurements.moment import Measurement, Moment
+    from ntkcollapse.training.measurements.unseen import OutOfDistribution, UnseenClasses
     from ntkcollapse.training.objectives import batch_loss, loss_scale
     from ntkcollapse.training.optimizers import TakesRate, optimizer
     from ntkcollapse.training.presets import PRESETS, about_preset, preset, preset_table
@@ -48,6 +49,7 @@ __all__ = [
     "Measurement",
     "Moment",
     "NonFiniteLoss",
+    "OutOfDistribution",
     "Progressing",
     "Recorder",
     "RunInUse",
@@ -57,6 +59,7 @@ __all__ = [
     "TakesRate",
     "TrainConfig",
     "TrainingState",
+    "UnseenClasses",
     "Writer",
     "about_preset",
     "batch_loss",

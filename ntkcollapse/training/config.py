@@ -186,6 +186,8 @@ class TrainConfig(Settings):
                 "probe_per_class: expected at least 2 samples a class for kernels, whose mean within classes is one "
                 "over pairs; got 1; take more, or leave kappa and gamma out of measure."
             )
+        if "quasi-interpolation" in self.measure and self.loss != "squared":
+            raise ValueError(f"measure: expected the squared loss with 'quasi-interpolation', got {self.loss!r}.")
         if self.measure_on != "probe" and not (self.balanced and self.batch_size):
             raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
 

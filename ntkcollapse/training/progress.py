@@ -163,4 +163,5 @@ class Progress:
             record=self.record,
             engine=self.plan.config.ntk_engine,
             with_kernel="kappa" in self.plan.measurements,
+            weight_decay=self.plan.config.weight_decay,
         )

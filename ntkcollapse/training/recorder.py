@@ -226,6 +226,7 @@ class Recorder:
             record=None,
             engine=self._engine,
             with_kernel="kappa" in self._measurements,
+            weight_decay=config.weight_decay,
         )
         if not moment.is_finite:
             self._write_status("diverged")

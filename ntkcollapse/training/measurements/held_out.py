@@ -1,6 +1,5 @@
 """Collapse of the last layer's features on test data, about their own class means and about those of training."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,12 @@ from ntkcollapse.collapse import (
     strong_test_collapse,
     weak_test_collapse,
 )
-from ntkcollapse.data import Dataset
-from ntkcollapse.training.measurements.moment import Moment, features_of, first_of_each_class
+from ntkcollapse.training.measurements.moment import (
+    Moment,
+    features_in_chunks,
+    features_of_all,
+    first_of_each_class,
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class HeldOutCollapse:
         train = first_of_each_class(moment.splits.train, self.per_class)
         test = first_of_each_class(moment.splits.test, self.test_per_class)
         C = train.classes.num_classes
-        sums = RunningStatistics.of_batches(self._features(moment, train), C)
-        rows, labels = (np.concatenate(parts) for parts in zip(*self._features(moment, test), strict=True))
+        sums = RunningStatistics.of_batches(features_in_chunks(moment, train, self.batch_size), C)
+        H, labels = features_of_all(moment, test, self.batch_size), test.labels
         layer = moment.last_layer
         with jax.enable_x64(True):
             # Once more in float64 whatever the flag: sums and features are exact there.
-            own, H = sums.statistics(), rows.T.astype(np.float64)
+            own = sums.statistics()
             W, b = (np.asarray(value, np.float64) for value in (layer.W, layer.b))
             parts = {
                 "train": own,
@@ -67,11 +70,6 @@ class HeldOutCollapse:
                 "test_ncc_accuracy": float(ncc_accuracy(H, labels, own.means)),
                 "test_nc4_mismatch": float(nc4_mismatch(H, W, b, own.means)),
             }
-
-    def _features(self, moment: Moment, part: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(part.inputs), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield np.asarray(features_of(moment.network, moment.variables, part.inputs[rows])), part.labels[rows]
 
 
 held_out_collapse = HeldOutCollapse()

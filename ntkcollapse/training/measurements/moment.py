@@ -1,7 +1,7 @@
 """A network at one step of a run, as measurements see it."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class Moment:
         record: of the last step taken; None before the first.
         engine: of the empirical NTK.
         with_kernel: whether κ is measured; without it nothing is said of the invariant.
+        weight_decay: λ of the penalty λ/2 ‖p‖² over weights beside the training loss.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Moment:
         record: StepRecord | None,
         engine: str = "layerwise",
         with_kernel: bool = True,
+        weight_decay: float = 0.0,
     ):
         self.network, self.variables, self.probe, self.splits = network, variables, probe, splits
         self.loss, self.step, self.record, self.engine, self.with_kernel = loss, step, record, engine, with_kernel
+        self.weight_decay = weight_decay
 
     @cached_property
     def features(self) -> Float[Array, "N n"]:
@@ -136,6 +139,18 @@ class MeasuredKernel(NamedTuple):
 def features_of(network: AbstractNetwork, variables: Variables, x):
     """h(x), (N, n), in evaluation mode."""
     return network.features(variables.params, x, variables.batch_stats)
+
+
+def features_in_chunks(moment: Moment, part: Dataset, batch_size: int = 500) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features and labels of a set, rows, so many samples at once."""
+    for start in range(0, len(part.inputs), batch_size):
+        rows = slice(start, start + batch_size)
+        yield np.asarray(features_of(moment.network, moment.variables, part.inputs[rows])), part.labels[rows]
+
+
+def features_of_all(moment: Moment, part: Dataset, batch_size: int = 500) -> Float[np.ndarray, "n N"]:
+    """Features of a set in columns, in float64."""
+    return np.concatenate([rows for rows, _ in features_in_chunks(moment, part, batch_size)]).T.astype(np.float64)
 
 
 def first_of_each_class(part: Dataset, per_class: int) -> Dataset:
