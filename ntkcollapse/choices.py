@@ -94,6 +94,10 @@ NETWORKS = Choices(
             "ntkcollapse.networks.vgg:vgg16",
         ),
         "densenet40": ("DenseNet of 40 layers; options form, momentum", "ntkcollapse.networks.densenet:densenet40"),
+        "gru": (
+            "gated recurrent unit that reads images row by row; option width",
+            "ntkcollapse.networks.gru:gru",
+        ),
         "vision-transformer": (
             "small vision transformer on patches; options width, depth, heads, patch",
             "ntkcollapse.networks.vision_transformer:vision_transformer",
@@ -147,10 +151,19 @@ IMBALANCES = {
     "step": "small in the second half of the classes",
 }
 
+LAST_LAYERS = {
+    "trained": "weights that training moves",
+    "simplex-etf": "a simplex ETF that stays as it is drawn: C n parameters fewer; no flow time",
+}
+
 LOSSES = Choices(
     {
         "squared": ("half the squared error, over samples and outputs", "ntkcollapse.training.objectives:squared"),
         "cross-entropy": ("−log softmax at the label, over samples", "ntkcollapse.training.objectives:cross_entropy"),
+        "dot-regression": (
+            "½ (f_y − 1)², over samples; with a fixed last layer and features in a ball",
+            "ntkcollapse.training.objectives:dot_regression",
+        ),
     }
 )
 

@@ -58,6 +58,22 @@ class CrossEntropy(Loss):
         return self.scale * (jax.nn.softmax(f, axis=0) - Y)
 
 
+class DotRegression(Loss):
+    """scale · (1/2c) Σ_i (f_{y_i, i} − c)²: only the logit of the right class counts, and its target is c.
+
+    For a classifier that is fixed, which nothing pushes away from other classes' features (Yang et al. 2022).
+    """
+
+    target: float | Float[Array, ""] = 1.0
+    scale: float = 1.0
+
+    def value(self, f, Y):
+        return self.scale * jnp.sum(jnp.square(jnp.sum(Y * f, axis=0) - self.target)) / (2 * self.target)
+
+    def gradient(self, f, Y):
+        return self.scale * Y * ((jnp.sum(Y * f, axis=0) - self.target) / self.target)[None, :]
+
+
 # The losses that have a name, as `Flow(loss=...)` and files spell it.
 LOSSES: dict[str, type[SquaredError] | type[CrossEntropy]] = {"squared": SquaredError, "cross-entropy": CrossEntropy}
 

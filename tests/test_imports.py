@@ -27,6 +27,7 @@ FLOORS = (
         "_palette",
         "_platforms",
         "_safe",
+        "_simplex",
         "_types",
         "choices",
     },

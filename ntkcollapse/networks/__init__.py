@@ -6,6 +6,7 @@ from ntkcollapse.networks.catalogue import network
 from ntkcollapse.networks.cnn import CNNTrunk, cnn
 from ntkcollapse.networks.densenet import DenseNetTrunk, densenet40
 from ntkcollapse.networks.frameworks import OwnNetwork, of
+from ntkcollapse.networks.gru import GRUTrunk, gru
 from ntkcollapse.networks.initialisers import Initialiser
 from ntkcollapse.networks.mlp import MLPTrunk, mlp
 from ntkcollapse.networks.network import Network
@@ -18,6 +19,7 @@ __all__ = [
     "AbstractNetwork",
     "CNNTrunk",
     "DenseNetTrunk",
+    "GRUTrunk",
     "Initialiser",
     "MLPTrunk",
     "Network",
@@ -28,6 +30,7 @@ __all__ = [
     "VisionTransformerTrunk",
     "cnn",
     "densenet40",
+    "gru",
     "mlp",
     "network",
     "num_params",

@@ -66,6 +66,18 @@ class AbstractNetwork(abc.ABC):
     def couples(self, variables: Variables) -> bool:
         """Whether `training_features` has batch statistics that couple samples."""
 
+    def trained(self, params: PyTree) -> PyTree:
+        """Whether training moves each array of the parameters: True of all, unless some are fixed."""
+        return jax.tree.map(lambda _: True, params)
+
+    def held(self, params: PyTree) -> PyTree:
+        """The parameters, of which derivatives in those that training does not move are 0."""
+        return jax.tree.map(lambda p, moves: p if moves else jax.lax.stop_gradient(p), params, self.trained(params))
+
+    def within_budget(self, params: PyTree) -> PyTree:
+        """The parameters as they are after a step, brought back into a budget where the network has one."""
+        return params
+
     @property
     def module(self) -> nn.Module:
         """Trunk and last layer as one flax linen module, called as module(x, train).

@@ -11,6 +11,7 @@ from ntkcollapse._lazy import import_on_use
 if TYPE_CHECKING:
     from ntkcollapse.theory import exact
     from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
+    from ntkcollapse.theory.contrasts import Contrasts, contrast_norms, lazy_contrasts, small_start_contrasts
     from ntkcollapse.theory.decay_law import DecayFit, fit_decay
     from ntkcollapse.theory.flow import AbstractFlow, Flow
     from ntkcollapse.theory.initial import INITIAL_CONDITIONS, initial_condition
@@ -46,6 +47,7 @@ __all__ = [
     "STATEMENTS",
     "AbstractFlow",
     "CollapseRates",
+    "Contrasts",
     "DecayFit",
     "Flow",
     "InvariantTerms",
@@ -62,6 +64,7 @@ __all__ = [
     "alignment",
     "collapse_rates",
     "compare_rates",
+    "contrast_norms",
     "exact",
     "fit_decay",
     "fit_rate",
@@ -70,12 +73,14 @@ __all__ = [
     "invariant",
     "invariant_terms",
     "largest_learning_rate",
+    "lazy_contrasts",
     "lazy_rates",
     "necessary_condition_residual",
     "output_kernel",
     "output_kernel_at_collapse",
     "output_kernel_of_moments",
     "paper_invariant",
+    "small_start_contrasts",
     "stability_bound",
     "uncoupled_rates",
     "within_class_decay",

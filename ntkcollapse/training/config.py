@@ -14,6 +14,7 @@ from ntkcollapse.choices import (
     ENGINES,
     IMBALANCES,
     INITIALISERS,
+    LAST_LAYERS,
     LOSSES,
     MEASUREMENTS,
     NETWORKS,
@@ -75,6 +76,15 @@ class TrainConfig(Settings):
     init_scale: float = setting(1.0, "factor on all initial weights")
     last_layer_scale: float = setting(1.0, "one more factor on those of the last layer")
     bias: bool = setting(True, "the last layer has a bias")
+    last_layer: str = setting("trained", "what the weights of the last layer are", choices=LAST_LAYERS)
+    feature_budget: float | None = setting(
+        None, "largest ‖h‖² of a feature: longer ones are scaled back to it; no flow time"
+    )
+    weight_budget: float | None = setting(
+        None,
+        "largest mean over classes of ‖w‖², to which W is scaled back after each step; of simplex-etf the value, 1 "
+        "without it; no flow time",
+    )
     loss: str = setting("squared", "loss, a mean over the batch", choices=LOSSES)
     optimizer: str = setting(
         "sgd", "optimiser of optax or optax.contrib", choices=OPTIMIZERS, refused=REFUSED_OPTIMIZERS
@@ -141,10 +151,11 @@ class TrainConfig(Settings):
                     f"{name}: expected a number that single precision holds, from {_SINGLE[0]:g} to {_SINGLE[1]:g}, "
                     f"got {value:g}, which networks would compute with as {0 if value < 1 else 'infinity'}."
                 )
-        for name in ("per_class", "test_per_class", "image_size"):
+        for name in ("per_class", "test_per_class", "image_size", "feature_budget", "weight_budget"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         check_momentum(self.momentum)
+        self._check_last_layer()
         # Built to be checked: neither computes anything.
         self.build_network(2)
         self.build_optimizer()
@@ -190,6 +201,37 @@ class TrainConfig(Settings):
             raise ValueError(f"measure: expected the squared loss with 'quasi-interpolation', got {self.loss!r}.")
         if self.measure_on != "probe" and not (self.balanced and self.batch_size):
             raise ValueError("measure_on: measuring on the batch asks for balanced batches of a stated size.")
+
+    def _check_last_layer(self) -> None:
+        fixed = self.last_layer != "trained"
+        if fixed and self.last_layer_scale != 1:
+            raise ValueError(
+                f"last_layer_scale: expected 1 with {self.last_layer}, whose scale is weight_budget; got "
+                f"{self.last_layer_scale:g}."
+            )
+        if self.loss != "dot-regression":
+            return
+        if not fixed or self.bias:
+            raise ValueError(
+                "loss: expected last_layer 'simplex-etf' and bias=False (--no-bias) with dot-regression, which pushes "
+                f"no feature away from other classes' weights; got {self.last_layer!r} and bias={self.bias}."
+            )
+        energy_W = 1.0 if self.weight_budget is None else self.weight_budget
+        if self.feature_budget is None or abs(self.feature_budget * energy_W - 1) > 1e-6:
+            raise ValueError(
+                "feature_budget: expected 1 / weight_budget with dot-regression, so that the right class's logit is "
+                f"at most its target 1; got {self.feature_budget} and a weight_budget of {energy_W:g}. Take "
+                f"feature_budget {1 / energy_W:g}."
+            )
+
+    @property
+    def departs_from_flow(self) -> str:
+        """Why training does not follow the theory's flow of (H, W, b), whatever its clock; empty where it may."""
+        if self.last_layer != "trained":
+            return "the last layer is fixed, which the theory's flow moves"
+        if self.feature_budget is not None or self.weight_budget is not None:
+            return "features or weights are scaled back into a budget, which the theory's flow does not do"
+        return ""
 
     def build_splits(self) -> "Splits":
         """The training and test part, with what was asked to be done to them."""
@@ -242,7 +284,10 @@ class TrainConfig(Settings):
         for option, said in _SAID_ELSEWHERE.items():
             if option in options:
                 raise ValueError(f"network_options: {option} is {said}; got it as an option.")
-        return network(self.network, num_classes, initialiser=initialiser, use_bias=self.bias, **options)
+        made = network(self.network, num_classes, initialiser=initialiser, use_bias=self.bias, **options)
+        return dataclasses.replace(
+            made, classifier=self.last_layer, feature_budget=self.feature_budget, weight_budget=self.weight_budget
+        )
 
     def build_optimizer(self) -> "optax.GradientTransformation":
         """The optimiser, of learning rate 1."""

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice
 from ntkcollapse.choices import LOSSES
-from ntkcollapse.losses import CrossEntropy, Loss, SquaredError
+from ntkcollapse.losses import CrossEntropy, DotRegression, Loss, SquaredError
 
 
 def squared(B: int, C: int) -> SquaredError:
@@ -17,11 +17,18 @@ def cross_entropy(B: int, C: int) -> CrossEntropy:
     return CrossEntropy(scale=1 / B)
 
 
+def dot_regression(B: int, C: int) -> DotRegression:
+    """Half the squared distance of the right class's logit from 1, a mean over B samples."""
+    del C
+    return DotRegression(scale=1 / B)
+
+
 def batch_loss(name: str, outputs: Float[Array, "B C"], targets: Float[Array, "B C"]) -> Float[Array, ""]:
     """The loss of a batch from rows of logits and one-hot labels.
 
         squared:        1/(B C) Σ ½ (f − Y)², the mean over batch and outputs of half the squared error
         cross-entropy:  −1/B Σ log softmax(f)[label], the mean over the batch
+        dot-regression: 1/B Σ ½ (f[label] − 1)², the mean over the batch (Yang et al. 2022)
 
     Raises:
         ValueError: an unknown name.

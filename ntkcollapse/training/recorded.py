@@ -44,7 +44,7 @@ def recorded_trajectory(
     scale = loss_scale(config.loss, training.num_samples, training.num_classes)
     known = clock or Clock(schedule, scale, config.momentum, config.nesterov)
     flow_times = known.time(steps)
-    reason = _without_clock(config, batches, flow_times, "optimizer" in own, clock)
+    reason = _without_clock(config, batches, flow_times, own, clock)
     return trajectory_of(
         records,
         steps.astype(float) if reason else flow_times,
@@ -58,6 +58,7 @@ def recorded_trajectory(
             clock=None if reason else known,
             without_clock=reason,
             training_classes=training,
+            plain="network" in own or not config.departs_from_flow,
             own=own,
         ),
         as_mapping(config) | settings,
@@ -97,12 +98,14 @@ def stand_still(flow_times: np.ndarray) -> str:
 
 
 def _without_clock(
-    config: TrainConfig, batches: Batches, flow_times: np.ndarray, own_optimizer: bool, clock: Clock | None
+    config: TrainConfig, batches: Batches, flow_times: np.ndarray, own: tuple[str, ...], clock: Clock | None
 ) -> str:
     """Why the steps are not flow times; empty where they are."""
-    if own_optimizer and clock is None:
+    if "network" not in own and config.departs_from_flow:
+        return config.departs_from_flow
+    if "optimizer" in own and clock is None:
         return "the optimiser was given from Python, without a clock"
-    if not own_optimizer and config.optimizer != "sgd":
+    if "optimizer" not in own and config.optimizer != "sgd":
         return f"{config.optimizer} rescales or replaces gradients"
     if not batches.represent_all:
         return "balanced batches of unequal classes descend another loss, in which every class weighs the same"

@@ -49,10 +49,12 @@ class Stepper(eqx.Module):
     Args:
         network: to train.
         optimizer: any optax transformation.
-        loss: "squared" or "cross-entropy", see `batch_loss`.
+        loss: the name of one, see `batch_loss`.
         weight_decay: λ of the penalty λ/2 Σ ‖p‖² over tensors with more than one axis, in the loss.
         compute_dtype: "bfloat16" for mixed precision: the passes there and back in it, parameters, optimiser, batch
             statistics and loss in their own; "float32" for all in the parameters' own.
+
+    What the network has fixed stays as it is, whatever the optimiser, and a budget of weights holds after every step.
     """
 
     network: AbstractNetwork
@@ -149,6 +151,7 @@ def _moved(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord
     targets = jax.nn.one_hot(labels, network.num_classes, dtype=jax.tree.leaves(params)[0].dtype)
 
     def objective(params):
+        params = network.held(params)
         variables = Variables(params, state.variables.batch_stats)
         if stepper.compute_dtype == "bfloat16":
             outputs, batch_stats = _half_precision_outputs(network, variables, inputs)
@@ -167,7 +170,10 @@ def _moved(kept: tuple, state: TrainingState) -> tuple[TrainingState, StepRecord
         else:
             updates, opt_state = stepper.optimizer.update(gradient, state.opt_state, params, **seen)
             updates = jax.tree.map(lambda u: u * jnp.asarray(rate, u.dtype), updates)
-        params = optax.apply_updates(params, updates)
+        # An optimiser's own decay would move what is fixed.
+        moves = network.trained(params)
+        updates = jax.tree.map(lambda u, moves: u if moves else jnp.zeros_like(u), updates, moves)
+        params = network.within_budget(optax.apply_updates(params, updates))
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
     gradient_norm = optax.tree.norm(gradient)
     moved = TrainingState(state.step + 1, Variables(params, batch_stats), opt_state)

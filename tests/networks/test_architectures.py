@@ -84,6 +84,8 @@ CASES = [
     ("densenet40", {}, (32, 32, 3), 132, densenet40("seleznova2023", 3)),
     # Huang et al. (2017), Table 2: DenseNet (k = 12) of depth 40 has 1.0M.
     ("densenet40", {"form": "huang2017"}, (32, 32, 3), 448, densenet40("huang2017", 3)),
+    # Three input maps with biases, three of the state of which one has a bias.
+    ("gru", {"width": 12}, (8, 8, 1), 12, 3 * (8 * 12 + 12) + 3 * 12 * 12 + 12 + 13 * 10),
     ("mlp", {"widths": (32, 16)}, (8, 8, 1), 16, 65 * 32 + 33 * 16 + 17 * 10),
     ("mlp", {"widths": (32, 16), "batch_norm": True}, (8, 8, 1), 16, 66 * 32 + 34 * 16 + 17 * 10),
 ]

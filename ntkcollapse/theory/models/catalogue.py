@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_shape, is_traced
+from ntkcollapse._simplex import simplex_cosines, simplex_etf
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.classes import Classes
-from ntkcollapse.losses import CrossEntropy, SquaredError, as_loss
+from ntkcollapse.losses import CrossEntropy, DotRegression, SquaredError, as_loss
 from ntkcollapse.sample_kernel import SampleKernel
 from ntkcollapse.theory import exact
 from ntkcollapse.theory.constraints import CentralPath, FixedFrame, NormBudget, Norms
@@ -28,7 +29,7 @@ from ntkcollapse.theory.models import layer_peeled as peeled
 from ntkcollapse.theory.models import quasi_interpolation as quasi
 from ntkcollapse.theory.models import svag as amplified
 from ntkcollapse.theory.models.deep_linear import DeepLinearFlow, DeepReLUFlow
-from ntkcollapse.theory.models.losses import DotRegression, LogCrossEntropy
+from ntkcollapse.theory.models.losses import LogCrossEntropy
 from ntkcollapse.theory.models.registry import Number, model
 from ntkcollapse.weight_decay import WeightDecay
 
@@ -208,14 +209,14 @@ def layer_peeled(classes: Classes, energy_H: Number, energy_W: Number) -> Flow:
     source="Yang et al. (2022)",
     test=TESTS + "test_cross_entropy_models.py::test_fixed_etf_aligns_every_class",
     limit=cross_entropy.fixed_etf_limit,
-    classifier=cross_entropy.simplex_etf,
+    classifier=simplex_etf,
 )
 def fixed_etf(classes: Classes, energy_H: Number, energy_W: Number, *, loss: str = "dot-regression") -> Flow:
     """η_W = 0 and features in a ball; start from W = √energy_W · `.classifier(...)`, b = 0."""
     target = (energy_H * energy_W) ** 0.5
     check_choice("loss", loss, ("dot-regression", "cross-entropy"))
     chosen = DotRegression(target=target) if loss == "dot-regression" else CrossEntropy()
-    gram = energy_W * cross_entropy.simplex_cosines(classes.num_classes)
+    gram = energy_W * simplex_cosines(classes.num_classes)
     return Flow(unconstrained(), classes, chosen, _decay(), "absent", FixedFrame(energy_H**0.5, gram), rate_W=0.0)
 
 

@@ -45,16 +45,3 @@ def log_softplus(a: Float[Array, "..."]) -> Float[Array, "..."]:
     tiny = a < -20
     safe = jnp.where(tiny, 0.0, a)
     return jnp.where(tiny, a - jnp.exp(jnp.minimum(a, 0)) / 2, jnp.log(jnp.logaddexp(0.0, safe)))
-
-
-class DotRegression(Loss):
-    """scale · (1/2c) Σ_i (f_{y_i, i} − c)²: only the logit of the right class counts, and its target is c."""
-
-    target: float | Float[Array, ""] = 1.0
-    scale: float = 1.0
-
-    def value(self, f, Y):
-        return self.scale * jnp.sum(jnp.square(jnp.sum(Y * f, axis=0) - self.target)) / (2 * self.target)
-
-    def gradient(self, f, Y):
-        return self.scale * Y * ((jnp.sum(Y * f, axis=0) - self.target) / self.target)[None, :]

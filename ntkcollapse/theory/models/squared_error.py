@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ntkcollapse._checks import check_choice, check_positive, check_shape
+from ntkcollapse._simplex import check_dimension
 from ntkcollapse.classes import Classes
-from ntkcollapse.theory.models.cross_entropy import check_dimension
 
 
 class FeatureMinimiser(NamedTuple):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ntkcollapse.last_layer import LastLayer
@@ -15,8 +16,8 @@ def quasi_interpolation(moment: Moment) -> dict[str, Any]:
     r"""How far training is from a critical point, and how symmetric its outputs are, on the whole training set.
 
     "quasi-interpolation" among the measurements of `train`, for the squared loss. With λ of the penalty λ/2 ‖p‖² beside
-    the training loss, the mean over N samples and C outputs of half the squared error, λ' = C λ is that of the published
-    form, and observed are
+    the training loss, the mean over N samples and C outputs of half the squared error, λ' = C λ is that of the
+    published form, and observed are
 
         weight_identity_gap      ‖λ'‖w_c‖² − (1/N) Σ_i (y − f)_ci w_cᵀh_i‖ / (‖λ'‖w_c‖²‖ + ‖…‖), over classes
         epsilon, symmetry_residual, epsilon_spread      of `models.homogeneous.quasi_interpolation`
@@ -50,7 +51,7 @@ def quasi_interpolation(moment: Moment) -> dict[str, Any]:
             identity = np.linalg.norm(penalty - fit) / size if size > 0 else 0.0
             predicted = np.asarray(about.weights(classes.means(state.H), outputs.epsilon, λ))
             weights = np.linalg.norm(state.W - predicted) / np.linalg.norm(state.W)
-        leaves = [np.asarray(p, np.float64) for p in jax.tree.leaves(moment.variables.params) if p.ndim > 1]
+        leaves = [jnp.asarray(p, float) for p in jax.tree.leaves(moment.variables.params) if p.ndim > 1]
         imbalance = float(about.layer_imbalance(leaves)) if len(leaves) > 1 else np.nan
     return {
         "weight_identity_gap": identity,
