@@ -187,7 +187,7 @@ def central_path(classes: Classes) -> Flow:
 
 
 @model(
-    title="layer-peeled model",
+    title="layer-peeled model (of a network: `train --feature-budget --weight-budget`)",
     assumes="cross-entropy, budgets on mean ‖w_k‖² and class-averaged ‖h‖², majority and minority classes",
     predicts="simplex ETF if balanced; minority classifiers coincide iff m_A/m_B ≥ R₀",
     source="Fang et al. (2021)",
@@ -203,7 +203,7 @@ def layer_peeled(classes: Classes, energy_H: Number, energy_W: Number) -> Flow:
 
 
 @model(
-    title="fixed simplex-ETF classifier",
+    title="fixed simplex-ETF classifier (of a network: `train --last-layer simplex-etf`)",
     assumes="W fixed to √energy_W · ETF, ‖h_i‖² ≤ energy_H, dot regression or cross-entropy, any class sizes",
     predicts="every feature ends at √energy_H times its vertex",
     source="Yang et al. (2022)",
