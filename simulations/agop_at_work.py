@@ -5,9 +5,10 @@
 
 Low-rank regression: y = x_1 x_2 of normal x in 20 dimensions. A Laplace kernel in the plain metric, and one whose
 metric is learnt from its own AGOP (recursive feature machine): R² on new points, and how the AGOP of each correlates
-with the expected gradient outer product of x_1 x_2 itself. Then a convolutional network on MNIST at 14 × 14: the AGOP of what
-each layer sees, at the start and the end of training: how many directions it has (participation ratio), the share of
-the first C − 1, its correlation with WᵀW, and collapse of the layer's input. Leaves two figures in simulations/figures.
+with the expected gradient outer product of x_1 x_2 itself. Then a convolutional network on MNIST at 14 × 14: the AGOP
+of what each layer sees, at the start and the end of training: how many directions it has (participation ratio), the
+share of the first C − 1, its correlation with WᵀW, and collapse of the layer's input. Leaves two figures in
+simulations/figures.
 """
 
 import argparse
@@ -25,11 +26,11 @@ import ntkcollapse as nc
 from ntkcollapse import collapse, plots
 from ntkcollapse.training import FeatureAnsatz, LayerCollapse, Moment, TrainConfig
 
-DIMENSION, SAMPLES = 20, (100, 200, 400, 800)
+DIMENSION, SAMPLES = 20, (100, 200, 400)
 CONFIG = TrainConfig(
     network="cnn", network_options=("widths=(16,32,64)",), dataset="mnist", image_size=14, per_class=60,
-    test_per_class=60, learning_rate=0.05, weight_decay=0.01, epochs=150, decay_every=100, batch_size=120,
-    measure=("train", "test"), measure_log=6, keep_states=False,
+    test_per_class=60, learning_rate=0.05, weight_decay=0.01, epochs=80, decay_every=60, batch_size=120,
+    measure=("train", "test"), measure_log=2, keep_states=False,
 )  # fmt: skip
 
 

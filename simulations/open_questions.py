@@ -29,7 +29,7 @@ from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
     dataset="digits", per_class=20, test_per_class=40, optimizer="adam", learning_rate=2e-3, weight_decay=2e-4,
-    epochs=1500, decay_every=1200, batch_size=0, measure=("train", "test", "kappa", "last-layer"), measure_log=10,
+    epochs=800, decay_every=600, batch_size=0, measure=("train", "test", "kappa", "last-layer"), measure_log=7,
     probe_per_class=8, keep_states=False,
 )  # fmt: skip
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -40,8 +40,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 LOSSES: dict[str, dict[str, Any]] = {"squared": {}, "cross-entropy": {"loss": "cross-entropy", "weight_decay": 1e-3}}
 UNEQUAL = TrainConfig(
     network="mlp", network_options=("widths=(128,64)",), dataset="digits", per_class=40, test_per_class=40,
-    balanced=False, imbalance=10.0, learning_rate=0.2, weight_decay=0.0, epochs=4000, decay_every=0, batch_size=0,
-    measure=("train", "test", "kappa", "gamma", "last-layer"), measure_log=28, probe_per_class=0,
+    balanced=False, imbalance=10.0, learning_rate=0.2, weight_decay=0.0, epochs=3000, decay_every=0, batch_size=0,
+    measure=("train", "test", "kappa", "gamma", "last-layer"), measure_log=24, probe_per_class=0,
 )  # fmt: skip
 
 

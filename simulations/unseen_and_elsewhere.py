@@ -26,15 +26,15 @@ from ntkcollapse.training import OutOfDistribution, TrainConfig, UnseenClasses
 SEEN, UNSEEN = (0, 1, 2, 3, 4, 5), (6, 7, 8, 9)
 BASE = TrainConfig(
     network="mlp", network_options=("batch_norm=true", "widths=(128,64)"), dataset="digits", per_class=60,
-    test_per_class=60, learning_rate=0.06, weight_decay=0.005, epochs=1500, decay_every=1000, batch_size=0,
-    measure=("train", "test"), measure_log=14, keep_states=False, recompute_statistics=True,
+    test_per_class=60, learning_rate=0.06, weight_decay=0.005, epochs=900, decay_every=600, batch_size=0,
+    measure=("train", "test"), measure_log=10, keep_states=False, recompute_statistics=True,
 )  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {},
     "MNIST": {"dataset": "mnist", "image_size": 14, "per_class": 100},
     "CIFAR-10": {
-        "dataset": "cifar10", "image_size": 16, "per_class": 200, "network": "cnn", "network_options": (),
-        "batch_size": 120, "epochs": 60, "decay_every": 40, "weight_decay": 0.01, "standardised": True,
+        "dataset": "cifar10", "image_size": 16, "per_class": 100, "network": "cnn", "network_options": (),
+        "batch_size": 120, "epochs": 50, "decay_every": 35, "weight_decay": 0.01, "standardised": True,
     },
 }  # fmt: skip
 PAIRS = {

@@ -26,8 +26,8 @@ from ntkcollapse.networks import Network
 from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
-    dataset="mnist", image_size=14, per_class=30, test_per_class=100, bias=False, learning_rate=0.5, epochs=12_000,
-    decay_every=9000, batch_size=0, measure=("train", "test", "last-layer", "quasi-interpolation"), measure_log=16,
+    dataset="mnist", image_size=14, per_class=30, test_per_class=100, bias=False, learning_rate=0.5, epochs=6000,
+    decay_every=4500, batch_size=0, measure=("train", "test", "last-layer", "quasi-interpolation"), measure_log=12,
     probe_per_class=0,
 )  # fmt: skip
 DECAYS: dict[str, dict[str, Any]] = {
