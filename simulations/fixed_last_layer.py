@@ -3,7 +3,8 @@
     python simulations/fixed_last_layer.py
     python simulations/fixed_last_layer.py --seeds 0 --epochs-divided-by 10      a quick look
 
-A perceptron on MNIST at 14 × 14, without a bias in the last layer, full batch; balanced classes, and classes of which
+A tanh perceptron on MNIST at 14 × 14 (features after a ReLU cannot reach vertices with negative entries), without a
+bias in the last layer, full batch; balanced classes, and classes of which
 the second half has a twentieth of the samples. What is trained and under which loss is said in METHODS. Test images are
 balanced. Leaves a figure in simulations/figures.
 """
@@ -24,8 +25,8 @@ from ntkcollapse.theory.models.layer_peeled import minority_cosine
 from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
-    network="mlp", network_options=("widths=(128,64)",), dataset="mnist", image_size=14, per_class=100,
-    test_per_class=100, bias=False, learning_rate=0.5, weight_decay=2e-4, epochs=1000, decay_every=700, batch_size=0,
+    network="mlp", network_options=("widths=(128,64)", "activation=tanh"), dataset="mnist", image_size=14,
+    per_class=100, test_per_class=100, bias=False, learning_rate=0.5, weight_decay=2e-4, epochs=700, decay_every=500, batch_size=0,
     measure=("train", "test", "last-layer"), measure_log=8, probe_per_class=0,
 )  # fmt: skip
 CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy", "learning_rate": 0.1, "weight_decay": 2e-3}

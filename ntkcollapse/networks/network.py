@@ -52,7 +52,8 @@ class Network(AbstractNetwork, eqx.Module):
         param_dtype: of the last layer; the trunk has its own.
         classifier: "trained", or "simplex-etf": W is drawn as a simplex ETF, rows of squared norm `weight_budget` in a
             random orientation, and training does not move it. Nor do derivatives reach it: the NTK is that of the
-            parameters that move.
+            parameters that move. Features that are never negative, as after a ReLU, cannot reach vertices with
+            negative entries: ‖w_c⁺‖ is then the most that w_cᵀh/‖h‖ can be.
         feature_budget: E_H, the largest ‖h‖²: longer features are scaled back to it, h ← h min(1, √E_H/‖h‖).
         weight_budget: E_W, the largest mean over classes of ‖w_c‖²: after each step W ← W min(1, √(C E_W)/‖W‖_F). Of a
             simplex ETF the value, 1 where None.

@@ -90,8 +90,8 @@ def test_dot_regression():
 
 
 SMALL = TrainConfig(
-    network="mlp", network_options=("widths=(6,)",), dataset="orthogonal",
-    dataset_options=("classes=3", "dimension=15"), per_class=4, test_per_class=1, epochs=30, batch_size=0,
+    network="mlp", network_options=("widths=(6,)", "activation=tanh"), dataset="orthogonal",
+    dataset_options=("classes=3", "dimension=15"), per_class=4, test_per_class=1, epochs=100, batch_size=0,
     learning_rate=2.0, decay_every=0, measure=("train", "last-layer"), measure_log=2, probe_per_class=0,
     weight_decay=0.0, bias=False,
 )  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_run_under_dot_regression_goes_to_the_vertices():
     run = train(config)
     assert np.array_equal(run.states.W[0], run.states.W[-1])
     assert run["train_accuracy"][-1] == 1
-    # Where features end is √E_H w_y: after thirty steps they are on their way.
+    # Where features end is √E_H w_y: after a hundred steps they are on their way.
     towards = np.einsum("tcn,tnc->tc", run.states.W, np.stack([run.classes.means(H) for H in run.states.H])).mean(1)
     assert towards[-1] > 0.9 > towards[0]
     assert not run.equation.plain
