@@ -26,8 +26,8 @@ from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
     network="mlp", network_options=("widths=(128,64)", "activation=tanh"), dataset="mnist", image_size=14,
-    per_class=100, test_per_class=100, bias=False, learning_rate=0.5, weight_decay=2e-4, epochs=700, decay_every=500, batch_size=0,
-    measure=("train", "test", "last-layer"), measure_log=8, probe_per_class=0,
+    per_class=100, test_per_class=100, bias=False, learning_rate=0.5, weight_decay=2e-4, epochs=700, decay_every=500,
+    batch_size=0, measure=("train", "test", "last-layer"), measure_log=8, probe_per_class=0,
 )  # fmt: skip
 CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy", "learning_rate": 0.1, "weight_decay": 2e-3}
 SIMPLEX = {"last_layer": "simplex-etf"}
