@@ -40,7 +40,10 @@ _GALLERY, _PHASES = "notebooks/models_gallery.ipynb", "simulations/figures/invar
 _COURSE, _LAYERS = "docs/figures/collapse.png", "simulations/figures/layerwise_mlp_mnist_small.png"
 _LITERATURE, _RFM = "simulations/figures/literature.png", "simulations/figures/deep_rfm_mnist_2000.png"
 _METRICS = "tests/collapse/test_last_layer_metrics.py::"
+_BEYOND = "tests/collapse/test_transfer_and_distance.py::"
 _SPREAD = "tests/collapse/test_uniformity_and_strong_collapse.py::"
+
+_UNSEEN = _ELSEWHERE = _FIXED = _UNEQUAL = _LOW_RANK = _DECAY = ""
 
 # Figures of the statements of the NTK paper that are drawn, by function.
 _FIGURES = {
@@ -146,6 +149,54 @@ OTHERS = (
         "ntkcollapse.collapse.strong_test_collapse",
         "tests/collapse/test_pairs_and_centres.py::test_weak_and_strong_by_hand",
         "simulations/figures/test_collapse_mlp_mnist_small.png",
+    ),
+    Shown(
+        REVIEW, "Galanti, György & Hutter (2022)", "few-shot error on classes that training did not have",
+        "ntkcollapse.collapse.few_shot_error_galanti2022",
+        _BEYOND + "test_few_shot_error_is_the_mean_over_all_choices_of_examples", _UNSEEN,
+    ),
+    Shown(
+        REVIEW, "Ammar et al. (2024)", "NC5: what is out of distribution is orthogonal to class means",
+        "ntkcollapse.collapse.nc5_ammar2024",
+        _BEYOND + "test_distances_from_the_simplex_at_its_vertices_its_centre_and_outside", _ELSEWHERE,
+    ),
+    Shown(
+        AGOP, "uses of collapse", "out of distribution by distance from the simplex",
+        "ntkcollapse.collapse.simplex_distance",
+        _BEYOND + "test_distances_from_the_simplex_at_its_vertices_its_centre_and_outside", _ELSEWHERE,
+    ),
+    Shown(
+        REVIEW, "Yang et al. (2022)", "a last layer fixed to a simplex ETF in training, with dot regression",
+        "ntkcollapse.networks.Network",
+        "tests/training/test_fixed_last_layer.py::test_the_last_layer_is_a_simplex_and_stays_one", _FIXED,
+    ),
+    Shown(
+        REVIEW, "Fang et al. (2021)", "budgets of the layer-peeled model in training",
+        "ntkcollapse.networks.Network", "tests/training/test_fixed_last_layer.py::test_budgets", _FIXED,
+    ),
+    Shown(
+        NTK_PAPER, "open question", "unequal classes: the rate at which each contrast is learnt, lazily",
+        "ntkcollapse.theory.lazy_contrasts",
+        "tests/theory/test_contrasts.py::test_lazy_contrasts_are_those_of_the_dense_kernel", _UNEQUAL,
+    ),
+    Shown(
+        NTK_PAPER, "open question", "unequal classes: the rate at which each contrast grows from a small start",
+        "ntkcollapse.theory.small_start_contrasts",
+        "tests/theory/test_contrasts.py::test_small_starts_grow_as_the_linearised_flow_does",
+    ),
+    Shown(
+        AGOP, "Trivedi et al. (2014)", "expected gradient outer product",
+        "ntkcollapse.collapse.egop", _BEYOND + "test_expected_outer_product_of_a_quadratic_of_normal_inputs", _LOW_RANK,
+    ),
+    Shown(
+        AGOP, "talk", "low-rank regression: R² with and without a learnt metric",
+        "ntkcollapse.collapse.r_squared",
+        _BEYOND + "test_learnt_metric_explains_a_low_rank_target_and_finds_its_outer_product", _LOW_RANK,
+    ),
+    Shown(
+        POSTER, "theorem", "w_c = ε (μ_c − μ_G)/(λ (C − 1)), measured along training",
+        "ntkcollapse.theory.models.quasi_interpolation.symmetric_weights",
+        "tests/training/test_unseen_and_decay_measurements.py::test_quasi_interpolation", _DECAY,
     ),
     Shown(
         REVIEW, "Zarka, Guth & Mallat (2021)", "Fisher ratio, separation and concentration by tight frames",
