@@ -164,7 +164,7 @@ def test_test_collapse_is_that_of_all_features():
 def test_by_name_off_by_default_saved_and_resumed_with_its_names(tmp_path):
     """Fewer samples a class than the plug-ins ask for are all that there are."""
     extra = ("test-collapse", "layers", "ansatz")
-    assert {*MEASUREMENTS} == {*DEFAULT_MEASUREMENTS, *extra, "blocks"}
+    assert {*MEASUREMENTS} == {*DEFAULT_MEASUREMENTS, *extra, "blocks", "quasi-interpolation"}
     assert TrainConfig().measure == tuple(DEFAULT_MEASUREMENTS)
     config = dataclasses.replace(CONFIG, measure=extra, measure_every=2, checkpoint_seconds=0.0)
 
