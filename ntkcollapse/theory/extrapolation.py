@@ -451,19 +451,22 @@ def _advance(problem: _Problem, course: _Course, goal, tolerance: _Tolerance):
     return course, xp.where(course.t >= goal, course.y, xp.inf)
 
 
-def _saved(problem: _Problem, course: _Course, goals, tolerance: _Tolerance, *, interpolates: bool):
-    """One step in numpy, or several to the next of the times: the states at those that were reached or given up."""
+def _saved(problem: _Problem, course: _Course, goals, end, tolerance: _Tolerance, *, interpolates: bool):
+    """One step in numpy towards `end`, or several to the next of the times: the states at those it reached or gave up.
+
+    Between now and `end` the flow is smooth.
+    """
     if not (interpolates and course.is_before(goals[0])):
         course, state = _advance(problem, course, goals[0], tolerance)
         return course, [state]
     before, trail = course, []
-    course = _step(problem, before, goals[-1], tolerance, trail)
+    course = _step(problem, before, end, tolerance, trail)
     between, states = goals[goals < course.t], []
     if len(between):
         states = [*(before.y + _interpolated(int(course.made), trail, (between - before.t) / (course.t - before.t)))]
     if course.t >= goals[-1]:
         states.append(course.y)
-    elif not course.is_before(goals[-1]):
+    elif course.outcome != Outcome.SUCCESSFUL:
         states += [np.full_like(course.y, np.inf)] * (len(goals) - len(states))
     return course, states
 
@@ -509,17 +512,23 @@ def integrate_reduced(
     with tqdm(total=float(times[-1] - times[0]), disable=not progress, bar_format=_BAR) as bar:
         # Overflow is a bad step, which is taken again. Threads cost more than such small products.
         with np.errstate(all="ignore"), one_thread():
+            # The kernel of a path has a corner at each of its times: steps end there.
+            corners = np.asarray(flow.kernel.times if isinstance(flow.kernel, KernelPath) else (), float)
+            ends = np.append(corners[(corners > times[0]) & (corners < times[-1])], times[-1])
             if explicit and steady is None:
-                course, states = _explicitly(problem, course, times, tolerance, bar)
+                course, states = _explicitly(problem, course, times, ends, tolerance, bar)
             while len(states) < len(times):
-                before, interpolates = course.t, bool(tolerance.rtol >= INTERPOLATED)
-                course, reached = _saved(problem, course, times[len(states) :], tolerance, interpolates=interpolates)
+                before, end = course.t, ends[min(np.searchsorted(ends, course.t, side="right"), len(ends) - 1)]
+                options = {"interpolates": bool(tolerance.rtol >= INTERPOLATED)}
+                course, reached = _saved(problem, course, times[len(states) :], end, tolerance, **options)
                 states += reached
                 bar.update(float(course.t - before))
     return _integration(problem, start, course, np.stack(states))
 
 
-def _explicitly(problem: _Problem, course: _Course, times, tolerance: _Tolerance, bar) -> tuple[_Course, list[Any]]:
+def _explicitly(
+    problem: _Problem, course: _Course, times, ends, tolerance: _Tolerance, bar
+) -> tuple[_Course, list[Any]]:
     """Steps of Dormand and Prince's method of order 8 while they take less work, and the states at the times reached.
 
     In numpy. A bound of the Jacobian's norm tells how many evaluations the rest of the way takes: its steps are stable
@@ -543,37 +552,40 @@ def _explicitly(problem: _Problem, course: _Course, times, tolerance: _Tolerance
         sizes = np.max([problem.rms(y) for y in states], axis=0)
         return np.repeat(lenience * (tolerance.rtol * sizes + tolerance.absolute) * shares, counts)
 
-    first = min(2 * float(_Jacobian.at(problem, course.t, course.y).first_step()), until - float(course.t))
-    # Its relative tolerance is by number; the least that it takes.
-    least = {"rtol": 100 * np.finfo(float).eps, "atol": allowed(course.y)}
-    solver: Any = DOP853(problem.speed, float(course.t), course.y, until, first_step=first, **least)
-    states, attempts, accepted = [course.y], 0, 0
-    while solver.status == "running" and attempts < tolerance.max_steps:
-        if accepted % 4 == 3 and is_stiff(solver.t, solver.y):
+    t, y, states, attempts, accepted, evaluations = float(course.t), course.y, [course.y], 0, 0, 0
+    h = 2 * float(_Jacobian.at(problem, t, y).first_step())
+    for end in ends:
+        # Its relative tolerance is by number; the least that it takes.
+        least = {"rtol": 100 * np.finfo(float).eps, "atol": allowed(y)}
+        solver: Any = DOP853(problem.speed, t, y, end, first_step=min(h, end - t), **least)
+        while solver.status == "running" and attempts < tolerance.max_steps:
+            if accepted % 4 == 3 and is_stiff(solver.t, solver.y):
+                break
+            before, solver.atol = solver.nfev, allowed(solver.y, solver.y + solver.h_abs * solver.f)
+            solver.step()
+            attempts += (solver.nfev - before) // solver.n_stages
+            if solver.status == "failed":
+                break
+            accepted += 1
+            goals = times[len(states) : np.searchsorted(times, solver.t, side="right")]
+            between = goals[goals < solver.t]
+            if len(between):
+                states += [*solver.dense_output()(between).T]
+            if len(between) < len(goals):
+                states.append(solver.y)
+            bar.update(solver.t - solver.t_old)
+        t, y, h, evaluations = solver.t, solver.y, solver.h_abs, evaluations + solver.nfev
+        if t < end:
             break
-        before, solver.atol = solver.nfev, allowed(solver.y, solver.y + solver.h_abs * solver.f)
-        solver.step()
-        attempts += (solver.nfev - before) // solver.n_stages
-        if solver.status == "failed":
-            break
-        accepted += 1
-        goals = times[len(states) : np.searchsorted(times, solver.t, side="right")]
-        between = goals[goals < solver.t]
-        if len(between):
-            states += [*solver.dense_output()(between).T]
-        if len(between) < len(goals):
-            states.append(solver.y)
-        bar.update(solver.t - solver.t_old)
-    at_end = solver.t >= until
-    outcome = Outcome.TOO_MANY_STEPS if attempts >= tolerance.max_steps and not at_end else Outcome.SUCCESSFUL
+    gave_up = attempts >= tolerance.max_steps and t < until
     return course._replace(
-        t=np.float64(until if at_end else solver.t),
-        y=solver.y,
-        h=np.float64(min(solver.h_abs, until - solver.t)),
+        t=np.float64(t),
+        y=y,
+        h=np.float64(min(h, until - t)),
         steps=attempts,
         rejected=attempts - accepted,
-        evaluations=solver.nfev,
-        outcome=outcome,
+        evaluations=evaluations,
+        outcome=Outcome.TOO_MANY_STEPS if gave_up else Outcome.SUCCESSFUL,
     ), states
 
 

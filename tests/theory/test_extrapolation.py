@@ -198,6 +198,21 @@ def test_times_between_steps_are_within_ten_tolerances(explicit, rtol):
     assert error < 10 * rtol
 
 
+def test_times_between_steps_of_a_path_with_corners_are_within_ten_tolerances():
+    """Steps end at the times of the kernel, between which alone polynomials go."""
+    start, flow = small_problem(14, sizes=(4, 4, 4))
+    knots, growth = np.linspace(0.0, 1.0, 4), np.array([1.0, 3.0, 0.5, 2.0])
+    values = {name: size * growth for name, size in (("diagonal", 3.0), ("within", 2.0), ("between", 0.6))}
+    flow = Flow(KernelPath(knots, **values), flow.classes)
+    times, rtol = np.linspace(0.0, 1.0, 31), 1e-6
+    _, W, b = along_by_scipy(start, flow, times, 1e-11)
+    for explicit in (True, False):
+        states = on_host(start, flow, times, rtol=rtol, explicit=explicit).states
+        for got, exact in ((states.W, W), (states.b, b)):
+            errors = [rms(a - e) / rms(e) for a, e in zip(np.asarray(got)[1:], exact[1:], strict=True)]
+            assert max(errors) < 10 * rtol
+
+
 def test_a_flow_that_becomes_stiff_is_taken_over(monkeypatch):
     """A kernel that grows a hundred times: explicit steps at first, fewer evaluations than theirs to the end."""
     start, flow = small_problem(13, sizes=(4, 4, 4))
