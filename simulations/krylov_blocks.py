@@ -101,7 +101,7 @@ SETTINGS = {
     "digits": dataclasses.replace(DIGITS, per_class=60),
     "digits-1200": dataclasses.replace(DIGITS, per_class=120),
     "digits-late": dataclasses.replace(
-        DIGITS, title="8x8 digits, from the terminal phase", start=2560, steps=(3840, 5120, 10240),
+        DIGITS, title="8x8 digits, 64-128-128-32-10, a late start", start=2560, steps=(3840, 5120, 10240),
         blocks=(0, 1, 2, 3, 4, 5, 6, 8, 9, 12),
     ),
     "hundred": HUNDRED,
