@@ -83,7 +83,7 @@ class Setting:
 # Ten times the classes weigh each output a tenth: the rate is larger by as much.
 HUNDRED = Setting(
     "100 Gaussian clusters, 128-128-128-128-100", "gaussian-mixture", 8, "mlp", ("widths=(128,128,128)",), 80,
-    (320, 1280), blocks=(0, 1, 2, 3, 4), learning_rate=3.0, classes=100,
+    (320, 1280), blocks=(0, 1, 2), learning_rate=3.0, classes=100,
     data_options=("classes=100", "dimension=128", "separation=4"),
 )  # fmt: skip
 RESNET = Setting(

@@ -424,3 +424,8 @@ def test_a_loop_of_each_framework_collapses_and_is_compared(loop, tmp_path):
     assert losses["sample-frozen"] < float(ladder.network["loss"][0])
     assert np.isfinite(losses["block-frozen"])
     assert ladder.batch_norm
+    # With statistics made anew, evaluation sees what training sees; PyTorch's variance is that of N − 1.
+    at = measured.networks[measured.record(start)]
+    assert at.coupled is not None
+    seen = [np.asarray(jax.jit(f)(at.params, at.inputs)) for f in (at.features, at.coupled)]
+    np.testing.assert_allclose(*seen, rtol=0, atol=0.05 * np.abs(seen[1]).max())
