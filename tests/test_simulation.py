@@ -70,15 +70,16 @@ def test_default_solver_reaches_its_tolerance_and_conserves_the_invariant():
 
 def test_collapse_needs_c_minus_one_features():
     """n > C is assumed by the paper; n = C − 1 ends collapsed as well, and a run without n > C says so."""
-    for n, says in ((2, "n = 2 features for C = 3 classes"), (4, None)):
-        start = zero_invariant(CLASSES, n, KAPPA, key=jax.random.key(0))
-        run = simulate(start, KAPPA, CLASSES, [0.0, 40.0], columns=False)
-        # Slowest rate 2 √(m λ_class) > 4.
-        assert float(run["nc2_seleznova2023"][-1]) < 1e-6
-        assert float(run["nc3_seleznova2023"][-1]) < 1e-6
-        assert float(run["loss"][-1]) < 1e-10
-        note = run.settings.get("note")
-        assert note is None if says is None else note == f"{says}: the paper assumes n > C; n ≥ C − 1 = 2 is enough"
+    start = zero_invariant(CLASSES, 2, KAPPA, key=jax.random.key(0))
+    run = simulate(start, KAPPA, CLASSES, [0.0, 40.0], columns=False)
+    # Slowest rate 2 √(m λ_class) > 4.
+    assert float(run["nc2_seleznova2023"][-1]) < 1e-6
+    assert float(run["nc3_seleznova2023"][-1]) < 1e-6
+    assert float(run["loss"][-1]) < 1e-10
+    why = "the paper assumes n > C; n ≥ C − 1 = 2 is enough"
+    assert run.settings["note"] == f"n = 2 features for C = 3 classes: {why}"
+    wide = zero_invariant(CLASSES, 4, KAPPA, key=jax.random.key(0))
+    assert "note" not in simulate(wide, KAPPA, CLASSES, [0.0, 1.0], observed=False).settings
 
 
 def test_weight_decay_shrinks_the_invariant_exponentially():

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Classes
-from ntkcollapse.simulation import simulate
 from ntkcollapse.theory import models
-from ntkcollapse.theory.method import Method
 from ntkcollapse.theory.models.deep_linear import DeepLastLayer
 from tests.theory.model_cases import descend
 
@@ -31,7 +29,8 @@ def test_relu_minimiser(sizes):
     λ_1, λ_2, λ_H = decays
     answer = models.relu_features.minimizer(classes, jnp.asarray([λ_1, λ_2]), λ_H, widths=(n, n))
     start = jnp.zeros((n, sum(sizes))), jnp.zeros((n, n)), jnp.zeros((3, n))
-    value, (H, W_1, W_2) = descend(objective(classes, *decays), start, tries=2)
+    # From most random starts; some end in local minima above.
+    value, (H, W_1, W_2) = descend(objective(classes, *decays), start, tries=1)
     np.testing.assert_allclose(value, answer.value, rtol=1e-8)
     # Flat to second order: 1e-8 in the value is 1e-4 in the state.
     behind = np.maximum(W_1 @ H, 0)
@@ -75,10 +74,8 @@ def test_relu_flow_is_the_gradient_of_its_objective():
     moved = flow(0.0, start)
     for velocity, gradient in zip((moved.H, *moved.layers), slope, strict=True):
         np.testing.assert_allclose(velocity, -gradient, rtol=1e-12)
-    run = simulate(start, flow, classes, np.array([0.0, 1.0, 2.0]), method=Method(rtol=1e-4, atol=1e-6))
-    assert np.all(np.diff(run["loss"]) < 0)
     # Observed are the features behind the ReLU.
-    first = run.last_layer(0)
+    first = flow.last_layer(start)
     np.testing.assert_allclose(first.H, np.maximum(layers[0] @ start.H, 0), rtol=1e-12)
     np.testing.assert_allclose(first.W, layers[1], rtol=1e-12)
 
