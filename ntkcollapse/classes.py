@@ -194,7 +194,7 @@ class Classes(eqx.Module):
         """Σ x xᵀ over the columns of each class: by numpy where X has values."""
         xp = jnp if is_traced(X) else np
         # Threads cost more than products of one class. What overflows is refused by name where it goes.
-        with nullcontext() if xp is jnp else one_thread(), np.errstate(over="ignore"):
+        with nullcontext() if xp is jnp else one_thread(), np.errstate(over="ignore", invalid="ignore"):
             return xp.stack([part @ part.T for part in xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)])
 
     def deviations(self, X: Float[AnyArray, "... N"]) -> Float[Array, "... N"]:

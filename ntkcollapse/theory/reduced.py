@@ -90,7 +90,9 @@ class ReducedStart(eqx.Module):
         squares: of the deviations by class, (C, n, n), which make all of it where they have one rate.
         """
         if squares is not None:
-            return cls(M=means, scatter=squares.sum(0), W=state.W, b=state.b)
+            with np.errstate(over="ignore", invalid="ignore"):
+                scatter = squares.sum(0)
+            return cls(M=means, scatter=scatter, W=state.W, b=state.b)
         groups, X = kernel.split(deviations, classes), None
         if kernel.num_directions:
             V = kernel.directions(classes)
