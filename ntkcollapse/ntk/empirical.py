@@ -92,9 +92,7 @@ def empirical_ntk(
     left, right = (_Blocks(n, *chunks.block(n, devices.count)) for n in (A, B))
     tiles = list(_tiles(left, right, chunks, K, same=x2 is None))
     traced = is_traced(problem, x1, x2)
-    # Filled on the host: the kernel of many samples need not fit beside the chunk on an accelerator.
     shape = kernel_shape(outputs, A, B, K)
-    kernel = jnp.zeros(shape, problem.dtype) if traced else _zeros(shape, problem.dtype)
     placed = problem if traced else devices.everywhere(problem)
 
     def block(x, blocks, i):
@@ -111,9 +109,6 @@ def empirical_ntk(
         checkpoint, lambda: fingerprint(problem, list(samples.values()), outputs, engine.name, chunks, devices.count)
     )
     done, saved = partial.load("kernel")
-    if done:
-        kernel[...] = saved[0]
-    bar = tqdm(total=len(tiles), initial=done, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False)
 
     def sent():
         kept, kept_for = None, None
@@ -127,6 +122,17 @@ def empirical_ntk(
             tile = engine.against(placed, kept, others, first, outputs, chunks)
             yield (rows, first, column), tile if traced else devices.to_fetch(tile)
 
+    if len(tiles) == devices.count == 1 and not traced and left.size == A and right.size == B:
+        ((_, tile),) = sent()
+        check_finite("gradients of f", np.asarray(tile))
+        if outputs != "mean" or K == 1:
+            return tile
+        return jax.device_put(np.divide(tile, K, out=_zeros(shape, problem.dtype)))
+    # Filled on the host: the kernel of many samples need not fit beside the chunk on an accelerator.
+    kernel = jnp.zeros(shape, problem.dtype) if traced else _zeros(shape, problem.dtype)
+    if done:
+        kernel[...] = saved[0]
+    bar = tqdm(total=len(tiles), initial=done, desc="empirical NTK", unit="tile", disable=None, delay=1.0, leave=False)
     for n, ((rows, first, column), tile) in enumerate(behind(sent()), done + 1):
         (i, ii), (j, jj) = left.span(*rows), left.span(*rows) if column is None else right.span(column)
         if not traced:
