@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +23,14 @@ from jaxtyping import Array, Float
 from ntkcollapse._platforms import number
 
 
-class Use(eqx.Module):
+@dataclasses.dataclass(frozen=True)
+class Use(abc.ABC):
     """How input and cotangent of one sample are brought to (G, T, I) and (G, T, O)."""
 
-    groups: int = eqx.field(static=True)
-    positions: int = eqx.field(static=True)
-    inputs: int = eqx.field(static=True)
-    outputs: int = eqx.field(static=True)
+    groups: int
+    positions: int
+    inputs: int
+    outputs: int
 
     @abc.abstractmethod
     def input(self, a: Array) -> Array:
@@ -49,13 +49,14 @@ class Use(eqx.Module):
         """A product (G, O, I) in the shape of the parameter."""
 
 
+@dataclasses.dataclass(frozen=True)
 class MatrixProduct(Use):
     """`dot_general` of data and a parameter, on either side."""
 
-    input_order: tuple[int, ...] = eqx.field(static=True)
-    cotangent_order: tuple[int, ...] = eqx.field(static=True)
-    gradient_shape: tuple[int, ...] = eqx.field(static=True)
-    gradient_order: tuple[int, ...] = eqx.field(static=True)
+    input_order: tuple[int, ...]
+    cotangent_order: tuple[int, ...]
+    gradient_shape: tuple[int, ...]
+    gradient_order: tuple[int, ...]
 
     def input(self, a):
         return a.transpose(self.input_order).reshape(self.groups, self.positions, self.inputs)
@@ -93,17 +94,18 @@ def _matrix_product(params, shapes, results, operand) -> Use:
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class Convolution(Use):
     """`conv_general_dilated` of data with a kernel: any stride, padding, dilation and feature groups."""
 
-    numbers: Any = eqx.field(static=True)
-    window: tuple[int, ...] = eqx.field(static=True)
-    places: tuple[int, ...] = eqx.field(static=True)
-    strides: tuple[int, ...] = eqx.field(static=True)
-    padding: tuple[tuple[int, int], ...] = eqx.field(static=True)
-    input_dilation: tuple[int, ...] = eqx.field(static=True)
-    window_dilation: tuple[int, ...] = eqx.field(static=True)
-    gathered: bool = eqx.field(static=True)
+    numbers: Any
+    window: tuple[int, ...]
+    places: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    window_dilation: tuple[int, ...]
+    gathered: bool
 
     def for_few(self):
         return dataclasses.replace(self, gathered=True)
@@ -177,14 +179,15 @@ def _convolution(params, shapes, results, operand) -> Use | None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class Rows(Use):
     """Rows of a table by their numbers, `gather` along its first dimension: an embedding.
 
     It is a matrix product with the numbers written as unit vectors.
     """
 
-    row: tuple[int, ...] = eqx.field(static=True)
-    clipped: bool = eqx.field(static=True)
+    row: tuple[int, ...]
+    clipped: bool
 
     def input(self, a):
         # One number a position, in the last dimension; the gradient of a number out of range is zero, or goes to the
@@ -226,6 +229,7 @@ def _rows(params, shapes, operand) -> Use | None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class WithBias(Use):
     """A use to whose result a bias is added at every position: one more input, which is always one."""
 
@@ -249,6 +253,7 @@ class WithBias(Use):
         return dataclasses.replace(self, alone=self.alone.for_few())
 
 
+@dataclasses.dataclass(frozen=True)
 class EveryStep(Use):
     """A use at every step of a scan: steps come before its positions."""
 

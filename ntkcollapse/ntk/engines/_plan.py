@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import equinox as eqx
 import jax
@@ -17,13 +18,14 @@ from ntkcollapse.ntk.engines._factors import Layer, grams_are_cheaper, is_formed
 from ntkcollapse.ntk.engines._tiling import Counted
 
 
-class Product(eqx.Module):
+@dataclasses.dataclass(frozen=True)
+class Product:
     """A parameter whose gradients are products: its number, those of the tap and of its bias, numbers of its input."""
 
-    leaf: int = eqx.field(static=True)
-    tap: int = eqx.field(static=True)
-    bias: int | None = eqx.field(static=True)
-    beside: int = eqx.field(static=True)
+    leaf: int
+    tap: int
+    bias: int | None
+    beside: int
     use: Use
 
     @property
@@ -31,19 +33,20 @@ class Product(eqx.Module):
         """Numbers of the parameter and of its bias."""
         return [leaf for leaf in (self.leaf, self.bias) if leaf is not None]
 
-    @property
+    @cached_property
     def whole(self) -> Use:
         """The use of parameter and bias together."""
         return self.use if self.bias is None else WithBias.of(self.use)
 
-    @property
+    @cached_property
     def layer(self) -> Layer:
         """What its gradients cost."""
         use = self.whole
         return Layer(use.groups, use.positions, use.inputs, use.outputs, self.beside)
 
 
-class Plan(eqx.Module):
+@dataclasses.dataclass(frozen=True)
+class Plan:
     """How each parameter is treated, and how many bytes a sample takes.
 
     rest: numbers of the parameters that are in no product, in groups whose gradients are there at once.
@@ -54,13 +57,13 @@ class Plan(eqx.Module):
     """
 
     products: tuple[Product, ...]
-    rest: tuple[tuple[int, ...], ...] = eqx.field(static=True)
-    forward: int = eqx.field(static=True)
-    backward: int = eqx.field(static=True)
-    patches: int = eqx.field(static=True)
-    gradient: int = eqx.field(static=True)
-    forth: int = eqx.field(static=True)
-    back: int = eqx.field(static=True)
+    rest: tuple[tuple[int, ...], ...]
+    forward: int
+    backward: int
+    patches: int
+    gradient: int
+    forth: int
+    back: int
 
     @property
     def together(self) -> bool:
