@@ -7,9 +7,8 @@ import pytest
 from scipy.linalg import svdvals
 
 from ntkcollapse import Classes, CrossEntropy, LastLayer, SquaredError
-from ntkcollapse.losses import Loss
+from ntkcollapse.losses import DotRegression, Loss
 from ntkcollapse.theory import models
-from ntkcollapse.theory.models.losses import DotRegression
 from tests.theory.model_cases import descend, scaled_start
 
 
