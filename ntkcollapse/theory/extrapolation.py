@@ -459,7 +459,9 @@ def _saved(problem: _Problem, course: _Course, goals, end, tolerance: _Tolerance
     if not (interpolates and course.is_before(goals[0])):
         course, state = _advance(problem, course, goals[0], tolerance)
         return course, [state]
-    before, trail = course, []
+    # A step is never longer than the last one said; the first of all says nothing.
+    before, passes = course, not 0 < course.h < 0.999 * (goals[0] - course.t)
+    trail: list | None = [] if passes else None
     course = _step(problem, before, end, tolerance, trail)
     between, states = goals[goals < course.t], []
     if len(between):
