@@ -47,6 +47,9 @@ notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 # They are run to see that they run: another quarter is optimisation.
 notebooks: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+# And as in tests/conftest.py: simpler code for fused loops, where the compiler knows the flag.
+notebooks: export XLA_FLAGS = $(shell $(BIN)/python -c 'import jax; \
+	print("--xla_cpu_use_fusion_emitters=false" * (jax.__version_info__ < (0, 11)))')
 notebooks: .venv/installed
 	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 $(NOTEBOOKS)
 
