@@ -26,7 +26,7 @@ from ntkcollapse.training import OutOfDistribution, TrainConfig, UnseenClasses
 SEEN, UNSEEN = (0, 1, 2, 3, 4, 5), (6, 7, 8, 9)
 BASE = TrainConfig(
     network="mlp", network_options=("batch_norm=true", "widths=(128,64)"), dataset="digits", per_class=60,
-    test_per_class=60, learning_rate=0.06, weight_decay=0.005, epochs=900, decay_every=600, batch_size=0,
+    test_per_class=50, learning_rate=0.06, weight_decay=0.005, epochs=900, decay_every=600, batch_size=0,
     measure=("train", "test"), measure_log=10, keep_states=False, recompute_statistics=True,
 )  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
