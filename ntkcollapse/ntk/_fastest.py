@@ -61,9 +61,7 @@ def engine_works(problem: Problem, x1: Any, x2: Any, outputs: Outputs | None, av
     return {
         "layerwise": _layerwise(of, chunks["layerwise"], K, rows, columns, outputs),
         "jacobian": _jacobian(problem, plan, chunks["jacobian"], rows, columns, outputs),
-        "ntvp": rows * (columns or rows) * K * 2 * plan.forth
-        + (columns or rows) * K * (plan.forth + plan.back)
-        + constant("call"),
+        "ntvp": _ntvp(problem, plan, rows, columns),
     }
 
 
@@ -81,6 +79,13 @@ def _jacobian(problem: Problem, plan: Plan, chunks: Chunks, rows: int, columns: 
     passed = (A * A if columns is None else 2 * A * B) * min(chunks.samples, rows)
     products = rows * (columns or rows) * problem.num_params * pairs_of(outputs, problem.num_outputs)
     return passed * _gradients(problem, plan, problem.num_outputs) + products + tiles * constant("call")
+
+
+def _ntvp(problem: Problem, plan: Plan, rows: int, columns: int | None) -> float:
+    """Gradients of one side, each written and read, and pushed through all of the other."""
+    gradients = (columns or rows) * problem.num_outputs
+    each = plan.forth + plan.back + 2 * constant("traffic") * problem.num_params
+    return gradients * (each + 2 * rows * plan.forth) + constant("call")
 
 
 def _gradients(problem: Problem, plan: Plan, k: int) -> float:
