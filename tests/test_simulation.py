@@ -163,9 +163,13 @@ def test_vmap_over_kernels_and_starts():
         return simulate(start, BlockKernel(3.0, 2.0, between), CLASSES, TIMES).observables["loss"][-1]
 
     together = jax.vmap(final)(betweens, scales)
-    apart = [final(b, s) for b, s in zip(betweens, scales, strict=True)]
+    traced = jax.jit(final)
+    apart = [traced(b, s) for b, s in zip(betweens, scales, strict=True)]
     # The members of a batch choose their steps alone: rounding apart, the same numbers.
     np.testing.assert_allclose(together, apart, rtol=1e-9)
+    # Outside of transformations steps are others; the smallest loss is of a residual of 0.03.
+    on_host = [final(b, s) for b, s in zip(betweens, scales, strict=True)]
+    np.testing.assert_allclose(together, on_host, rtol=1e-4)
 
 
 def test_gradient_against_finite_differences():
