@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -319,7 +320,7 @@ def _scale(scale: Scale, *, signed: bool = False) -> Float[Array, ""]:
     check_shape("scale", scale, (), "a number")
     if not signed:
         check_positive("scale", scale)
-    elif not is_traced(scale) and not bool(jnp.abs(jnp.asarray(scale)) < 1):
+    elif not is_traced(scale) and not np.abs(np.asarray(scale)) < 1:
         raise ValueError(f"scale: expected a number above -1 and below 1 for this initial condition, got {scale}.")
     return jnp.asarray(scale, dtype=float)
 

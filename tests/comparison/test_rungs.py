@@ -553,6 +553,10 @@ def test_rung_of_blocks_is_the_flow_under_its_dense_kernel():
     grouped = climb(start, [name], throw=True, keep_states=True).rungs[name]
     kernel = start.krylov_kernel(1, groups=2)
     G = np.asarray(kernel.rest)
+    # Both groups are there, and change what follows.
+    assert len(kernel.rates) == 3
+    assert G.shape[1] >= 2
+    assert abs(float(grouped["residual_single"][-1] / one["residual_single"][-1]) - 1) > 1e-4
     np.testing.assert_allclose(U.T @ G, 0, atol=1e-9)
     one_each = [G[:, i:j] for i, j in zip((0, *kernel.bounds), kernel.bounds, strict=False)]
     dense = dense + sum((r - kernel.rates[0]) * g @ g.T for r, g in zip(kernel.rates, one_each, strict=True))
