@@ -43,7 +43,8 @@ _METRICS = "tests/collapse/test_last_layer_metrics.py::"
 _BEYOND = "tests/collapse/test_transfer_and_distance.py::"
 _SPREAD = "tests/collapse/test_uniformity_and_strong_collapse.py::"
 
-_UNSEEN = _ELSEWHERE = _UNEQUAL = _LOW_RANK = _DECAY = ""
+_UNSEEN = _ELSEWHERE = _UNEQUAL = _DECAY = ""
+_LOW_RANK = "simulations/figures/low_rank_regression.png"
 _FIXED = "simulations/figures/fixed_last_layer.png"
 
 # Figures of the statements of the NTK paper that are drawn, by function.

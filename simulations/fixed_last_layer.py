@@ -14,8 +14,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 from kept_runs import band, flags_of, kept, table_of
 from matplotlib.figure import Figure
 
@@ -84,7 +84,7 @@ def main() -> None:
         "NC2": "nc2_seleznova2023", "NC3": "nc3_seleznova2023",
     }  # fmt: skip
     columns: dict[str, Any] = {what: (lambda run, key=key: run[key][-1]) for what, key in last.items()}
-    columns["cosine of minority rows"] = lambda run: minority_cosine(np.asarray(run.states.W[-1]), 5)
+    columns["cosine of minority rows"] = lambda run: minority_cosine(jnp.asarray(run.states.W[-1]), 5)
     for sizes, groups in runs.items():
         print(f"\n{sizes}\n\n{table_of(groups, columns, 'last layer, loss')}")
     print(plots.save(figure_of(runs), flags.out / "fixed_last_layer"))

@@ -19,7 +19,8 @@ class GRUTrunk(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         rows = x.reshape(x.shape[0], x.shape[1], -1)
-        return nn.RNN(nn.GRUCell(self.width, param_dtype=self.param_dtype), name="rows")(rows)[:, -1]
+        states: Any = nn.RNN(nn.GRUCell(self.width, param_dtype=self.param_dtype), name="rows")(rows)
+        return states[:, -1]
 
 
 def gru(

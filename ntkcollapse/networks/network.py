@@ -193,7 +193,7 @@ def _init(network: Network, key: PRNGKeyArray, shape: tuple[int, ...]) -> Variab
     if network.initialiser is not None:
         params = network.initialiser(weights, params)
     if network.classifier == "simplex-etf":
-        kernel = params[LAST_LAYER]["kernel"]
+        kernel: Any = params[LAST_LAYER]["kernel"]
         frame = simplex_etf(network.num_classes, kernel.shape[0], key=jax.random.fold_in(weights, 1))
         energy = 1.0 if network.weight_budget is None else network.weight_budget
         params = {**params, LAST_LAYER: {**params[LAST_LAYER], "kernel": (energy**0.5 * frame.T).astype(kernel.dtype)}}

@@ -37,15 +37,17 @@ class UnseenClasses:
     def __call__(self, moment: Moment) -> dict[str, Any]:
         values: dict[str, Any] = {}
         parts = {"train": moment.splits.train, "test": moment.splits.test, "unseen": self.unseen}
+        features = {name: features_of_all(moment, part, self.batch_size) for name, part in parts.items()}
         with jax.enable_x64(True):
             for name, part in parts.items():
-                H = features_of_all(moment, part, self.batch_size)
-                seen = collapse.ClassStatistics.from_features(H.T, part.labels)
+                seen = collapse.ClassStatistics.from_features(features[name].T, part.labels)
                 for metric in (collapse.mean_cdnv_galanti2022, collapse.nc1_tirer2022):
                     values[f"{name}_{metric.__name__}"] = float(metric(seen))
             key = jax.random.key(self.seed)
             errors = [
-                collapse.few_shot_error_galanti2022(H, self.unseen.labels, s, key=key, draws=self.draws)
+                collapse.few_shot_error_galanti2022(
+                    features["unseen"], self.unseen.labels, s, key=key, draws=self.draws
+                )
                 for s in self.shots
             ]
         return values | {
