@@ -5,8 +5,10 @@ import json
 import operator
 import os
 import platform
+import sys
 import warnings
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ _AXES = {
     "X": ("feature", "direction"),
 }
 _PACKAGES = (
-    "ntkcollapse", "jax", "jaxlib", "equinox", "diffrax", "flax", "optax", "numpy", "scipy"
+    "jax", "jaxlib", "equinox", "diffrax", "flax", "optax", "numpy", "scipy"
 )  # fmt: skip
 _KERNELS = {kind.__name__: kind for kind in (BlockKernel, DenseKernel, GroupedKernel, KrylovKernel)}
 
@@ -460,7 +462,12 @@ _ARGUMENTS = (
 
 @cache
 def _installed() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {"python": platform.python_version(), "ntkcollapse": sys.modules["ntkcollapse"].__version__}
+    for name in _PACKAGES:
+        # What runs from its sources has no metadata, and not all of them need be there.
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _storable(value: Any) -> np.ndarray:

@@ -1,5 +1,7 @@
 """A trajectory comes back from its file as it was, and nothing that is saved gets lost."""
 
+import importlib.metadata
+
 import equinox as eqx
 import h5netcdf
 import h5py
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import ntkcollapse as nc
 from ntkcollapse import (
     BlockKernel,
     Classes,
@@ -25,6 +28,7 @@ from ntkcollapse import (
     Trajectory,
     load,
     simulate,
+    trajectory,
 )
 from tests.cases import UNEQUAL, kernels, random_state
 
@@ -122,6 +126,21 @@ def test_bad_records_and_files_say_what_is_wrong(tmp_path):
     xr.Dataset({"x": 1}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match="got another one"):
         Trajectory.load(tmp_path / "other.nc")
+
+
+def test_what_runs_from_its_sources_says_its_version(monkeypatch):
+    known = importlib.metadata.version
+
+    def missing(name):
+        if name in ("ntkcollapse", "diffrax"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    versions = trajectory._installed.__wrapped__()
+    assert versions["ntkcollapse"] == nc.__version__
+    assert versions["numpy"] == np.__version__
+    assert "diffrax" not in versions
 
 
 def test_a_file_keeps_the_versions_that_computed_it(tmp_path):
