@@ -216,4 +216,4 @@ def _floating(x: Any) -> Any:
         x = jnp.asarray(x)
         return x.astype(jnp.result_type(float, x))
     x = np.asarray(x)
-    return as_array(x.astype(jnp.result_type(float, x)))
+    return as_array(x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float))
