@@ -213,7 +213,7 @@ def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
             first, last = value[name]
             cells.append(f"{first:.2g} → {last:.2g}" if name in moving else f"{last:.3g}")
         lines.append([*cells, "yes" if collapsed(run) else "no"])
-    text = [table(["model", "start, learning rate", "seed", *names, "collapsed"], lines)]
+    text: list[str] = [table(["model", "start, learning rate", "seed", *names, "collapsed"], lines)]
     lines = []
     for said, kind in (("with collapse", True), ("without", False)):
         group = [value for value, (_, run) in zip(values, runs, strict=True) if collapsed(run) == kind]
