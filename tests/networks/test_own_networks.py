@@ -117,7 +117,10 @@ def test_recomputed_statistics_make_evaluation_what_training_sees(case, variable
         pytest.skip("no batch normalisation")
     data = Dataset.of(case.x, LABELS, name="zoo")
     whole = recomputed_statistics(network, variables, data, Batches(data.classes, None, 0))
-    coupled = jax.jit(network.training_features)(whole.params, data.inputs, whole.batch_stats)
+    features = jax.jit(network.training_features)
+    coupled = features(whole.params, data.inputs, whole.batch_stats)
+    # What training sees is of the batch: averages do not matter to it.
+    np.testing.assert_allclose(features(whole.params, data.inputs, variables.batch_stats), coupled, rtol=1e-9)
     evaluated = jax.jit(network.features)(whole.params, data.inputs, whole.batch_stats)
     # The inputs of a set are in float32; statistics follow from differences of averages, which cost some digits.
     np.testing.assert_allclose(evaluated, coupled, rtol=1e-6, atol=1e-7)
