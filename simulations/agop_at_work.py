@@ -135,7 +135,7 @@ def main() -> None:
         runs = [run_of(flags, seed) for seed in flags.seeds]
         keys = ("directions", "leading_share", "ansatz_correlation", "ansatz_root_correlation", "layers_nc1_tirer2022")
         rows = [
-            [layer, *(over_seeds([run[key][at][i] for run in runs], 3) for key in keys for at in (0, -1))]
+            [layer, *(over_seeds([float(run[key][at][i]) for run in runs], 3) for key in keys for at in (0, -1))]
             for i, layer in enumerate(runs[0].names["ansatz"])
         ]
         print(markdown(["layer", *(f"{key}, {when}" for key in keys for when in ("start", "end"))], rows))

@@ -12,7 +12,7 @@ the output kernel frozen at the start and along training. Tables, and a figure e
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -65,7 +65,11 @@ def architectures_figure(runs: dict[str, Sequence[nc.Trajectory]]) -> Figure:
         figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
         for name, group in runs.items():
             network, loss = name.split(", ")
-            look = {"color": colours[network], "linestyle": "-" if loss == "squared" else "--", "label": name}
+            look: dict[str, Any] = {
+                "color": colours[network],
+                "linestyle": "-" if loss == "squared" else "--",
+                "label": name,
+            }
             values = np.stack([strength(run) for run in group])
             axes[0].plot(np.asarray(group[0]["step"]) + 1, np.median(values, axis=0), **look)
             axes[0].fill_between(
@@ -136,7 +140,7 @@ def learning(run: nc.Trajectory) -> Learning:
     return Learning(first(falls), 1 / np.asarray(start.rates), first(exponents), times, norms)
 
 
-def imbalance_figure(found: dict[str, Sequence[Learning]]) -> Figure:
+def imbalance_figure(found: Mapping[str, Sequence[Learning]]) -> Figure:
     """Contrasts of the first seed along training, and measured against predicted times of all seeds."""
     with plots.style():
         figure, axes = plt.subplots(len(found), 2, figsize=(7.6, 3 * len(found)), squeeze=False, layout="constrained")
@@ -190,7 +194,10 @@ def main() -> None:
         for kind, group in found.items():
             for what in ("frozen", "along"):
                 ratios = [one.measured / getattr(one, what) for one in group]
-                ranks = [float(spearmanr(one.measured, getattr(one, what), nan_policy="omit")[0]) for one in group]
+                ranks = [
+                    float(np.asarray(spearmanr(one.measured, getattr(one, what), nan_policy="omit"))[0])
+                    for one in group
+                ]
                 rows.append(
                     [
                         kind, what, over_seeds(ranks), over_seeds([float(np.nanmedian(r)) for r in ratios]),

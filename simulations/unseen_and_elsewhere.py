@@ -11,7 +11,7 @@ told from its test images by where their features fall. Figures in simulations/f
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -67,7 +67,7 @@ def elsewhere_run(flags: argparse.Namespace, name: str, seed: int) -> nc.Traject
     )  # fmt: skip
 
 
-def unseen_figure(runs: dict[str, Sequence[nc.Trajectory]]) -> Figure:
+def unseen_figure(runs: Mapping[str, Sequence[nc.Trajectory]]) -> Figure:
     """CDNV of what was trained on, its test part and unseen classes; few-shot error. One column a data set."""
     with plots.style():
         figure, axes = plt.subplots(
@@ -88,7 +88,7 @@ def unseen_figure(runs: dict[str, Sequence[nc.Trajectory]]) -> Figure:
     return figure
 
 
-def elsewhere_figure(runs: dict[str, Sequence[nc.Trajectory]]) -> Figure:
+def elsewhere_figure(runs: Mapping[str, Sequence[nc.Trajectory]]) -> Figure:
     """Areas under the curve along training, and collapse and NC5 below."""
     scores = {
         "auroc_simplex_distance": "tab:blue", "auroc_simplex_angle": "tab:green", "auroc_neco": "tab:red",

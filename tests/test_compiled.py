@@ -113,7 +113,7 @@ def test_jax_reports_the_beginning_and_the_end_of_a_compilation():
 def test_options_that_a_compiler_does_not_have_are_left_out(monkeypatch):
     """As `xla_cpu_use_fusion_emitters` is unknown to JAX 0.12."""
     monkeypatch.setitem(compiled._LEAST_EFFORT, "xla_cpu_no_such_option", True)
-    compiled._compiler_options.cache_clear()
+    compiled._cpu_options.cache_clear()
     try:
         options = compiled._compiler_options("least")
         assert options is not None
@@ -121,4 +121,4 @@ def test_options_that_a_compiler_does_not_have_are_left_out(monkeypatch):
         assert options["xla_backend_optimization_level"] == 0
         assert compiled_quickly()(lambda x: x + 1)(jnp.ones(2)).tolist() == [2.0, 2.0]
     finally:
-        compiled._compiler_options.cache_clear()
+        compiled._cpu_options.cache_clear()
