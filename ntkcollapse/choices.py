@@ -272,7 +272,10 @@ SIMULATED_MODELS = Choices(
         "max_margin": ("cross-entropy without decay, in a time that does not slow down", f"{_CATALOGUE}:max_margin"),
         "central_path": ("least-squares classifier, renormalised features", f"{_CATALOGUE}:central_path"),
         "layer_peeled": ("cross-entropy, norm budgets; parameters energy_H, energy_W", f"{_CATALOGUE}:layer_peeled"),
-        "batch_norm_head": ("batch normalisation before the head; parameter decay", f"{_CATALOGUE}:batch_norm_head"),
+        "batch_norm_head": (
+            "batch normalisation before the head; parameters decay, loss",
+            f"{_CATALOGUE}:batch_norm_head",
+        ),
         "homogeneous": ("homogeneous network with decay; parameters decay, layers", f"{_CATALOGUE}:homogeneous"),
         "spherical_features": (
             "cross-entropy on spheres; parameters radius_H, radius_W",

@@ -1,5 +1,7 @@
 """k nearest neighbours: what features say of classes without a classifier, and without class means."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
@@ -10,7 +12,7 @@ from ntkcollapse.collapse.statistics import check_label_range
 
 def knn_accuracy(
     H: Float[ArrayLike, "n N"],
-    labels: Shaped[ArrayLike, " N"],
+    labels: Shaped[ArrayLike, " N"] | Sequence[int],
     train: tuple[Float[ArrayLike, "n K"], Shaped[ArrayLike, " K"]] | None = None,
     *,
     neighbours: int = 10,

@@ -176,7 +176,7 @@ class Network(AbstractNetwork, eqx.Module):
         return jnp.asarray(x, dtype=params[LAST_LAYER]["kernel"].dtype)
 
 
-def in_ball(rows: Float[Array, "N n"], energy: float | None) -> Float[Array, "N n"]:
+def in_ball(rows: Float[Array, "*N n"], energy: float | None) -> Float[Array, "*N n"]:
     """Each row with a squared norm of at most `energy`: longer ones are scaled back to it. As they are for None."""
     if energy is None:
         return rows

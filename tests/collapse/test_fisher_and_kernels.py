@@ -176,7 +176,8 @@ def test_all_metrics_at_once_are_the_functions():
             expected = collapse.nc2_zhu2021(state.W)
         else:
             f = getattr(collapse, name)
-            expected = f(statistics, state.W) if name.startswith("nc3") else f(statistics)
+            of_both = name.startswith(("nc3", "snc"))
+            expected = f(statistics, state.W) if of_both else f(statistics)
         np.testing.assert_allclose(value, expected, rtol=1e-12, err_msg=name)
     assert set(collapse.measure(statistics)) < set(values)
 
