@@ -38,7 +38,7 @@ def knn_accuracy(
         Cohen, Sapiro & Giryes (2018) compare the rule with networks, layer by layer.
 
     >>> import numpy as np
-    >>> H = np.array([[0.0, 0.1, 0.2, 1.0, 1.1, 1.2]])
+    >>> H = np.array([[0.0, 0.1, 0.3, 1.0, 1.1, 1.2]])
     >>> knn_accuracy(H, [0, 0, 1, 1, 1, 1], neighbours=1), knn_accuracy(H, [0, 0, 1, 1, 1, 1], neighbours=3)
     (0.8333333333333334, 0.5)
     """

@@ -165,19 +165,23 @@ def test_kernels_that_are_not_square_are_refused():
         collapse.separation_block(np.ones((3, 4)), np.ones((5, 4)))
 
 
-def test_all_metrics_at_once_are_the_functions():
-    state = random_state(5, UNEQUAL)
-    statistics = ClassStatistics.from_columns(state.H, UNEQUAL)
+@pytest.mark.parametrize("classes", [UNEQUAL, Classes.balanced(3, 3)])
+def test_all_metrics_at_once_are_the_functions(classes):
+    state = random_state(5, classes)
+    statistics = ClassStatistics.from_columns(state.H, classes)
     values = collapse.measure(statistics, state.W)
     for name, value in values.items():
         if name.endswith("_of_weights"):
             expected = getattr(collapse, name.removesuffix("_of_weights"))(state.W)
         elif name == "nc2_zhu2021":
             expected = collapse.nc2_zhu2021(state.W)
+        elif name.startswith("snc") and not classes.is_balanced:
+            with pytest.raises(ValueError, match="balanced classes only"):
+                getattr(collapse, name)(statistics, state.W)
+            expected = np.nan
         else:
             f = getattr(collapse, name)
-            of_both = name.startswith(("nc3", "snc"))
-            expected = f(statistics, state.W) if of_both else f(statistics)
+            expected = f(statistics, state.W) if name.startswith(("nc3", "snc")) else f(statistics)
         np.testing.assert_allclose(value, expected, rtol=1e-12, err_msg=name)
     assert set(collapse.measure(statistics)) < set(values)
 
