@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from kept_runs import over_seeds
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -213,12 +214,6 @@ def _errors(start: MeasuredStart, theory: str) -> dict[str, Any]:
         course = {"since": since.tolist(), "error": error.tolist(), "network": gap.network.tolist()}
         errors[name] = {"held": held, "doubled": doubled, "end": float(error[-1]), **course}
     return errors
-
-
-def over_seeds(values: Any, digits: int = 2) -> str:
-    """Median (smallest-largest); the number alone where all print alike."""
-    low, middle, high = (f"{v:.{digits}g}" for v in (np.min(values), np.median(values), np.max(values)))
-    return middle if low == high else f"{middle} ({low}-{high})"
 
 
 def by_start(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import importlib
 from pathlib import Path
 
 import pytest
@@ -12,22 +11,9 @@ from ntkcollapse.observable_table import metrics
 from ntkcollapse.statements import SOURCES, Shown, shown
 from ntkcollapse.theory import STATEMENTS
 from ntkcollapse.theory.models import MODELS
+from tests.named import find
 
 ROOT = Path(__file__).parents[1]
-
-
-def find(name: str):
-    """The object of a dotted name; where a package has a function and a module of one name it is the function."""
-    parts = name.split(".")
-    for i in range(len(parts) - 1, 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:i]))
-        except ModuleNotFoundError:
-            continue
-        for attribute in parts[i:]:
-            found = getattr(found, attribute)
-        return found
-    raise ModuleNotFoundError(name)
 
 
 @functools.cache

@@ -1,25 +1,11 @@
 """Every entry of the statement index names a function and a test that exist, and the README shows it."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 
 from ntkcollapse.theory import STATEMENTS
-
-
-def find(name: str):
-    """The object of a dotted name: the longest part that is a module, then attributes."""
-    parts = name.split(".")
-    for i in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:i]))
-        except ModuleNotFoundError:
-            continue
-        for attribute in parts[i:]:
-            found = getattr(found, attribute)
-        return found
-    raise ModuleNotFoundError(name)
+from tests.named import find
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: s.function.rsplit(".", 1)[1])
