@@ -1,5 +1,7 @@
 """One step against a step computed by hand in numpy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,17 @@ def test_log_spaced_steps():
     assert len(log_spaced(3, 50)) == 4
 
 
+def test_a_step_takes_the_place_of_the_state_before(linear):
+    """What parameters, averages and momentum hold is not there twice: the state before is given away."""
+    net, variables = linear
+    stepper, x, labels = Stepper(net, optimizer("sgd", momentum=0.9)), jnp.asarray(X), jnp.asarray(LABELS)
+    one, several = stepper.start(variables), stepper.start(variables)
+    stepper(one, x, labels)
+    stepper.several(several, x, labels, None, np.ones(5), 0, 2)
+    assert {leaf.is_deleted() for leaf in jax.tree.leaves((one, several))} == {True}
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
+
+
 def test_several_steps_are_one_program(linear):
     """The same states as step by step, whatever number of them is taken; a bad one stops them where it is."""
     net, variables = linear
@@ -192,12 +205,12 @@ def test_mixed_precision_keeps_what_it_should():
     net, x = mlp((6,), 2, batch_norm=True), jnp.asarray(X, jnp.float32)
     variables = net.init(jax.random.key(0), X)
     states = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype, short in (("float32", "f32"), ("bfloat16", "bf16")):
         stepper = Stepper(net, optimizer("sgd", momentum=0.9), compute_dtype=dtype)
         state, record = stepper(stepper.start(variables), x, jnp.asarray(LABELS), rate=0.1)
         states[dtype] = state, record
-        text = str(jax.make_jaxpr(lambda s, stepper=stepper: _advance((stepper, x, LABELS, None, 0.1, None), s))(state))
-        assert ("bf16" in text) == (dtype == "bfloat16")
+        step = lambda s, stepper=stepper: _advance((stepper, x, LABELS, None, 0.1, None), s)  # noqa: E731
+        assert set(re.findall(r"(\w+)\[[\d,]*\] = dot_general", str(jax.make_jaxpr(step)(state)))) == {short}
         kinds = {str(leaf.dtype) for leaf in jax.tree.leaves((state, record))}
         assert kinds == {"float32", "int32"}
     (full, of_full), (half, of_half) = states.values()
