@@ -253,6 +253,17 @@ def test_a_directory_is_not_lost_and_goes_on(tmp_path):
     assert RunDirectory(out).read_status()["outcome"] == "interrupted"
 
 
+def test_what_is_taken_anew_at_other_steps_is_forgotten(tmp_path):
+    network, params = network_of_functions()
+    with nc.Recorder(network, DATA, tmp_path / "run", measure=("train",)) as recorder:
+        for step in (0, 1, 2, 3):
+            recorder(step, params)
+    with nc.Recorder(network, DATA, tmp_path / "run", measure=("train",), resume=True) as again:
+        for step in (2, 5):
+            again(step, params)
+        assert again.trajectory["step"].tolist() == [0, 1, 2, 5]
+
+
 PROGRAM = """
 import sys, time
 import jax
