@@ -2,7 +2,7 @@
 
     python benchmarks/accelerator.py                    on the accelerator, everything, within eight minutes
     python benchmarks/accelerator.py --parts gamma      some of it; what is in --out is kept, --again measures it again
-    python benchmarks/accelerator.py --toy              the same at a tiny size, on two CPU cores, in two to three minutes
+    python benchmarks/accelerator.py --toy              the same at a tiny size, on a CPU, in three minutes
     python benchmarks/accelerator.py --table            the tables of benchmarks/RESULTS.md, from --out
     python benchmarks/accelerator.py --paper            the tables of docs/accelerators.md: counted, not measured
     python benchmarks/accelerator.py --parts gamma --again --profile FOLDER     a trace for TensorBoard or Perfetto
