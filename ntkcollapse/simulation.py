@@ -201,7 +201,7 @@ def _device_of(flow: AbstractFlow, start: Any, times: Any, method: Method, reduc
         return None
     if double and not has_double(platform()):
         remedy = "; call it within `jax.default_device('cpu')`" if traced else ": it runs on the CPU"
-        _warn_once("double", f"simulate: {platform()} has no double precision{remedy}.")
+        _warn_once("double", f"simulate: {platform()} has no double precision{remedy}.", frames=4)
     return None if traced else device_named("cpu")
 
 
@@ -818,10 +818,12 @@ def _warn_single_precision(W: Array) -> None:
             "float32",
             f"simulate: the start is {W.dtype}; rates that differ by 10⁴ and residuals of 10⁻⁸ need float64. Set "
             "jax.config.update('jax_enable_x64', True) before making arrays.",
+            frames=5,
         )
 
 
-def _warn_once(what: str, message: str) -> None:
+def _warn_once(what: str, message: str, *, frames: int) -> None:
+    """Warns the first time, at the line that called `simulate`, so many frames up."""
     if what not in _warned:
         _warned.add(what)
-        warnings.warn(message, stacklevel=5)
+        warnings.warn(message, stacklevel=frames)

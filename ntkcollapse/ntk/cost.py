@@ -17,6 +17,7 @@ from ntkcollapse._precision import exact_products
 from ntkcollapse.classes import Classes
 from ntkcollapse.ntk._grouping import group
 from ntkcollapse.ntk._problem import prepare
+from ntkcollapse.ntk._work import PRODUCTS, multiplications
 from ntkcollapse.ntk.engines import get_engine
 from ntkcollapse.ntk.engines._engine import Batch, Sums
 
@@ -134,14 +135,10 @@ def _counted(jaxpr: Jaxpr, times: float = 1.0) -> tuple[float, float, float]:
 
 def _operations(eqn: Any) -> float:
     """Additions and multiplications of a product of matrices or a convolution."""
-    shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return 2.0 * prod(shapes[-1]) * prod(shapes[0][i] for i in contracted)
-    if eqn.primitive.name == "conv_general_dilated":
-        features = eqn.params["dimension_numbers"].rhs_spec[0]
-        return 2.0 * prod(shapes[-1]) * prod(shapes[1]) / shapes[1][features]
-    return 0.0
+    name, shapes = eqn.primitive.name, [v.aval.shape for v in eqn.invars]
+    if name not in PRODUCTS:
+        return 0.0
+    return 2.0 * multiplications(name, eqn.params, shapes, prod(eqn.outvars[0].aval.shape))
 
 
 def _bytes(aval: Any) -> float:
