@@ -209,7 +209,7 @@ def draw(cells: dict, file: str) -> None:
         ax.invert_xaxis()
         ax.set(title=name, xlabel="error of the final state")
     axes[0].set_ylabel("processor seconds")
-    axes[0].legend(fontsize=7)
+    axes[-1].legend(fontsize=7, loc="lower right")
     figure.savefig(file, dpi=150)
 
 
