@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from ntkcollapse import cli
-from ntkcollapse.commands import COMMANDS, Command
+from ntkcollapse.commands import COMMANDS, Command, compare, network_runs, train
+from ntkcollapse.commands.settings import CompareConfig, TrainCommandConfig
+from ntkcollapse.training import preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +56,26 @@ def test_help_without_docstrings():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(("is_terminal", "how"), [(True, "bar"), (False, "lines")])
+def test_every_training_says_how_far_it_has_come(is_terminal, how, monkeypatch, tmp_path):
+    """A bar in a terminal, and a line now and then in a notebook or in the log of a batch job: never silence."""
+
+    class Asked(Exception):
+        """Instead of a training."""
+
+    def asked(*args, progress, **kwargs):
+        raise Asked(progress)
+
+    for module in (train, compare, network_runs):
+        monkeypatch.setattr(module, "train", asked)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    for trainings in (
+        lambda: train.train_command(TrainCommandConfig()),
+        lambda: compare.compare_command(CompareConfig(preset="digits", out=str(tmp_path / "run"))),
+        lambda: network_runs.train_measured(preset("digits"), at=[0], networks_at=[0]),
+    ):
+        with pytest.raises(Asked, match=how):
+            trainings()

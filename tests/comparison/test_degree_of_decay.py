@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from ntkcollapse import Classes
-from ntkcollapse.comparison import NetworkAt
+from ntkcollapse.commands.compare import _homogeneity, _start
+from ntkcollapse.commands.settings import CompareConfig
+from ntkcollapse.comparison import MeasuredRun, NetworkAt
 from ntkcollapse.data import Dataset
+from ntkcollapse.equation import Equation
 from ntkcollapse.networks import mlp
+from ntkcollapse.run_directory import RunDirectory
+from tests.comparison import cases
 
 CLASSES = Classes.balanced(num_classes=3, per_class=4)
 
@@ -48,3 +53,24 @@ def test_batch_normalisation_leaves_no_pull():
     p, _ = NetworkAt.of(network, variables, data).degree()
     # Blind to the scale of its weights, up to the 1e-5 that batch normalisation adds to variances.
     assert p == pytest.approx(0, abs=1e-3)
+
+
+def test_compare_takes_the_degree_that_the_network_has():
+    """Two ReLU layers without biases decay at λ = 0.5, as W does: the theory's features decay at 2 λ, and it is said."""
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.normal(size=shape)) for shape in ((5, 6), (6, 4))]
+    network = NetworkAt(relu_layers, params, rng.normal(size=(12, 5)), rng.normal(size=(3, 4)), np.zeros(3), CLASSES)
+    run = cases.run_of([network.last_layer] * 2, np.array([0.0, 1.0]), classes=CLASSES)
+    run = run.replaced(
+        observables=run.observables | {"step": np.array([0, 7])},
+        equation=Equation(producer="network", weight_decay={"W": 0.5}),
+    )
+    measured = MeasuredRun(run, {0: network})
+    p, said = _homogeneity(CompareConfig(), measured, 0, None)
+    assert p == pytest.approx(2, rel=1e-10)
+    assert said == "features decay at 2 λ, the pull of the decay on them to 100%"
+    decay = _start(measured, 0, None, RunDirectory("unused"), p).flow_options["weight_decay"]
+    assert decay == pytest.approx({"H": 1.0, "W": 0.5})
+    # A degree that is named, and a network that is not known.
+    assert _homogeneity(CompareConfig(homogeneity=3.0), measured, 0, None)[0] == 3.0
+    assert _homogeneity(CompareConfig(), measured, 7, None)[0] == 0.0
