@@ -4,6 +4,7 @@
     python simulations/paper_claims.py --part data        the nine models, one seed, one initialisation: 9 runs
     python simulations/paper_claims.py --part rates       learning rates on MNIST
     python simulations/paper_claims.py --part inits       initialisations on MNIST
+    python simulations/paper_claims.py --part seeds       two more seeds on MNIST
     python simulations/paper_claims.py                    all of it, three seeds: 594 runs, ten hours and more of a core
     python simulations/paper_claims.py --summary          tables and figures of what is there
 
@@ -123,6 +124,7 @@ def parts() -> dict[str, list[Case]]:
         "quick": mnist + large,
         "data": models,
         "rates": [case._replace(rate=rate) for rate, case in itertools.product((0.005, 0.2), mnist)],
+        "seeds": [case._replace(seed=seed) for seed, case in itertools.product((1, 2), mnist)],
         "inits": [case._replace(init=init) for init, case in itertools.product(INITS[1:], mnist)],
         "all": [
             case
@@ -327,6 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--part", choices=tuple(parts()), nargs="+", default=["all"])
+    parser.add_argument("--families", choices=tuple(FAMILIES), nargs="+", default=list(FAMILIES))
     parser.add_argument("--summary", action="store_true")
     flags = parser.parse_args()
     nc.enable_cache()
@@ -335,7 +338,7 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     cases = [] if flags.summary else itertools.chain(*(parts()[p] for p in (["quick"] if flags.quick else flags.part)))
     for case in cases:
-        if not over(case):
+        if case.family in flags.families and not over(case):
             trained(case)
             print(case.key, flush=True)
             summary()

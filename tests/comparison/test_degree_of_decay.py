@@ -56,7 +56,7 @@ def test_batch_normalisation_leaves_no_pull():
 
 
 def test_compare_takes_the_degree_that_the_network_has():
-    """Two ReLU layers without biases decay at λ = 0.5, as W does: the theory's features decay at 2 λ, and it is said."""
+    """Two ReLU layers without biases under a decay of λ: the theory decays its features at 2 λ, and says so."""
     rng = np.random.default_rng(0)
     params = [jnp.asarray(rng.normal(size=shape)) for shape in ((5, 6), (6, 4))]
     network = NetworkAt(relu_layers, params, rng.normal(size=(12, 5)), rng.normal(size=(3, 4)), np.zeros(3), CLASSES)
