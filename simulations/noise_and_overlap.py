@@ -29,11 +29,15 @@ from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
     network="mlp", network_options=("batch_norm=true", "widths=(128,128,32)"), dataset="digits", per_class=20,
-    test_per_class=40, learning_rate=0.05, weight_decay=0.01, epochs=2000, decay_every=1400, batch_size=0,
-    measure=("train", "test", "kappa", "last-layer"), measure_every=0, measure_log=12, probe_per_class=0,
+    test_per_class=40, learning_rate=0.05, weight_decay=0.01, epochs=2000, decay_every=900, batch_size=0,
+    measure=("train", "test", "kappa", "last-layer"), measure_every=0, measure_log=20, probe_per_class=0,
     recompute_statistics=True,
 )  # fmt: skip
-LOSSES: dict[str, dict[str, Any]] = {"squared": {}, "cross-entropy": {"loss": "cross-entropy", "weight_decay": 0.005}}
+# Rates drop before decay has shrunk the weights so far that steps become too large for them.
+LOSSES: dict[str, dict[str, Any]] = {
+    "squared": {},
+    "cross-entropy": {"loss": "cross-entropy", "learning_rate": 0.03, "weight_decay": 0.005, "decay_every": 1400},
+}
 # Of the 20 labels a class; and distances of means in units of the deviation within a class.
 WRONG, DISTANCES = (0, 2, 6), (8, 5, 3)
 STUDIES = {

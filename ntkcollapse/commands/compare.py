@@ -79,11 +79,13 @@ def compare_command(config: CompareConfig) -> None:
         figures = _shown(plan)
         if plots.has_overview(recorded):
             figures = _overview(config, recorded, plan)
+        ladders = []
         # Where theory is meant to hold first.
         for step in reversed(plan.missing):
             ladder = plan.ladders[step]
             tables = brief_table(ladder) if brief else ladder_tables(ladder)
-            print(f"theory from step {step}\n\n{tables}\n\n{ladder_line(ladder)}\n")
+            ladders.append(f"theory from step {step}\n\n{tables}\n\n{ladder_line(ladder)}")
+        print("\n\n".join(ladders))
     if not plan.starts:
         print("all of it was there already; --overwrite climbs again")
     print(files_line(plan.out.path, figures))
@@ -205,12 +207,14 @@ def _plan(config: CompareConfig, recorded: Trajectory, out: RunDirectory) -> _Pl
         at, networks_at = where(lambda start: placed_steps(start, steps[-1], config.records))
     measured = measured_run(run, recorded, at=at, networks_at=networks_at)
     # Refused before anything is removed or climbed.
-    begin = {}
+    begin, said = {}, {}
     for step in climbed:
         p, why = _homogeneity(config, measured, step, ladders.get(step))
         begin[step] = _start(measured, step, ladders.get(step), out, p)
+        said.setdefault(why, []).append(str(step))
+    for why, at_steps in said.items():
         if why:
-            print(f"weight decay, from step {step}: {why}\n")
+            print(f"weight decay, from step {' and '.join(at_steps)}: {why}\n")
     if elsewhere:
         # A directory of its own holds all that a report needs.
         settings = RunDirectory(run).settings
