@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntkcollapse._arrays import as_array, module_of
-from ntkcollapse._checks import check_arrays, check_finite, check_number, check_shape, check_whole, is_traced
+from ntkcollapse._checks import (
+    check_arrays,
+    check_finite,
+    check_number,
+    check_positive,
+    check_shape,
+    check_whole,
+    is_traced,
+)
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.last_layer import LastLayer
 from ntkcollapse.sample_kernel import DenseKernel, SampleKernel
@@ -162,8 +170,93 @@ class KrylovKernel(SampleKernel):
         Warns:
             UserWarning: directions that keep less than half of the digits when they are made orthogonal.
         """
-        U, images, _, product, classes = _lanczos(operator, classes, blocks)
+        U, images, _, product, classes = _of_indicators(operator, classes, blocks)
         return cls._measured(U, images, product, classes, product.trace if trace is None else trace, seed)
+
+    @classmethod
+    def for_flow(
+        cls,
+        operator: Any,
+        start: LastLayer,
+        classes: Classes,
+        time: float,
+        *,
+        resolvents: int = 3,
+        tolerance: float = 1e-3,
+        trace: float | None = None,
+        seed: int = 0,
+    ) -> "KrylovKernel":
+        r"""The kernel on the few directions that the flow from a start takes until a time: resolvents, not powers of K.
+
+            U = orth [S, (K + s_0)⁻¹ S, ..., (K + s_(m−1))⁻¹ S],   S = [Z, R_0ᵀ],   s_k = 4^k / (w t),   w = ‖W‖₂²
+
+        with R_0 = W H + b 1ᵀ − Y the residual at the start: at most 2 C (1 + m) directions. Under a W at rest labels
+        and residual decay by e^(−w K t); powers of K need √t blocks for it, resolvents log t, whatever the spectrum.
+        R_0 has the slow directions within classes that indicators do not reach. T and λ are those of `of`.
+
+        The resolvents are taken within block Lanczos from S, as deep as the slowest of them needs: 2 C products with a
+        vector a block, and memory for two vectors of N numbers each.
+
+        Args:
+            operator: K, as for `of`.
+            start: where the flow starts; its W is not zero.
+            classes: behind the samples.
+            time: t, how long the flow runs, in its own time (of a loss with a scale: times that scale).
+            resolvents: m.
+            tolerance: ‖(K + s_0) X − S‖₂, relative to S with orthonormal columns, at which block Lanczos ends.
+            trace, seed: as for `of`.
+
+        Raises:
+            ValueError: a time or a tolerance that is not above zero, a number of resolvents that is not whole, a W of
+                zeros, a start of another shape, and as `of`.
+
+        Warns:
+            UserWarning: as `of`.
+
+        References:
+            van den Eshof & Hochbruck (2006), Preconditioning Lanczos approximations to the matrix exponential; Güttel
+            (2013), Rational Krylov approximation of matrix functions.
+
+        >>> import numpy as np
+        >>> classes = Classes.balanced(num_classes=3, per_class=20)
+        >>> A, H, W = (np.random.default_rng(0).normal(size=size) for size in ((60, 90), (5, 60), (3, 5)))
+        >>> kernel = KrylovKernel.for_flow(A @ A.T, LastLayer(H, W, np.zeros(3)), classes, 0.1, resolvents=2)
+        >>> kernel.matrix.shape
+        (18, 18)
+        """
+        check_positive("time", time)
+        check_positive("tolerance", tolerance)
+        check_whole("resolvents", resolvents)
+        classes = as_classes(classes)
+        start.check(classes)
+        H, W, b = (np.asarray(x, dtype=float) for x in (start.H, start.W, start.b))
+        speed = float(np.linalg.norm(W, 2)) ** 2
+        if not speed:
+            raise ValueError(
+                "start: expected a classifier W that is not zero, whose square is what K is multiplied by, got zeros; "
+                "start a little later."
+            )
+        shifts, product = 4.0 ** np.arange(resolvents) / (speed * time), _Products(operator, classes)
+        Z = _indicators(classes)
+        first = np.concatenate([Z, _beside(Z, (W @ H + b[:, None] - np.asarray(classes.Y)).T)], axis=1)
+        S = np.eye(len(Z), first.shape[1])
+
+        def resolvent(T, shift):
+            return np.linalg.solve(T + shift * np.eye(len(T)), S[: len(T)])
+
+        def enough(U, images, width):
+            left_out = images[:, -width:] - U @ (U.T @ images[:, -width:])
+            return np.linalg.norm(left_out @ resolvent(U.T @ images, shifts[0])[-width:], 2) <= tolerance
+
+        U, images, _ = _lanczos(first, product, len(Z), enough)
+        T = U.T @ images
+        T, kept = (T + T.T) / 2, S[: len(T)]
+        for shift in shifts:
+            kept = np.concatenate([kept, _beside(kept, resolvent(T, shift))], axis=1)
+        trace = product.trace if trace is None else trace
+        if trace is None:
+            trace = np.trace(T) + (len(U) - len(T)) * _mean_rate(U, T, product, None, classes, seed)
+        return cls._measured(U @ kept, images @ kept, product, classes, trace, seed)
 
     @classmethod
     def ends_of(
@@ -197,7 +290,7 @@ class KrylovKernel(SampleKernel):
 
         Other arguments, errors and warnings are those of `of`.
         """
-        U, images, block, product, classes = _lanczos(operator, classes, blocks)
+        U, images, block, product, classes = _of_indicators(operator, classes, blocks)
         first = cls._measured(U, images, product, classes, product.trace if trace is None else trace, seed)
         more = _next_block(U, images, block.shape[1], product.eps, blocks + 1) if block.shape[1] else block
         rest = U.shape[0] - U.shape[1]
@@ -262,11 +355,7 @@ class KrylovKernel(SampleKernel):
         U = np.concatenate([_indicators(classes), np.asarray(self.basis, dtype=float)], axis=1)
         span, images, columns = U, np.zeros((len(U), 0)), H.T
         for _ in range(products):
-            for _ in range(2):
-                columns = columns - span @ (span.T @ columns)
-            vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
-            block = vectors[:, (sizes > 1e-6 * np.linalg.norm(H)) & (np.arange(len(sizes)) < len(U) - span.shape[1])]
-            block = np.linalg.qr(block - span @ (span.T @ block))[0]
+            block = _beside(span, columns)
             columns = product(block)
             span, images = np.concatenate([span, block], axis=1), np.concatenate([images, columns], axis=1)
         new = span[:, U.shape[1] :]
@@ -413,7 +502,7 @@ def most_blocks(classes: Classes) -> int:
     return -(-(classes.num_samples - classes.num_classes) // classes.num_classes)
 
 
-def _lanczos(
+def _of_indicators(
     operator: Any, classes: Any, blocks: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, "_Products", Classes]:
     """[Z D^(−1/2), Q_1, ..., Q_q], its images under K, the last block, the products and the classes."""
@@ -428,15 +517,36 @@ def _lanczos(
             f"indicators, got {blocks}."
         )
     product = _Products(operator, classes)
-    U, images, block = _indicators(classes), np.zeros((N, 0)), _indicators(classes)
+    return *_lanczos(_indicators(classes), product, blocks), product, classes
+
+
+def _lanczos(
+    block: np.ndarray,
+    product: _Products,
+    blocks: int,
+    enough: Callable[[np.ndarray, np.ndarray, int], Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """So many blocks after the first one, fewer where `enough` of them are there: all, their images, the last one."""
+    U, images = block, np.zeros((len(block), 0))
     for j in range(blocks + 1):
         images = np.concatenate([images, product(block)], axis=1)
-        if j < blocks:
-            block = _next_block(U, images, block.shape[1], product.eps, j + 1)
-            U = np.concatenate([U, block], axis=1)
+        if j == blocks or (enough is not None and enough(U, images, block.shape[1])):
+            break
+        block = _next_block(U, images, block.shape[1], product.eps, j + 1)
+        U = np.concatenate([U, block], axis=1)
         if not block.shape[1]:
             break
-    return U, images, block, product, classes
+    return U, images, block
+
+
+def _beside(span: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of what columns have beside a span, without what is rounding of them."""
+    size = np.linalg.norm(columns)
+    for _ in range(2):
+        columns = columns - span @ (span.T @ columns)
+    vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+    block = vectors[:, (sizes > 1e-6 * size) & (np.arange(len(sizes)) < len(span) - span.shape[1])]
+    return np.linalg.qr(block - span @ (span.T @ block))[0]
 
 
 def _indicators(classes: Classes) -> np.ndarray:

@@ -6,13 +6,14 @@
     python simulations/krylov_blocks.py --summary --figure
 
 Trains full batch on the squared loss, measures the feature kernel at one step, and predicts from there with the
-theorem's three numbers, with q Krylov blocks beside the class indicators, and with the whole kernel of N² numbers.
-Errors are relative to the latter; where N is too large for its flow (`fashion-6000`) they are relative to the largest
-q. Rungs are kept in `results/krylov_blocks/` as they are done. `--estimate` sets what `comparison.krylov_error` says
-beside the true error, and two bounds of the norm of its residual; `--rest` gives what the blocks leave out several
-rates, or more directions, instead of one rate; `--path` lets T move as measured; `--chain` sets q blocks in
-the place of class blocks and spectrum on the way from the theorem to the network; `--summary` is how many blocks the
-settings that are there need, and `--figure` draws their errors against the number of directions.
+theorem's three numbers, with q Krylov blocks beside the class indicators, with m resolvents on indicators and residual,
+and with the whole kernel of N² numbers. Errors are relative to the latter; where N is too large for its flow
+(`fashion-6000`) they are relative to the most resolvents. Rungs are kept in `results/krylov_blocks/` as they are done.
+`--estimate` sets what `comparison.krylov_error` says beside the true error, and two bounds of the norm of its residual;
+`--rest` gives what the blocks leave out several rates, more directions or resolvents, instead of one rate; `--path`
+lets T move as measured; `--chain` sets q blocks in the place of class blocks and spectrum on the way from the theorem
+to the network; `--summary` is how many blocks and resolvents the settings that are there need, and `--figure` draws
+their errors against the number of directions.
 """
 
 import argparse
@@ -20,10 +21,9 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -55,8 +55,8 @@ WHOLE = "sample-frozen"
 class Setting:
     """One network on one set: full-batch gradient descent, predicted from step `start` on and compared at `steps`.
 
-    classes: the first so many of the set; without_whole: rung 3 would take too long, and the largest q stands for it;
-    groups: numbers of rates that the largest q is tried with, beside one; data_options: of a synthetic set.
+    classes: the first so many of the set; without_whole: rung 3 would take too long, and the most resolvents stand for
+    it; groups: numbers of rates that the largest q is tried with, beside one; data_options: of a synthetic set.
     """
 
     title: str
@@ -72,24 +72,33 @@ class Setting:
     image_size: int | None = None
     without_whole: bool = False
     groups: tuple[int, ...] = ()
+    resolvents: tuple[int, ...] = (1, 2, 3)
     data_options: tuple[str, ...] = ()
 
     @property
     def whole(self) -> str:
         """The rung that the others are compared with."""
-        return f"blocks:{self.blocks[-1]}" if self.without_whole else WHOLE
+        return f"resolvents:{self.resolvents[-1]}" if self.without_whole else WHOLE
 
 
 # Ten times the classes weigh each output a tenth: the rate is larger by as much.
 HUNDRED = Setting(
     "100 Gaussian clusters, 128-128-128-128-100", "gaussian-mixture", 8, "mlp", ("widths=(128,128,128)",), 80,
-    (320, 1280), blocks=(0, 1, 2), learning_rate=3.0, classes=100,
+    (320, 1280), blocks=(0, 1, 2), learning_rate=3.0, classes=100, resolvents=(1,),
     data_options=("classes=100", "dimension=128", "separation=4"),
 )  # fmt: skip
 RESNET = Setting(
     "8x8 digits, ResNet8 of 8-16-32", "digits", 10, "resnet8", ("widths=(8,16,32)",), 80, (160, 320, 640),
     blocks=(0, 1, 2, 3, 4, 6), learning_rate=0.05, groups=(4,),
 )  # fmt: skip
+RESNET20 = dataclasses.replace(
+    RESNET,
+    title="8x8 digits, ResNet20 of 8-16-32",
+    network="resnet20",
+    steps=(160, 320),
+    blocks=(0, 1, 2, 3),
+    groups=(),
+)
 DIGITS = Setting("8x8 digits, 64-128-128-32-10", "digits", 20, "mlp", ("widths=(128,128,32)",), 80, (320, 1280, 2560))
 FASHION = Setting(
     "Fashion-MNIST 14x14, 196-128-128-32-10", "fashion-mnist", 60, "mlp", ("widths=(128,128,32)",), 80, (320, 1280),
@@ -106,6 +115,7 @@ SETTINGS = {
     ),
     "hundred": HUNDRED,
     "resnet8": RESNET,
+    "resnet20": RESNET20,
     "two-classes": dataclasses.replace(
         DIGITS, title="two digits, 64-128-128-32-2", classes=2, per_class=100,
         blocks=(0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
@@ -128,7 +138,8 @@ SETTINGS = {
     "fashion-600": FASHION,
     "fashion-1500": dataclasses.replace(FASHION, per_class=150),
     "fashion-3000": dataclasses.replace(FASHION, per_class=300),
-    "fashion-6000": dataclasses.replace(FASHION, per_class=600, blocks=(0, 1, 2, 3, 4, 5, 6, 9), without_whole=True),
+    "fashion-6000": dataclasses.replace(FASHION, per_class=600, blocks=(0, 1, 2, 3, 6), resolvents=(1, 2, 3, 4),
+                                        without_whole=True),
 }  # fmt: skip
 
 
@@ -186,6 +197,7 @@ def ladder_of(name: str, seed: int, start: MeasuredStart | None = None, more: tu
     ladder = load_ladders(out)[setting.start] if (out / "comparison.nc").exists() else None
     rungs = ["block-frozen", *(f"blocks:{q}" for q in setting.blocks)]
     rungs += [f"blocks:{setting.blocks[-1]}:groups={g}" for g in setting.groups]
+    rungs += [f"resolvents:{m}" for m in setting.resolvents]
     rungs += [*([] if setting.without_whole else [WHOLE]), *more]
     missing = [rung for rung in rungs if ladder is None or rung not in ladder.rungs]
     if missing and start is None:
@@ -230,81 +242,39 @@ def there() -> Iterator[tuple[str, str, Ladder]]:
                 yield name, path.parent.name.removeprefix(f"{name}_"), ladder
 
 
-def needed(name: str, ladder: Ladder, within: float = 0.05) -> list[str]:
-    """For each step, the least q from which on every larger one keeps both parts within 5% up to that step."""
-    found, q = [errors(name, ladder, part) for part in PARTS], [q for q in SETTINGS[name].blocks]
-    q = [k for k in q if f"blocks:{k}" in found[0]]
+def needed(name: str, ladder: Ladder, family: str = "blocks", within: float = 0.05) -> list[str]:
+    """For each step, the least q (or m) from which on every larger one keeps both parts within 5% up to that step."""
+    found, q = [errors(name, ladder, part) for part in PARTS], getattr(SETTINGS[name], family)
+    q = [k for k in q if f"{family}:{k}" in found[0]]
     answers = []
     for at in range(len(SETTINGS[name].steps)):
-        good = [all(np.abs(part[f"blocks:{k}"][: at + 1]).max() < within for part in found) for k in q]
+        good = [all(np.abs(part[f"{family}:{k}"][: at + 1]).max() < within for part in found) for k in q]
         bad = max((i for i, yes in enumerate(good) if not yes), default=-1)
-        answers.append(f"{q[bad + 1]}" if bad + 1 < len(q) else f"more than {q[-1]}")
+        answers.append(f"{q[bad + 1]}" if bad + 1 < len(q) else f"more than {max(q, default=0)}")
     return answers
 
 
 def summary() -> str:
-    """How many blocks each setting needs, and what the theorem errs by."""
+    """How many blocks and resolvents each setting needs, what three resolvents err by, and the theorem."""
     rows = []
     for name, seed, ladder in there():
         setting, classes = SETTINGS[name], ladder.network.classes
-        theorem = [errors(name, ladder, part)["block-frozen"][-1] for part in PARTS]
+        found = [errors(name, ladder, part) for part in PARTS]
+        theorem = [part["block-frozen"][-1] for part in found]
+        three = f"resolvents:{3 if 3 in setting.resolvents else setting.resolvents[-1]}"
+        most = [100 * np.abs(part[three]).max() for part in found if three in part]
         rows.append(
             [
                 f"{setting.title}, N = {classes.num_samples}, seed {seed}",
                 " / ".join(map(str, setting.steps)),
                 " / ".join(needed(name, ladder)),
+                " / ".join(needed(name, ladder, "resolvents")),
+                " / ".join(f"{x:.1f}%" for x in most),
                 " / ".join(f"{100 * x:+.0f}%" for x in theorem),
             ]
         )
-    return table(["", "steps", "blocks within 5% up to them", "the theorem at the last, single / class"], rows)
-
-
-class SeveralRates(nc.SampleKernel):
-    """U T Uᵀ and, on what is orthogonal to U, groups with a rate each: the first one holds all that is in no basis."""
-
-    basis: jax.Array
-    matrix: jax.Array
-    rates: jax.Array
-    groups: tuple[jax.Array, ...]
-    reducible: ClassVar[bool] = True
-
-    def _as_blocks(self) -> nc.KrylovKernel:
-        return nc.KrylovKernel(self.basis, self.matrix, self.rates[:1])
-
-    def mv(self, X, classes):
-        more = [(r - self.rates[0]) * (X @ G) @ G.T for r, G in zip(self.rates[1:], self.groups, strict=True)]
-        return self._as_blocks().mv(X, classes) + sum(more)
-
-    def solve(self, X, classes):
-        more = [(1 / r - 1 / self.rates[0]) * (X @ G) @ G.T for r, G in zip(self.rates[1:], self.groups, strict=True)]
-        return self._as_blocks().solve(X, classes) + sum(more)
-
-    def as_matrix(self, classes):
-        return self.mv(jnp.eye(classes.num_samples), classes)
-
-    def eigenvalues(self, classes):
-        values = jnp.concatenate([jnp.linalg.eigvalsh(self.matrix), self.rates])
-        counts = [g.shape[1] for g in self.groups]
-        left = classes.num_samples - len(self.matrix) - sum(counts)
-        order = np.argsort(values)
-        return values[order], np.asarray([*np.ones(len(self.matrix)), left, *counts])[order]
-
-    @property
-    def num_directions(self):
-        return self.basis.shape[1]
-
-    def directions(self, classes):
-        return self.basis
-
-    def direction_gram(self, sizes):
-        return self._as_blocks().direction_gram(sizes)
-
-    def group_rates(self, num_classes):
-        return self.rates
-
-    def split(self, deviations, classes):
-        parts = [(deviations @ G) @ G.T for G in self.groups]
-        return jnp.stack([self._as_blocks().split(deviations, classes)[0] - sum(parts), *parts])
+    head = ["", "steps", "blocks within 5% up to them", "resolvents", "three of them at most, single / class"]
+    return table([*head, "the theorem at the last, single / class"], rows)
 
 
 def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[str, nc.SampleKernel]]:
@@ -325,8 +295,7 @@ def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[s
         # As much of the residual in each, with the rate that this part has at the start: no choice is better informed.
         group = np.minimum(np.searchsorted(np.arange(1, g) / g, np.cumsum(energy) / energy.sum()), g - 1)
         rates = [np.average(values[group == i], weights=energy[group == i]) for i in range(g)]
-        groups = tuple(jnp.asarray(vectors[:, group == i]) for i in range(1, g))
-        yield f"{g} groups of eigenvectors", SeveralRates(kernel.basis, kernel.matrix, jnp.asarray(rates), groups)
+        yield f"{g} groups of eigenvectors", several_rates(kernel, rates, [vectors[:, group == i] for i in range(1, g)])
     for depth in (2, 4):
         vectors, values = ritz_vectors(rest @ K @ rest, H_rest.T, depth)
         energy = np.sum((W @ H_rest @ vectors) ** 2, axis=0)
@@ -335,15 +304,42 @@ def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[s
             float(kernel.rates[0]),
             *(np.average(values[group == i], weights=energy[group == i]) for i in range(4)),
         ]
-        groups = tuple(jnp.asarray(vectors[:, group == i]) for i in range(4))
         label = f"4 groups of Ritz vectors, {depth} products with the features"
-        yield label, SeveralRates(kernel.basis, kernel.matrix, jnp.asarray(rates), groups)
+        yield label, several_rates(kernel, rates, [vectors[:, group == i] for i in range(4)])
     _, sizes, second = np.linalg.svd(H_rest, full_matrices=False)
     second = second[sizes > 1e-6 * sizes[0]].T
     for r in (classes.num_classes, second.shape[1]):
         more = nc.KrylovKernel(np.concatenate([V, second[:, :r]], axis=1), np.eye(U.shape[1] + r), [1.0])
         yield f"a second start: {r} directions of the features", more.of_same_directions(K, classes)
     yield "one block more", nc.KrylovKernel.of(K, classes, blocks=q + 1)
+    indicators, residual_rows = basis_of(kernel, classes)[:, : classes.num_classes], residual(start.state, classes).T
+    for powers in range(1, q // 2 + 1):
+        basis = indicators
+        block = np.concatenate([indicators, residual_rows], axis=1)
+        for _ in range(powers + 1):
+            basis = np.concatenate([basis, beside(basis, block)], axis=1)
+            block = K @ basis[:, -2 * classes.num_classes :]
+        more = nc.KrylovKernel(basis[:, classes.num_classes :], np.eye(basis.shape[1]), [1.0])
+        label = f"{powers} blocks from indicators and residual: {basis.shape[1]} directions"
+        yield label, more.of_same_directions(K, classes)
+    time = float(start.times[-1] - start.times[0])
+    for m in (1, 2, 3):
+        kernel = nc.KrylovKernel.for_flow(K, start.state, classes, time, resolvents=m)
+        yield f"{m} resolvents of indicators and residual: {len(kernel.matrix)} directions", kernel
+
+
+def several_rates(kernel: nc.KrylovKernel, rates: list[float], groups: list[np.ndarray]) -> nc.KrylovKernel:
+    """The kernel with further rates for groups of orthonormal columns; the first rate is of all that is in none."""
+    bounds = np.cumsum([0, *(group.shape[1] for group in groups)]).tolist()
+    return nc.KrylovKernel(kernel.basis, kernel.matrix, rates, np.nan, np.concatenate(groups, axis=1), bounds)
+
+
+def beside(basis: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Orthonormal columns of what these have beside a basis."""
+    for _ in range(2):
+        columns = columns - basis @ (basis.T @ columns)
+    vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+    return vectors[:, sizes > 1e-9 * sizes[0]]
 
 
 def ritz_vectors(K: np.ndarray, columns: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -478,33 +474,34 @@ def bounds(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> dict
 
 
 def figure() -> None:
-    """Error of each residual part at the last step, against the number of directions of q blocks."""
-    fig, axes = plt.subplots(1, len(PARTS), figsize=(7.2, 3.6), sharey=True, layout="constrained")
-    names = list(dict.fromkeys(name for name, _, _ in there()))
-    for name, seed, ladder in there():
-        setting, colour = SETTINGS[name], f"C{names.index(name) % 10}"
-        dashed = "--" if names.index(name) >= 10 else "-"
-        for ax, part in zip(axes, PARTS, strict=True):
-            found = errors(name, ladder, part)
-            q = [q for q in setting.blocks if f"blocks:{q}" in found]
-            label = f"{setting.title}, N = {ladder.network.classes.num_samples}, step {setting.steps[-1]}"
-            y = [abs(found[f"blocks:{k}"][-1]) for k in q]
-            label = label if seed == "0" else None
-            ax.plot(
-                setting.classes * (1 + np.array(q)),
-                y,
-                dashed,
-                marker="o",
-                markersize=3,
-                color=colour,
-                label=label,
-                alpha=1 if seed == "0" else 0.4,
-            )
-    for ax, part in zip(axes, PARTS, strict=True):
-        ax.axhline(0.05, color="0.6", linewidth=0.8)
-        ax.set(xscale="log", yscale="log", xlabel="directions, C (1 + q)", title=described(part).label)
-    axes[0].set_ylabel("|error| beside the whole kernel")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    """Error of each residual part at the last step, against the number of directions: q blocks, and m resolvents."""
+    fig, axes = plt.subplots(2, len(PARTS), figsize=(7.2, 7.4), sharex=True, sharey=True, layout="constrained")
+    runs = [(name, seed, ladder) for name, seed, ladder in there() if not SETTINGS[name].without_whole]
+    names = list(dict.fromkeys(name for name, _, _ in runs))
+    for name, seed, ladder in runs:
+        setting, place = SETTINGS[name], names.index(name)
+        size, last = ladder.network.classes.num_samples, setting.steps[-1]
+        label = f"{setting.title}, N = {size}, step {last}" if seed == "0" else None
+        style = {
+            "color": f"C{place % 10}",
+            "linestyle": ("-", "--", ":")[place // 10],
+            "alpha": 1 if seed == "0" else 0.4,
+        }
+        for row, (family, step) in zip(axes, (("blocks", 1), ("resolvents", 2)), strict=True):
+            for ax, part in zip(row, PARTS, strict=True):
+                found = errors(name, ladder, part)
+                kept = [k for k in getattr(setting, family) if f"{family}:{k}" in found]
+                directions = [step * setting.classes * (1 + k) for k in kept]
+                y = [abs(found[f"{family}:{k}"][-1]) for k in kept]
+                ax.plot(
+                    directions, y, marker="o", markersize=3, alpha=0.4 if label is None else 1, label=label, **style
+                )
+    for row, label in zip(axes, ("q blocks, C (1 + q)", "m resolvents, 2 C (1 + m)"), strict=True):
+        for ax, part in zip(row, PARTS, strict=True):
+            ax.axhline(0.05, color="0.6", linewidth=0.8)
+            ax.set(xscale="log", yscale="log", xlabel=f"directions: {label}", title=described(part).label)
+        row[0].set_ylabel("|error| beside the whole kernel")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     plots.save(fig, HERE / "figures" / "krylov_blocks")
 
 

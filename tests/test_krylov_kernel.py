@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
+from scipy.optimize import linprog
 from scipy.sparse.linalg import aslinearoperator
 
 from ntkcollapse import (
@@ -221,6 +222,89 @@ def test_groups_of_rates_are_their_dense_kernel(classes, tmp_path):
         np.testing.assert_allclose(getattr(run.last_layer(-1), name), part, atol=1e-8 * np.abs(part).max())
     run.save(tmp_path)
     np.testing.assert_array_equal(Trajectory.load(tmp_path).last_layer(1).H, run.last_layer(1).H)
+
+
+def resolvents_by_hand(K, start, classes, time, m):
+    """Orthonormal columns of [Z, R_0ᵀ] and of what (K + s_k)⁻¹ makes of them, s_k = 4^k/(‖W‖² t), Z first."""
+    H, W, b = (np.asarray(x) for x in (start.H, start.W, start.b))
+    S = np.concatenate([np.asarray(classes.Y).T, (W @ H + b[:, None] - np.asarray(classes.Y)).T], axis=1)
+    w = np.linalg.eigvalsh(W @ W.T)[-1]
+    more = [np.linalg.inv(K + 4.0**k / (w * time) * np.eye(len(K))) @ S for k in range(m)]
+    return np.linalg.qr(np.concatenate([S, *(X / np.linalg.norm(X, axis=0) for X in more)], axis=1))[0]
+
+
+@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL], ids=["balanced", "unequal"])
+def test_directions_for_a_flow_are_resolvents_of_indicators_and_residual(classes):
+    """T and the rate of the rest between the directions of the definition, with the trace known or not."""
+    K, start = measured(classes), a_start(classes)
+    U, N = resolvents_by_hand(K, start, classes, 40.0, 1), len(K)
+    rest = np.eye(N) - U @ U.T
+    dense = U @ U.T @ K @ U @ U.T + np.trace(rest @ K) / np.trace(rest) * rest
+    # Block Lanczos from six columns fills the space, where resolvents are exact.
+    for operator in (K, lambda X: K @ X):
+        kernel = KrylovKernel.for_flow(operator, start, classes, 40.0, resolvents=1, tolerance=1e-13)
+        assert kernel.matrix.shape == (12, 12)
+        np.testing.assert_allclose(kernel.as_matrix(classes), dense, atol=1e-9)
+        np.testing.assert_allclose(kernel.residual, np.linalg.norm(rest @ K @ U, 2), rtol=1e-7)
+    whole = KrylovKernel.for_flow(K, start, classes, 40.0, resolvents=4, tolerance=1e-13)
+    np.testing.assert_allclose(whole.as_matrix(classes), K, atol=1e-9)
+    # Features that are their means: the residual is one of class means, and the indicators have it.
+    collapsed = LastLayer(H=classes.expand(classes.means(start.H)), W=start.W, b=start.b)
+    assert KrylovKernel.for_flow(K, collapsed, classes, 40.0, resolvents=1).matrix.shape == (6, 6)
+
+
+def test_directions_for_a_flow_take_as_many_products_as_their_tolerance_asks_for():
+    """The slowest resolvent is in the span up to the tolerance, and a looser one costs less."""
+    classes, asked = Classes(sizes=(20, 35, 25)), []
+    K, start = measured(classes), a_start(classes)
+    w = np.linalg.norm(start.W, 2) ** 2
+
+    def product(X):
+        asked.append(X.shape[1])
+        return K @ X
+
+    counts = []
+    for tolerance in (0.3, 1e-3):
+        asked.clear()
+        kernel = KrylovKernel.for_flow(product, start, classes, 3.0, tolerance=tolerance, trace=np.trace(K))
+        counts.append(sum(asked))
+        assert set(asked) == {6}
+        U = np.concatenate([np.asarray(classes.Y).T / np.sqrt(classes.sizes), kernel.basis], axis=1)
+        np.testing.assert_allclose(U.T @ U, np.eye(U.shape[1]), atol=1e-12)
+        shifted = K + np.eye(80) / (w * 3.0)
+        left = shifted @ U @ np.linalg.lstsq(shifted @ U, U[:, :6])[0] - U[:, :6]
+        assert np.linalg.norm(left, axis=0).max() < tolerance
+    assert counts[0] < counts[1] < 80
+
+
+def test_few_resolvents_hold_exponentials_of_any_spectrum():
+    """Within twice the best sum of a constant and 1/(x + 4^k) for e^(−xτ/t), x ≥ 0, by linear programming."""
+    classes, time, m = Classes(sizes=(24, 28, 28)), 40.0, 3
+    rng = np.random.default_rng(5)
+    Q = np.linalg.qr(rng.normal(size=(80, 80)))[0]
+    start, rates = a_start(classes), np.geomspace(1e-3, 1e3, 80)
+    w = np.linalg.norm(start.W, 2) ** 2
+    K = (Q * rates / (w * time)) @ Q.T
+    kernels = (
+        KrylovKernel.for_flow(K, start, classes, time, resolvents=m, tolerance=1e-9),
+        KrylovKernel.of(K, classes, blocks=7),
+    )
+    bases = [np.concatenate([np.asarray(classes.Y).T / np.sqrt(classes.sizes), k.basis], axis=1) for k in kernels]
+    assert [U.shape for U in bases] == [(80, 24)] * 2
+    x = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 200)])
+    shapes = np.concatenate([np.ones((201, 1)), 4.0 ** np.arange(m) / (x[:, None] + 4.0 ** np.arange(m))], axis=1)
+    for part in (1.0, 0.25, 1 / 16):
+        above = np.concatenate([np.r_[shapes, -shapes], -np.ones((402, 1))], axis=1)
+        limits, free = np.r_[np.exp(-part * x), -np.exp(-part * x)], [(None, None)] * (m + 2)
+        best = linprog(np.eye(m + 2)[-1], A_ub=above, b_ub=limits, bounds=free).fun
+        assert 0 < best < 0.07
+        apart = []
+        for U, kernel in zip(bases, kernels, strict=True):
+            S = bases[0][:, :6]
+            left = expm(-w * time * part * K) @ S - U @ expm(-w * time * part * np.asarray(kernel.matrix)) @ U.T @ S
+            apart.append(np.linalg.norm(left, 2))
+        # As many powers of the kernel from indicators alone do not.
+        assert apart[0] < 2 * best < 0.2 < apart[1], (apart, best)
 
 
 def test_directions_as_functions_of_a_sample():
@@ -483,6 +567,18 @@ def test_bad_input_says_what_is_wrong():
         KrylovKernel.of(lambda X: X[:2], UNEQUAL, blocks=1)
     with pytest.raises(TypeError, match="operator: expected a matrix, a kernel, an NTKOperator or a function"):
         KrylovKernel.of("K", UNEQUAL, blocks=1)
+    start = a_start(UNEQUAL)
+    for time in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="time: expected"):
+            KrylovKernel.for_flow(K, start, UNEQUAL, time)
+    with pytest.raises(ValueError, match="resolvents: expected"):
+        KrylovKernel.for_flow(K, start, UNEQUAL, 1.0, resolvents=0)
+    with pytest.raises(ValueError, match="tolerance: expected"):
+        KrylovKernel.for_flow(K, start, UNEQUAL, 1.0, tolerance=0.0)
+    with pytest.raises(ValueError, match="start: expected a classifier W that is not zero"):
+        KrylovKernel.for_flow(K, LastLayer(H=start.H, W=0 * start.W, b=start.b), UNEQUAL, 1.0)
+    with pytest.raises(ValueError, match="H: expected"):
+        KrylovKernel.for_flow(K, a_start(BALANCED), UNEQUAL, 1.0)
     kernel = KrylovKernel.of(K, UNEQUAL, blocks=1)
     with pytest.raises(ValueError, match="expected directions that sum to zero over each of these classes"):
         simulate(a_start(Classes(sizes=(5, 5, 5))), kernel, Classes(sizes=(5, 5, 5)), [0.0, 1.0])

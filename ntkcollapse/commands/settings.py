@@ -144,7 +144,7 @@ class CompareConfig(Settings):
         choices=Rungs(
             {
                 "all": "every rung that is listed; by their names blocks:q for any other q, blocks:q:groups=g with g "
-                "rates for what it leaves out, and blocks-path:q",
+                "rates for what it leaves out, blocks-path:q, and resolvents:m for any other m",
                 **RUNGS,
             }
         ),

@@ -215,11 +215,27 @@ class MeasuredStart:
         Raises:
             MemoryError: N² numbers do not fit.
         """
-        operator, trace = (_products_of(self.network) if by_products else self.sample_kernel), None
-        if by_products:
-            trace = float(jnp.sum(self.classes.weights * self.class_pair_kernel.diagonal))
+        operator, trace = self._operator(by_products)
         kernel = KrylovKernel.of(operator, self.classes, blocks=blocks, trace=trace)
         return kernel.with_groups(operator, self.state, self.classes, groups=groups) if groups else kernel
+
+    def resolvent_kernel(self, resolvents: int, *, by_products: bool = False) -> KrylovKernel:
+        """`KrylovKernel.for_flow` of Θ^h averaged over features at the start, until the last record.
+
+        by_products: as for `krylov_kernel`; how many they are, the kernel's spectrum says.
+
+        Raises:
+            MemoryError: N² numbers do not fit.
+        """
+        operator, trace = self._operator(by_products)
+        time = float(self.times[-1] - self.times[0])
+        return KrylovKernel.for_flow(operator, self.state, self.classes, time, resolvents=resolvents, trace=trace)
+
+    def _operator(self, by_products: bool) -> tuple[Any, float | None]:
+        """Θ^h averaged over features, and its trace where that is known beside it."""
+        if not by_products:
+            return self.sample_kernel, None
+        return _products_of(self.network), float(jnp.sum(self.classes.weights * self.class_pair_kernel.diagonal))
 
     def krylov_path(self, blocks: int, *, by_products: bool = False) -> KernelPath:
         """The kernels at every record from the start on between the directions of `krylov_kernel`, as a path.

@@ -108,6 +108,16 @@ def test_every_number_of_blocks_is_a_rung():
         assert name not in RUNGS
     with pytest.raises(KeyError):
         RUNGS["blocks:x"]
+    assert RUNGS["resolvents:2"].label == "class pairs, residual, 2 resolvents"
+    assert RUNGS["resolvents:2"].options == {"resolvents": 2}
+    assert all(name not in RUNGS for name in ("resolvents", "resolvents:", "resolvents:0", "resolvents:-1"))
+    assert RUNGS.in_order(("sample-frozen", "resolvents:3", "resolvents:2", "blocks:9")) == (
+        "blocks:9",
+        "resolvents:2",
+        "resolvents:3",
+        "sample-frozen",
+    )
+    assert joint_name(given_up("resolvents:2", "sample-frozen", batch_norm=False)) == "one rate within classes"
     named = ("sample-frozen", "blocks:12", "class-pairs", "blocks-path:2", "blocks:2")
     assert RUNGS.in_order(named) == ("class-pairs", "blocks:2", "blocks-path:2", "blocks:12", "sample-frozen")
     assert _chosen(("blocks:5", "all")) == (*list(RUNGS)[:5], "blocks:5", *list(RUNGS)[5:])

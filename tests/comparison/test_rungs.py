@@ -576,6 +576,26 @@ def test_rung_of_blocks_is_the_flow_under_its_dense_kernel():
     assert abs(float(one["residual_single"][-1] / ladder.rungs["sample-frozen"]["residual_single"][-1]) - 1) > 1e-4
 
 
+def test_rung_of_resolvents_is_the_flow_under_its_kernel():
+    """By products and from the sample kernel, until the last time; where they fill the space it is rung 3."""
+    network = cases.tanh_network()
+    start = MeasuredStart(cases.run_of([network.last_layer] * len(TIMES), TIMES), 0, {0: network})
+    dense = start.resolvent_kernel(1).as_matrix(CLASSES)
+    S = np.concatenate([np.asarray(CLASSES.Y).T, np.asarray(network.last_layer.logits - CLASSES.Y).T], axis=1)
+    K, w = np.asarray(start.sample_kernel.matrix), np.linalg.norm(np.asarray(network.last_layer.W), 2) ** 2
+    slow = np.linalg.solve(K + np.eye(12) / (w * (TIMES[-1] - TIMES[0])), S)
+    # K and the kernel of the rung agree as forms on what they are made for.
+    np.testing.assert_allclose(S.T @ dense @ slow, S.T @ K @ slow, rtol=1e-3)
+    ladder = climb(start, ["sample-frozen", "resolvents:1", "resolvents:5"], throw=True, keep_states=True)
+    exact = simulate(start.state, dense, CLASSES, TIMES, method=Method(rtol=1e-10), observed=False)
+    np.testing.assert_allclose(ladder.rungs["resolvents:1"].last_layer(-1).H, exact.last_layer(-1).H, atol=1e-6)
+    np.testing.assert_allclose(ladder.rungs["resolvents:5"]["loss"], ladder.rungs["sample-frozen"]["loss"], rtol=1e-5)
+    forbidden = MeasuredStart(start.run, 0, {0: network})
+    forbidden.__dict__["sample_kernel"] = None
+    again = forbidden.resolvent_kernel(1, by_products=True)
+    np.testing.assert_allclose(again.as_matrix(CLASSES), dense, atol=1e-6 * np.abs(dense).max())
+
+
 @pytest.mark.parametrize("method", ["kernel", "products"])
 def test_rung_of_the_path_of_blocks_is_the_flow_under_its_dense_kernels(method):
     """T and the rate of the rest of each record, on the directions of the first one."""

@@ -1,5 +1,5 @@
-"""Rungs 2c: class pairs and q blocks of the directions through which means and deviations drive each other; at the
-start, and along their measured path.
+"""Rungs 2c: class pairs and q blocks of the directions through which means and deviations drive each other, at the
+start and along their measured path; and 2d: resolvents on class indicators and on the residual at the start.
 """
 
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ def blocks(
     Raises:
         ValueError: another method.
     """
-    q, by_products = _of_start(start, blocks, method)
+    q, by_products = min(blocks, most_blocks(start.classes)), _by_products(start, method)
     kernel = start.krylov_kernel(q, groups=groups, by_products=by_products)
     name = f"blocks:{blocks}" + (f":groups={groups}" if groups else "")
     return Course.by_kernel(name, start, kernel, times, **options)
@@ -38,14 +38,24 @@ def blocks_path(start: MeasuredStart, times: Any, *, blocks: int, method: Method
     Raises:
         ValueError: another method.
     """
-    q, by_products = _of_start(start, blocks, method)
+    q, by_products = min(blocks, most_blocks(start.classes)), _by_products(start, method)
     path = start.krylov_path(q, by_products=by_products)
     return Course.by_kernel(f"blocks-path:{blocks}", start, path, times, **options)
 
 
-def _of_start(start: MeasuredStart, blocks: int, method: Method) -> tuple[int, bool]:
-    """How many blocks there is room for, and whether the kernel is made by products."""
+def resolvents(start: MeasuredStart, times: Any, *, resolvents: int, method: Method = "auto", **options: Any) -> Course:
+    """The `KrylovKernel` of so many resolvents, on class indicators and on the residual at the start.
+
+    Raises:
+        ValueError: another method, or a start with a W of zeros.
+    """
+    kernel = start.resolvent_kernel(resolvents, by_products=_by_products(start, method))
+    return Course.by_kernel(f"resolvents:{resolvents}", start, kernel, times, **options)
+
+
+def _by_products(start: MeasuredStart, method: Method) -> bool:
+    """Whether the kernel is made by products."""
     check_choice("method", method, get_args(Method))
     if method == "auto":
-        method = "kernel" if fits_memory(pairs(start.classes.num_samples)) else "products"
-    return min(blocks, most_blocks(start.classes)), method == "products"
+        return not fits_memory(pairs(start.classes.num_samples))
+    return method == "products"

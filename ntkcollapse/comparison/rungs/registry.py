@@ -85,24 +85,29 @@ class Rung:
 
 
 class Rungs(dict[str, Any]):
-    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q`, `blocks:q:groups=g` and
-    `blocks-path:q` for every q and g.
+    """Rungs by name, in the ladder's order. Beside those that are listed it knows `blocks:q`, `blocks:q:groups=g`,
+    `blocks-path:q` and `resolvents:m` for every q, g and m.
     """
 
     def __missing__(self, name: str) -> Rung:
+        if match := _OF_RESOLVENTS.fullmatch(name):
+            return _of_resolvents(int(match["m"]))
         match = _OF_BLOCKS.fullmatch(name)
         if match is None:
             raise KeyError(name)
         return _of_blocks(int(match["q"]), groups=int(match["g"] or 0), path=match["path"] is not None)
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (isinstance(name, str) and _OF_BLOCKS.fullmatch(name) is not None)
+        known = isinstance(name, str) and (_OF_BLOCKS.fullmatch(name) or _OF_RESOLVENTS.fullmatch(name))
+        return super().__contains__(name) or bool(known)
 
     def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
         """These names in the ladder's order, each once."""
         listed = {name: place for place, name in enumerate(self)}
 
-        def place(name: str) -> tuple[int, int, bool, int]:
+        def place(name: str) -> tuple[float, int, bool, int]:
+            if match := _OF_RESOLVENTS.fullmatch(name):
+                return listed[_LISTED_BLOCKS] + 0.5, int(match["m"]), False, 0
             match = _OF_BLOCKS.fullmatch(name)
             if match is None:
                 return listed[name], 0, False, 0
@@ -112,6 +117,7 @@ class Rungs(dict[str, Any]):
 
 
 _OF_BLOCKS = re.compile(r"blocks(?P<path>-path)?:(?P<q>0|[1-9][0-9]{0,5})(?(path)|(?::groups=(?P<g>[1-9][0-9]{0,2}))?)")
+_OF_RESOLVENTS = re.compile(r"resolvents:(?P<m>[1-9][0-9]?)")
 # The one of the family that stands for it where rungs are listed.
 _LISTED_BLOCKS = "blocks:3"
 
@@ -133,6 +139,22 @@ def _of_blocks(q: int, *, groups: int = 0, path: bool = False) -> Rung:
         colour=YELLOW if path else ORANGE,
         line=":",
         options={"blocks": q, "groups": groups} if groups else {"blocks": q},
+    )
+
+
+def _of_resolvents(m: int) -> Rung:
+    """The rung of m resolvents on class indicators and on the residual at the start."""
+    return Rung(
+        name=f"resolvents:{m}",
+        number=f"2d:{m}",
+        label=f"class pairs, residual, {m} resolvent{'' if m == 1 else 's'}",
+        function="blocks:resolvents",
+        needs="network",
+        assumes=(ONE_RATE, *_FROZEN_KERNEL),
+        chains=(),
+        colour=ORANGE,
+        line="-",
+        options={"resolvents": m},
     )
 
 
