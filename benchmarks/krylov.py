@@ -1,4 +1,4 @@
-"""What a kernel in Krylov blocks costs to make and to integrate, by the number of samples, beside the whole kernel.
+"""What a kernel in Krylov blocks, or of resolvents, costs to make and to integrate, by the number of samples.
 
     python benchmarks/krylov.py
     python benchmarks/krylov.py --operator random-features --samples 600 6000 60000
@@ -86,35 +86,43 @@ def main() -> None:
     parser.add_argument("--operator", choices=("network", "random-features"), default="network")
     flags = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    print(f"q = {flags.blocks}, C = {C}, n = {n}; seconds of processor time")
-    print("| N | products with a vector | to make it | numbers of T and λ | to integrate it | steps | whole kernel |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"C = {C}, n = {n}; seconds of processor time")
+    print(
+        "| N | directions | products with a vector | to make it | to integrate it | steps | ms a step | whole kernel |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for N in flags.samples:
         params, x, classes, start = problem(N)
         operator = Counted(operator_of(flags.operator, params, x), N)
         operator.matmat(np.ones((N, C)))
-        operator.count = 0
-        kernel, to_make = seconds(lambda: nc.KrylovKernel.of(operator, classes, blocks=flags.blocks))  # noqa: B023
-        reduced = nc.ReducedStart.of(start, kernel, classes)
         # To the same flow time in units of the fastest part, whatever N.
-        times = np.linspace(0.0, 20.0, 21) / N
-        method = nc.Method(rtol=1e-6)
-        nc.simulate(reduced, kernel, classes, times, method=method, observed=False)
-        products = operator.count
-        run, to_integrate = seconds(
-            lambda: nc.simulate(reduced, kernel, classes, times, method=method, observed=False), 3  # noqa: B023
-        )  # fmt: skip
-        whole = "-"
+        times, method, whole = np.linspace(0.0, 20.0, 21) / N, nc.Method(rtol=1e-6), "-"
         if N <= MOST_WHOLE:
             dense = nc.DenseKernel(np.asarray(operator.matmat(np.eye(N))))
             options = {"method": nc.Method(solver="chebyshev", rtol=1e-6), "observed": False}
             nc.simulate(start, dense, classes, times, **options)
             whole = f"{seconds(lambda: nc.simulate(start, dense, classes, times, **options), 3)[1]:.2f}"  # noqa: B023
-        kept, steps = kernel.matrix.size + 1, int(run.statistics["num_steps"])
-        print(
-            f"| {N:,} | {products} | {to_make:.1f} | {kept:,} | {to_integrate:.2f} | {steps} | {whole} |",
-            flush=True,
-        )
+        kinds = {
+            f"{flags.blocks} blocks": lambda: nc.KrylovKernel.of(operator, classes, blocks=flags.blocks),  # noqa: B023
+            "2 resolvents": lambda: nc.KrylovKernel.for_flow(operator, start, classes, times[-1], resolvents=2),  # noqa: B023
+        }
+        for name, made in kinds.items():
+            operator.count = 0
+            kernel, to_make = seconds(made)
+            reduced = nc.ReducedStart.of(start, kernel, classes)
+
+            def flow():
+                return nc.simulate(reduced, kernel, classes, times, method=method, observed=False)  # noqa: B023
+
+            products = operator.count
+            flow()
+            run, to_integrate = seconds(flow, 3)
+            steps = int(run.statistics["num_steps"])
+            print(
+                f"| {N:,} | {len(kernel.matrix)}, {name} | {products} | {to_make:.1f} | {to_integrate:.2f} | {steps} | "
+                f"{1e3 * to_integrate / steps:.1f} | {whole} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[s
         yield f"a second start: {r} directions of the features", more.of_same_directions(K, classes)
     yield "one block more", nc.KrylovKernel.of(K, classes, blocks=q + 1)
     indicators, residual_rows = basis_of(kernel, classes)[:, : classes.num_classes], residual(start.state, classes).T
-    for powers in range(1, q // 2 + 1):
+    for powers in sorted({q // 4, q // 2} - {0}):
         basis = indicators
         block = np.concatenate([indicators, residual_rows], axis=1)
         for _ in range(powers + 1):
