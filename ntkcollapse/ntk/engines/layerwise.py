@@ -198,6 +198,23 @@ class _Other(NamedTuple):
     parts: int
 
 
+class _Part(NamedTuple):
+    """Some of the samples of a block at one tap: so many from `start` on."""
+
+    inputs: Array
+    cotangents: Array
+    start: Int[AnyArray, ""]
+    size: int
+
+    def factors(self, use: Use, dtype) -> Factors:
+        """Their inputs and cotangents in the parameters' precision."""
+        inputs, cotangents = self.inputs, self.cotangents
+        if self.size < len(inputs):
+            inputs = jax.lax.dynamic_slice_in_dim(inputs, self.start, self.size, 0)
+            cotangents = jax.lax.dynamic_slice_in_dim(cotangents, self.start, self.size, 1)
+        return _factors(use, dtype, inputs, cotangents)
+
+
 class _How(NamedTuple):
     """Taps and uses of products whose gradients are kept, and the other products."""
 
@@ -209,14 +226,14 @@ class _How(NamedTuple):
 class Kept(NamedTuple):
     """Samples that have passed there and back, block by block.
 
-    gradients: for each block those that are kept, (b, k, size) each; factors: for every other product the input and
-    cotangents of each part of each block.
+    gradients: for each block those that are kept, (b, k, size) each; factors: for every other product the parts of all
+    blocks.
     """
 
     how: _How
     samples: int
     gradients: list[list[Float[Array, "b k _"]]]
-    factors: list[list[tuple[Array, Array]]]
+    factors: list[list[_Part]]
 
 
 def _how(problem: Problem, x: jax.ShapeDtypeStruct, outputs: Outputs, chunks: Chunks) -> _How:
@@ -233,28 +250,38 @@ def _how(problem: Problem, x: jax.ShapeDtypeStruct, outputs: Outputs, chunks: Ch
 
 
 def _kept(problem: Problem, blocks: Sequence[Array], first: int, chunks: Chunks, how: _How) -> Kept:
-    plan, gradients, others = how
-    kept, start = Kept(how, sum(map(len, blocks)), [], [[] for _ in others]), np.zeros((), np.int32)
+    kept = Kept(how, sum(map(len, blocks)), [], [[] for _ in how.others])
     for block in blocks:
-        formed, factors = [], [[] for _ in others]
-        for x in _equal_parts(block, chunks.pieces):
-            side = _there_and_back(problem, x, np.asarray(first), chunks.outputs, plan.together)
-            rest = range(len(plan.rest))
-            of_piece = [side.rest if plan.together else _explicit_group(problem, side, group) for group in rest]
-            for tap, use in gradients:
-                at = side.inputs.pop(tap), side.cotangents.pop(tap)
-                of_piece.append(_formed(use, problem.dtype, *at, start, use.inputs))
-            formed.append(of_piece)
-            for pieces, other in zip(factors, others, strict=True):
-                pieces.append((side.inputs.pop(other.tap), side.cotangents.pop(other.tap)))
-        kept.gradients.append([_joined(pieces, 0) for pieces in zip(*formed, strict=True)])
-        for pieces, other, so_far in zip(factors, others, kept.factors, strict=True):
-            size = len(pieces) // other.parts
-            for _ in range(other.parts):
-                inputs, cotangents = zip(*pieces[:size], strict=True)
-                del pieces[:size]
-                so_far.append((_joined(inputs, 0), _joined(cotangents, 1)))
+        whole: tuple[list[Array], list[Array], list[Array]] | None = None
+        for n, x in enumerate(_equal_parts(block, chunks.pieces)):
+            piece = _piece(problem, x, first, chunks, how)
+            if whole is None:
+                whole = piece if chunks.pieces == 1 else _with_room(piece, chunks.pieces)
+            else:
+                whole = _placed((np.asarray(n * len(x), np.int32), piece), whole)
+            del piece
+        assert whole is not None
+        gradients, inputs, cotangents = whole
+        kept.gradients.append(gradients)
+        for other, a, d, so_far in zip(how.others, inputs, cotangents, kept.factors, strict=True):
+            size = len(block) // other.parts
+            so_far += [_Part(a, d, np.asarray(n * size, np.int32), size) for n in range(other.parts)]
     return kept
+
+
+def _piece(
+    problem: Problem, x: Array, first: int, chunks: Chunks, how: _How
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Gradients that are kept, (b, k, size) each; inputs of the other products; their cotangents, (k, b, ...) each."""
+    plan, gradients, others = how
+    side, start = _there_and_back(problem, x, np.asarray(first), chunks.outputs, plan.together), np.zeros((), np.int32)
+    formed = [
+        side.rest if plan.together else _explicit_group(problem, side, group) for group in range(len(plan.rest))
+    ]
+    for tap, use in gradients:
+        part = _Part(side.inputs.pop(tap), side.cotangents.pop(tap), start, len(x))
+        formed.append(_formed(use, problem.dtype, part, start, use.inputs))
+    return formed, [side.inputs.pop(other.tap) for other in others], [side.cotangents.pop(o.tap) for o in others]
 
 
 def _equal_parts(x: Array, count: int) -> list[Array]:
@@ -289,7 +316,7 @@ def _between(problem: Problem, left: Kept, right: Kept, outputs: Outputs, chunks
         if n in whole:
             continue
         rows, columns = left.factors[n], right.factors[n]
-        use, a, b = other.use, len(rows[0][0]), len(columns[0][0])
+        use, a, b = other.use, rows[0].size, columns[0].size
         if other.grams:
             for i, j, at in places(rows, columns, a, b):
                 given = ([use], dtype, ([], [rows[i]]), ([], [columns[j]]), outputs, at)
@@ -300,11 +327,11 @@ def _between(problem: Problem, left: Kept, right: Kept, outputs: Outputs, chunks
         some = evened(use.inputs, fit(min(2 * step(), chunks.working), each * dtype.itemsize, use.inputs))
         for begin in range(0, use.inputs, some):
             count, start = min(some, use.inputs - begin), np.asarray(begin, np.int32)
-            h = [_formed(use, dtype, *column, start, count) for column in columns]
+            h = [_formed(use, dtype, column, start, count) for column in columns]
             g, of = None, -1
             for i, j, at in places(rows, columns, a, b):
                 if of != i:
-                    g, of = h[i] if own else _formed(use, dtype, *rows[i], start, count), i
+                    g, of = h[i] if own else _formed(use, dtype, rows[i], start, count), i
                 total = _contract_blocks(([], dtype, ([g], []), ([h[j]], []), outputs, at), total)
     return _mirrored(np.triu(np.ones(total.shape[:2], bool)), total) if own else total
 
@@ -360,9 +387,9 @@ def _put_together(blocks: dict[tuple[int, int], Array], rows: int, columns: int)
 
 
 @compiled_for_products
-def _formed(use: Use, dtype, inputs: Array, cotangents: Array, first: Int[AnyArray, ""], count: int) -> Array:
+def _formed(use: Use, dtype, part: _Part, first: Int[AnyArray, ""], count: int) -> Array:
     """Gradients of each sample, (B, k, P) for `count` of the inputs of each group from `first` on."""
-    factors = _factors(use, dtype, inputs, cotangents)
+    factors = part.factors(use, dtype)
     if count == use.inputs:
         return factors.formed()
     a = jax.lax.dynamic_slice_in_dim(factors.a, first, count, axis=3)
@@ -375,7 +402,7 @@ def _contract_blocks(given, total: Array) -> Array:
     uses, dtype, left, right, outputs, at = given
     added = [contract(g, h, outputs) for g, h in zip(left[0], right[0], strict=True)]
     for use, row, column in zip(uses, left[1], right[1], strict=True):
-        added.append(contract_grams(_factors(use, dtype, *row), _factors(use, dtype, *column), outputs))
+        added.append(contract_grams(row.factors(use, dtype), column.factors(use, dtype), outputs))
     # Products on their own: a compiler may make them again, number by number, within the sum.
     part, *others = jax.lax.optimization_barrier(added)
     for other in others:
@@ -396,13 +423,33 @@ def _mirrored(upper: Bool[AnyArray, "b b"], total: Array) -> Array:
     return jnp.where(jnp.expand_dims(upper, range(2, total.ndim)), total, mirror(total))
 
 
-def _joined(parts: Sequence[Array], axis: int) -> Array:
-    return parts[0] if len(parts) == 1 else _concatenated(list(parts), axis)
-
-
 @compiled_for_products
-def _concatenated(parts: list[Array], axis: int) -> Array:
-    return jnp.concatenate(parts, axis)
+def _with_room(
+    piece: tuple[list[Array], list[Array], list[Array]], pieces: int
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """What is kept of a block, of which this is the first of so many equal pieces."""
+
+    def longer(part: Array, axis: int) -> Array:
+        edges = [(0, (pieces - 1) * part.shape[axis] * (n == axis), 0) for n in range(part.ndim)]
+        return jax.lax.pad(part, jnp.zeros((), part.dtype), edges)
+
+    gradients, inputs, cotangents = piece
+    return [longer(g, 0) for g in gradients], [longer(a, 0) for a in inputs], [longer(d, 1) for d in cotangents]
+
+
+@partial(compiled_for_products, donate="all-except-first")
+def _placed(
+    given: tuple[Int[AnyArray, ""], tuple[list[Array], list[Array], list[Array]]],
+    whole: tuple[list[Array], list[Array], list[Array]],
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """What is kept of a block with a further piece, whose first sample is that of this number."""
+    at, piece = given
+
+    def placed(block: list[Array], parts: list[Array], axis: int) -> list[Array]:
+        place = jax.lax.dynamic_update_slice_in_dim
+        return [place(b, part, at, axis) for b, part in zip(block, parts, strict=True)]
+
+    return placed(whole[0], piece[0], 0), placed(whole[1], piece[1], 0), placed(whole[2], piece[2], 1)
 
 
 @partial(compiled_for_products, donate="all-except-first")
