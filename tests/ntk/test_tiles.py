@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,56 @@ def test_work_is_counted():
         Layer(1, 9, 4, 2, 9): 1,
         Layer(1, 1, 3, 3, 2): 1,
     }
+
+
+def perceptron(p, x):
+    return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+
+
+IN_TILES = {
+    # Kept as inputs and cotangents of which Grams are compared.
+    "perceptron": (perceptron, {"a": normal(0, 32, 32), "b": normal(1, 32, 32), "c": normal(2, 32, 4)}, (600, 32), 1e6),
+    # Kept as gradients, and the last layer's as inputs and cotangents.
+    "convolution": (
+        lambda p, x: network(p, x),
+        {"conv": normal(0, 3, 3, 2, 6), "w": normal(1, 6, 3), "b": normal(2, 3), "scale": np.asarray(0.7)},
+        (60, 12, 12, 2),
+        1e6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_TILES)
+def test_what_xla_allocates_stays_within_the_memory(name, monkeypatch):
+    """At every compiled step: arrays that are there, and by XLA's own count what the step takes beside them."""
+    f, params, shape, memory = IN_TILES[name]
+    params, x = jax.tree.map(jnp.asarray, params), normal(3, *shape)
+    peaks, sizes, start = [], {}, 0
+
+    def measured(step, donates):
+        def call(*given):
+            key = str(jax.tree.map(lambda v: np.shape(v) if hasattr(v, "shape") else repr(v), given))
+            if key not in sizes:
+                donate = "all-except-first" if donates else "none"
+                compiled = eqx.filter_jit(step.__wrapped__, donate=donate).lower(*given).compile().compiled
+                sizes[key] = compiled.memory_analysis()
+            of = sizes[key]
+            there = sum(array.nbytes for array in jax.live_arrays()) - start
+            peaks.append(there + of.temp_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes)
+            return step(*given)
+
+        return call
+
+    steps = ("_there_and_back", "_explicit_group", "_formed", "_contract_blocks", "_with_room", "_placed", "_mirrored")
+    for each in steps:
+        monkeypatch.setattr(
+            layerwise, each, measured(getattr(layerwise, each), each in ("_contract_blocks", "_placed"))
+        )
+    start = sum(array.nbytes for array in jax.live_arrays())
+    empirical_ntk(f, params, x, outputs="mean", memory=memory)
+    assert len(peaks) > 10
+    # Neither beyond the memory nor so little of it that time is lost.
+    assert memory / 3 < max(peaks) <= memory
 
 
 # ---- cuts, as arithmetic

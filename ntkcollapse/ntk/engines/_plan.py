@@ -51,7 +51,8 @@ class Plan:
 
     rest: numbers of the parameters that are in no product, in groups whose gradients are there at once.
     forward: bytes of the forward pass; backward: of all cotangents and of the gradients of one group of the rest, for
-        each output; patches: of the input of one layer as its products need it; gradient: of one layer, for each
+        each output; between: of cotangents that stand between the layers on the way back, for each output, as XLA was
+        seen to hold them; patches: of the input of one layer as its products need it; gradient: of one layer, for each
         output, where its sums over samples are made from it; forth, back: work of a forward pass, and of the way back
         from each output.
     """
@@ -60,6 +61,7 @@ class Plan:
     rest: tuple[tuple[int, ...], ...]
     forward: int
     backward: int
+    between: int
     patches: int
     gradient: int
     forth: int
@@ -98,8 +100,8 @@ class Plan:
     def counted(self, problem: Problem) -> Counted:
         """What of it costs time and memory."""
         layers = Counter(product.layer for product in self.products)
-        sizes = self.explicit(problem), self.forth, self.back, self.forward, self.backward, problem.dtype.itemsize
-        return Counted(tuple(layers.items()), *sizes)
+        sizes = self.explicit(problem), self.forth, self.back, self.forward, self.backward + self.between
+        return Counted(tuple(layers.items()), *sizes, problem.dtype.itemsize)
 
     def at_once(self, problem: Problem, n: int, outputs: Outputs) -> int:
         """Bytes for a kernel of n samples with themselves or others by one program, which may hold all layers."""
@@ -136,7 +138,8 @@ def plan_of(problem: Problem, x: jax.ShapeDtypeStruct) -> Plan:
     formed = max((u.groups * u.inputs * u.outputs for u in uses if is_formed(u)), default=0)
     explicit = max((sum(leaves[i].size for i in group) for group in rest), default=0)
     # Of the forward pass: inputs of the layers, and about twice as much that the way back needs.
-    numbers = (3 * inputs, cotangents + explicit, patches, formed)
+    between = 4 * max((tap.like.size for tap in traced.taps), default=0)
+    numbers = (3 * inputs, cotangents + explicit, between, patches, formed)
     return Plan(tuple(products), tuple(rest), *(n * item for n in numbers), *(work.total for work in traced.work))
 
 

@@ -1,7 +1,7 @@
 """How the kernel of many samples is cut into tiles: the least counted work within the counted bytes."""
 
 from collections.abc import Sequence
-from math import isqrt
+from math import isqrt, prod
 from typing import Literal, NamedTuple
 
 from ntkcollapse._platforms import constant
@@ -55,7 +55,12 @@ class Tile(NamedTuple):
 
 def tile_of(chunks: Chunks) -> Tile:
     """The tile that these chunks stand for."""
-    return Tile(chunks.samples, chunks.pieces, chunks.outputs, chunks.formed, min(step(), chunks.working))
+    return Tile(chunks.samples, chunks.pieces, chunks.outputs, chunks.formed, _step(chunks.working))
+
+
+def _step(made: int) -> int:
+    """Bytes of one step: half of what is only being made, of which gradients beside it have the other half."""
+    return min(step(), made // 2)
 
 
 def way(layer: Layer, tile: Tile, outputs: Outputs, item: int) -> Way:
@@ -130,15 +135,16 @@ def tiling(of: Counted, num_outputs: int, rows: int, columns: int | None, output
     most = max(rows, columns or 0)
     best, least = None, float("inf")
     for k in [num_outputs] if outputs == "full" else _turns(num_outputs):
-        piece = min(_piece(of, k, min(step(), made)), fit(made, of.forward + k * of.backward, most))
+        piece = min(_piece(of, k, _step(made)), fit(made, of.forward + k * of.backward, most))
         total = _COPIES * of.item * kernel_shape(outputs, 1, 1, k)[-1] ** (2 if outputs == "full" else 1)
         for size in _sizes(most, piece):
             pieces = -(-size // piece)
             block = pieces * -(-most // (-(-most // size) * pieces))
             for formed in (False, True):
-                tile = Tile(block, pieces, k, formed, min(step(), made))
+                tile = Tile(block, pieces, k, formed, _step(made))
                 ways: list[Way] = [way(layer, tile, outputs, of.item) for layer, _ in of.layers]
-                blocks = _blocks(tile, _kept(of, k, ways), total, rows, columns, room)
+                fits = _compared(of, tile, ways, outputs) <= made
+                blocks = _blocks(tile, _kept(of, k, ways), total, rows, columns, room) if fits else 0
                 if not blocks and (size > 1 or best is not None):
                     continue
                 blocks = evened(-(-rows // block), max(blocks, 1))
@@ -157,6 +163,16 @@ def _kept(of: Counted, k: int, ways: Sequence[Way]) -> int:
     for (layer, count), kept in zip(of.layers, ways, strict=True):
         numbers += count * (k * layer.numbers if kept == "gradients" else layer.factors(k))
     return numbers * of.item
+
+
+def _compared(of: Counted, tile: Tile, ways: Sequence[Way], outputs: Outputs) -> int:
+    """Bytes of a comparison of two blocks as a whole: all Grams, and what each product adds to the kernel."""
+    k, numbers = tile.outputs, 0
+    for (layer, count), kept in zip(of.layers, ways, strict=True):
+        grams = kept == "grams" and parts(layer, kept, tile, outputs, of.item) == 1
+        held = gram_numbers(layer, k, outputs) if grams else 0
+        numbers += count * (held + prod(kernel_shape(outputs, 1, 1, k)) * (grams or kept == "gradients"))
+    return tile.block**2 * numbers * of.item
 
 
 def _blocks(tile: Tile, each: int, total: int, rows: int, columns: int | None, room: int) -> int:

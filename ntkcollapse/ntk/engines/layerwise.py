@@ -324,7 +324,7 @@ def _between(problem: Problem, left: Kept, right: Kept, outputs: Outputs, chunks
             continue
         # Gradients of one part of the left side at a time, beside all of the right.
         each = (len(columns) * b + (0 if own else a)) * chunks.outputs * use.groups * use.outputs
-        some = evened(use.inputs, fit(min(2 * step(), chunks.working), each * dtype.itemsize, use.inputs))
+        some = evened(use.inputs, fit(min(2 * step(), chunks.working // 2), each * dtype.itemsize, use.inputs))
         for begin in range(0, use.inputs, some):
             count, start = min(some, use.inputs - begin), np.asarray(begin, np.int32)
             h = [_formed(use, dtype, column, start, count) for column in columns]
