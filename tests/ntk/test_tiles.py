@@ -1,6 +1,7 @@
 """Kernels in tiles: the same numbers however they are cut, and cuts of the least counted work."""
 
 import itertools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -77,7 +78,7 @@ IN_TILES = {
     "perceptron": (perceptron, {"a": normal(0, 32, 32), "b": normal(1, 32, 32), "c": normal(2, 32, 4)}, (600, 32), 1e6),
     # Kept as gradients, and the last layer's as inputs and cotangents.
     "convolution": (
-        lambda p, x: network(p, x),
+        network,
         {"conv": normal(0, 3, 3, 2, 6), "w": normal(1, 6, 3), "b": normal(2, 3), "scale": np.asarray(0.7)},
         (60, 12, 12, 2),
         1e6,
@@ -97,8 +98,8 @@ def test_what_xla_allocates_stays_within_the_memory(name, monkeypatch):
             key = str(jax.tree.map(lambda v: np.shape(v) if hasattr(v, "shape") else repr(v), given))
             if key not in sizes:
                 donate = "all-except-first" if donates else "none"
-                compiled = eqx.filter_jit(step.__wrapped__, donate=donate).lower(*given).compile().compiled
-                sizes[key] = compiled.memory_analysis()
+                jitted: Any = eqx.filter_jit(step.__wrapped__, donate=donate)
+                sizes[key] = jitted.lower(*given).compile().compiled.memory_analysis()
             of = sizes[key]
             there = sum(array.nbytes for array in jax.live_arrays()) - start
             peaks.append(there + of.temp_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes)

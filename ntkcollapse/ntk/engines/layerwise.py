@@ -275,9 +275,8 @@ def _piece(
     """Gradients that are kept, (b, k, size) each; inputs of the other products; their cotangents, (k, b, ...) each."""
     plan, gradients, others = how
     side, start = _there_and_back(problem, x, np.asarray(first), chunks.outputs, plan.together), np.zeros((), np.int32)
-    formed = [
-        side.rest if plan.together else _explicit_group(problem, side, group) for group in range(len(plan.rest))
-    ]
+    rest = [side.rest] if plan.together else [_explicit_group(problem, side, n) for n in range(len(plan.rest))]
+    formed = [gradients_of for gradients_of in rest if gradients_of is not None]
     for tap, use in gradients:
         part = _Part(side.inputs.pop(tap), side.cotangents.pop(tap), start, len(x))
         formed.append(_formed(use, problem.dtype, part, start, use.inputs))
