@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -30,6 +32,7 @@ import numpy as np
 
 import ntkcollapse as nc
 from ntkcollapse import models, plots
+from ntkcollapse.theory.models.deep_linear import DeepLastLayer
 
 jax.config.update("jax_enable_x64", True)
 
@@ -106,7 +109,7 @@ with plots.style():
     axes[0].set(xlabel="t", title="cross_entropy_features: objective")
 
     times = np.linspace(0, 14, 29)
-    run = nc.simulate(start, models.max_margin(classes), classes, times, method=nc.Method(solver="kvaerno5"))
+    run = nc.simulate(start, models.max_margin(classes), classes, times)
     margins = [models.max_margin.margins(h, w, classes) for h, w in zip(run.states.H, run.states.W, strict=True)]
     axes[1].plot(-run["loss"], [m.normalised for m in margins], label="margin")
     axes[1].plot(-run["loss"], [m.smoothed for m in margins], label="smoothed")
@@ -153,14 +156,17 @@ plt.show()
 
 # %% [markdown]
 # ## Depth, normalisation, and what one measures on networks
-# From left to right: under two weight layers a class vanishes by a jump, from ½ to 0, at its threshold; batch
-# normalisation is weight decay in polar coordinates; logits in a ball end at the vertices of a simplex; a last layer
-# under three homogeneous layers gets the norm that symmetric quasi-interpolation predicts; the local elasticity of a
-# network tends to its NTK in proportion to the step.
+# Above, from left to right: under two weight layers a class vanishes by a jump, from ½ to 0, at its threshold; with a
+# ReLU between them class means become an orthogonal frame of units that no two classes share, and rows of the
+# classifier get one length (other starts may end in local minima); batch normalisation is weight decay in polar
+# coordinates. Below: logits in a ball end at the vertices of a simplex; a last layer under three homogeneous layers
+# gets the norm that symmetric quasi-interpolation predicts; the local elasticity of a network tends to its NTK in
+# proportion to the step.
 
 # %%
 with plots.style():
-    figure, axes = plt.subplots(1, 5, figsize=(15, 2.8), constrained_layout=True)
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.4), constrained_layout=True)
+    axes = axes.ravel()
     decays = np.geomspace(1e-3, 10, 300)
     kept = [models.deep_linear.minimizer(uneven, jnp.full(2, 0.02), decay).outputs for decay in decays]
     axes[0].semilogx(decays, np.array(kept), label=[f"m = {size}" for size in uneven.sizes])
@@ -171,27 +177,36 @@ with plots.style():
     axes[0].set(xlabel=r"$\lambda_H$", title="deep_linear: outputs at the minimum")
     axes[0].legend()
 
+    decays, times = jnp.array([0.02, 0.02]), np.concatenate([[0.0], np.geomspace(0.1, 400, 60)])
+    draw, flow = np.random.default_rng(1), models.relu_features(classes, decays, 0.01)
+    layers = tuple(jnp.asarray(draw.normal(size=shape)) for shape in ((6, 4), (3, 6)))
+    deep = DeepLastLayer(H=jnp.asarray(draw.normal(size=(4, 12))), layers=layers)
+    run = nc.simulate(deep, flow, classes, times, method=nc.Method(rtol=1e-4, atol=1e-6))
+    axes[1].semilogx(times[1:], (run.states.W[1:] ** 2).sum(2))
+    axes[1].axhline(models.relu_features.minimizer(classes, decays, 0.01).weight_norms[0], **EXACT)
+    axes[1].set(xlabel="t", title=r"relu_features: $\|w_c\|^2$")
+
     times = np.linspace(0, 20, 60)
     run = nc.simulate(start, models.batch_norm_head(classes, 0.6), classes, times, reduced=False)
     gain, _, shift = jax.vmap(models.batch_norm_head.parameters)(run.states.H)
     weights = (gain**2).sum(1) + (shift**2).sum(1) + (run.states.W**2).sum((1, 2))
-    axes[1].semilogy(times, run["loss"] + 0.3 * weights)
-    axes[1].axhline(models.batch_norm_head.minimizer(classes, 0.6).value, **EXACT)
-    axes[1].set(xlabel="t", title="batch_norm_head: objective")
+    axes[2].semilogy(times, run["loss"] + 0.3 * weights)
+    axes[2].axhline(models.batch_norm_head.minimizer(classes, 0.6).value, **EXACT)
+    axes[2].set(xlabel="t", title="batch_norm_head: objective")
 
     times = np.linspace(0, 400, 60)
     inside = nc.LastLayer(H=0.1 * H[:3], W=np.eye(3), b=np.zeros(3))
     run = nc.simulate(inside, models.logit_ball(classes, 2.0), classes, times)
-    axes[2].plot(times, run["loss"])
-    axes[2].axhline(models.logit_ball.minimizer(classes, 2.0).value, **EXACT)
-    axes[2].set(xlabel="t", title="logit_ball: loss")
+    axes[3].plot(times, run["loss"])
+    axes[3].axhline(models.logit_ball.minimizer(classes, 2.0).value, **EXACT)
+    axes[3].set(xlabel="t", title="logit_ball: loss")
 
     times = np.concatenate([[0.0], np.geomspace(1, 4000, 60)])
     run = nc.simulate(start, models.homogeneous(classes, 0.01, layers=3), classes, times)
-    axes[3].semilogx(times[1:], (run.states.W[1:] ** 2).sum(2))
+    axes[4].semilogx(times[1:], (run.states.W[1:] ** 2).sum(2))
     seen = models.homogeneous.quasi_interpolation(run.last_layer(-1).logits, classes)
-    axes[3].axhline(models.homogeneous.weight_norm(seen.epsilon, 0.01, 3), **EXACT)
-    axes[3].set(xlabel="t", title=r"homogeneous: $\|w_c\|^2$")
+    axes[4].axhline(models.homogeneous.weight_norm(seen.epsilon, 0.01, 3), **EXACT)
+    axes[4].set(xlabel="t", title=r"homogeneous: $\|w_c\|^2$")
 
     V, w, x, others = (jnp.asarray(rng.normal(size=s)) for s in ((8, 5), (8,), (5,), (6, 5)))
     network = lambda params, x: params[1] @ jnp.tanh(params[0] @ x)  # noqa: E731
@@ -201,9 +216,9 @@ with plots.style():
         models.local_elasticity(network, [V, w], x, others, loss_slope=1.0, step=step).kernelised / kernel
         for step in steps
     ]
-    axes[4].loglog(steps, np.abs(np.array(ratios) - 1), "o-")
-    axes[4].loglog(steps, 10 * steps, **EXACT)
-    axes[4].set(xlabel="step", title="local_elasticity: off the NTK by")
+    axes[5].loglog(steps, np.abs(np.array(ratios) - 1), "o-")
+    axes[5].loglog(steps, 10 * steps, **EXACT)
+    axes[5].set(xlabel="step", title="local_elasticity: off the NTK by")
 plt.show()
 
 # %% [markdown]

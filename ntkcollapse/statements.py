@@ -43,7 +43,10 @@ _METRICS = "tests/collapse/test_last_layer_metrics.py::"
 _BEYOND = "tests/collapse/test_transfer_and_distance.py::"
 _SPREAD = "tests/collapse/test_uniformity_and_strong_collapse.py::"
 
-_UNSEEN = _ELSEWHERE = _UNEQUAL = _DECAY = ""
+_UNSEEN, _ELSEWHERE = "simulations/figures/unseen_classes.png", "simulations/figures/elsewhere.png"
+_UNEQUAL = "simulations/figures/open_questions_imbalance.png"
+_DECAY = "simulations/figures/weight_decay_identities_mnist.png"
+_QUESTIONS = "simulations/figures/open_questions_architectures.png"
 _LOW_RANK = "simulations/figures/low_rank_regression.png"
 _FIXED = "simulations/figures/fixed_last_layer.png"
 
@@ -84,8 +87,6 @@ _MEASURED = {
 }  # fmt: skip
 # Models whose work is not the review.
 _MODELS_OF = {"ntk_collapse": NTK_PAPER, "homogeneous": POSTER}
-# Models that the gallery does not draw.
-_MODEL_FIGURES = {"relu_features": _LITERATURE}
 
 
 def _statement_of_paper(where: str, what: str, function: str, test: str) -> Shown:
@@ -109,7 +110,7 @@ def shown() -> tuple[Shown, ...]:
             f"model: {entry.title}",
             f"ntkcollapse.theory.models.{name}",
             entry.test,
-            _MODEL_FIGURES.get(name, _GALLERY),
+            _GALLERY,
         )
         for name, entry in MODELS.items()
     )
@@ -173,7 +174,7 @@ OTHERS = (
         "tests/training/test_fixed_last_layer.py::test_the_last_layer_is_a_simplex_and_stays_one", _FIXED,
     ),
     Shown(
-        REVIEW, "Fang et al. (2021)", "budgets of the layer-peeled model in training",
+        REVIEW, "Fang et al. (2021)", "budgets in training: of W as in the layer-peeled model, of every feature",
         "ntkcollapse.networks.Network", "tests/training/test_fixed_last_layer.py::test_budgets", _FIXED,
     ),
     Shown(
@@ -185,6 +186,14 @@ OTHERS = (
         NTK_PAPER, "open question", "unequal classes: the rate at which each contrast grows from a small start",
         "ntkcollapse.theory.small_start_contrasts",
         "tests/theory/test_contrasts.py::test_small_starts_grow_as_the_linearised_flow_does",
+    ),
+    Shown(
+        NTK_PAPER, "open question", "blocks of the kernel under recurrence", "ntkcollapse.networks.gru",
+        "tests/networks/test_sequences.py::test_gru_is_its_recurrence", _QUESTIONS,
+    ),
+    Shown(
+        NTK_PAPER, "open question", "blocks of the kernel under attention", "ntkcollapse.networks.vision_transformer",
+        "tests/networks/test_sequences.py::test_transformer_is_its_attention", _QUESTIONS,
     ),
     Shown(
         AGOP, "Trivedi et al. (2014)", "expected gradient outer product",
@@ -258,9 +267,9 @@ OTHERS = (
         "tests/theory/test_measured_models.py::test_quasi_interpolation_on_the_model_and_on_networks",
     ),
     Shown(
-        POSTER, "Lemma 2", "λ‖w_c‖² = Σ(y − f)_c f_c/N at critical points, class by class",
+        POSTER, "identity", "λ‖w_c‖² = Σ(y − f)_c f_c/N at critical points, class by class",
         "ntkcollapse.theory.models.quasi_interpolation.weight_identity",
-        "tests/theory/test_measured_models.py::test_identities_of_a_trained_network",
+        "tests/theory/test_measured_models.py::test_identities_of_a_trained_network", _DECAY,
     ),
     Shown(
         POSTER, "assumption", "symmetric quasi-interpolation",

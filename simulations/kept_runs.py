@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import ntkcollapse as nc
+from ntkcollapse.plots.style import label_short_decades
 from ntkcollapse.training import TrainConfig, train
 
 HERE = Path(__file__).parent
@@ -67,3 +68,14 @@ def band(ax: Any, runs: Sequence[nc.Trajectory], name: str, *, index: int | None
     )
     (line,) = ax.plot(steps, np.median(values, axis=0), **look)
     ax.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def logarithmic(ax: Any) -> None:
+    """The vertical axis of what is drawn already, with plain numbers where it is short."""
+    ax.set_yscale("log")
+    label_short_decades(ax.yaxis)
+
+
+def beside(ax: Any) -> None:
+    """The legend, to the right of the panel."""
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))

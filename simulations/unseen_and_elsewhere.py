@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-from kept_runs import band, flags_of, kept, table_of
+from kept_runs import band, beside, flags_of, kept, logarithmic, table_of
 from matplotlib.figure import Figure
 
 import ntkcollapse as nc
@@ -26,7 +26,7 @@ from ntkcollapse.training import OutOfDistribution, TrainConfig, UnseenClasses
 SEEN, UNSEEN = (0, 1, 2, 3, 4, 5), (6, 7, 8, 9)
 BASE = TrainConfig(
     network="mlp", network_options=("batch_norm=true", "widths=(128,64)"), dataset="digits", per_class=60,
-    test_per_class=50, learning_rate=0.06, weight_decay=0.005, epochs=900, decay_every=600, batch_size=0,
+    test_per_class=50, learning_rate=0.05, weight_decay=0.01, epochs=2400, decay_every=1600, batch_size=0,
     measure=("train", "test"), measure_log=10, keep_states=False, recompute_statistics=True,
 )  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MNIST": {"dataset": "mnist", "image_size": 14, "per_class": 100},
     "CIFAR-10": {
         "dataset": "cifar10", "image_size": 16, "per_class": 100, "network": "cnn", "network_options": (),
-        "batch_size": 120, "epochs": 50, "decay_every": 35, "weight_decay": 0.01, "standardised": True,
+        "batch_size": 120, "epochs": 150, "decay_every": 100, "standardised": True,
     },
 }  # fmt: skip
 PAIRS = {
@@ -71,20 +71,28 @@ def unseen_figure(runs: Mapping[str, Sequence[nc.Trajectory]]) -> Figure:
     """CDNV of what was trained on, its test part and unseen classes; few-shot error. One column a data set."""
     with plots.style():
         figure, axes = plt.subplots(
-            2, len(runs), figsize=(3.2 * len(runs), 5), sharex="col", squeeze=False, layout="constrained"
+            2, len(runs), figsize=(3 * len(runs) + 1.5, 4.8), sharex="col", squeeze=False, layout="constrained"
         )
+        parts = {
+            "train": ("black", "trained classes, training images"),
+            "test": ("tab:blue", "trained classes, test images"),
+            "unseen": ("tab:red", "unseen classes"),
+        }  # fmt: skip
         for column, (name, group) in zip(axes.T, runs.items(), strict=True):
-            for part, colour in (("train", "black"), ("test", "tab:blue"), ("unseen", "tab:red")):
-                band(column[0], group, f"{part}_mean_cdnv_galanti2022", color=colour, label=f"{part} classes")
+            for part, (colour, label) in parts.items():
+                band(column[0], group, f"{part}_mean_cdnv_galanti2022", color=colour, label=label)
             for index, shots in enumerate(group[0].names["shots"]):
-                look = {"color": "tab:red", "linestyle": ("--", "-")[index], "label": f"{shots} examples a class"}
+                label = f"{shots} {'example' if shots == '1' else 'examples'} a class"
+                look = {"color": "tab:red", "linestyle": ("--", "-")[index], "label": label}
                 band(column[1], group, "unseen_few_shot_error", index=index, **look)
-            column[0].set(title=name, xscale="log", yscale="log")
+            column[1].axhline(1 - 1 / len(UNSEEN), color="grey", linestyle=":", linewidth=0.9, label="by chance")
+            column[0].set(title=name, xscale="log")
+            logarithmic(column[0])
             column[1].set(xlabel="step + 1", ylim=(0, None))
-        axes[0, 0].set_ylabel("class-distance normalised variance")
-        axes[1, 0].set_ylabel("nearest-centre error, unseen classes")
-        axes[0, 0].legend()
-        axes[1, 0].legend()
+        axes[0, 0].set_ylabel("variance / distance² (CDNV)")
+        axes[1, 0].set_ylabel("error on unseen classes")
+        beside(axes[0, -1])
+        beside(axes[1, -1])
     return figure
 
 
@@ -96,7 +104,7 @@ def elsewhere_figure(runs: Mapping[str, Sequence[nc.Trajectory]]) -> Figure:
     }  # fmt: skip
     with plots.style():
         figure, axes = plt.subplots(
-            2, len(runs), figsize=(3.8 * len(runs), 5.4), sharex=True, squeeze=False, layout="constrained"
+            2, len(runs), figsize=(3.4 * len(runs) + 2, 4.8), sharex=True, squeeze=False, layout="constrained"
         )
         for column, (name, group) in zip(axes.T, runs.items(), strict=True):
             for score, colour in scores.items():
@@ -104,11 +112,14 @@ def elsewhere_figure(runs: Mapping[str, Sequence[nc.Trajectory]]) -> Figure:
             band(column[1], group, "train_nc1_tirer2022", color="purple", label=r"NC1 tr$\,\Sigma_W$/tr$\,\Sigma_B$")
             band(column[1], group, "nc5_ammar2024", color="black", label="NC5")
             band(column[1], group, "nc5_centred", color="tab:blue", label="NC5, centred")
-            column[0].set(title=name, xscale="log", ylim=(0.3, 1.02))
-            column[1].set(xlabel="step + 1", yscale="log")
-        axes[0, 0].set_ylabel("area under the curve")
-        axes[0, -1].legend(loc="lower left", fontsize=7)
-        axes[1, -1].legend(loc="lower left", fontsize=7)
+            column[0].axhline(0.5, color="grey", linestyle=":", linewidth=0.9, label="by chance")
+            column[0].set(title=name, xscale="log", ylim=(None, 1.01))
+            column[1].set(xlabel="step + 1")
+            logarithmic(column[1])
+        axes[0, 0].set_ylabel("area under the ROC curve")
+        axes[1, 0].set_ylabel("collapse, and NC5")
+        beside(axes[0, -1])
+        beside(axes[1, -1])
     return figure
 
 

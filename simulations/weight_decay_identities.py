@@ -1,23 +1,23 @@
 """What weight decay makes of a homogeneous network: the identities of its critical points, and the form of W.
 
     python simulations/weight_decay_identities.py
-    python simulations/weight_decay_identities.py --seeds 0 --epochs-divided-by 10      a quick look
+    python simulations/weight_decay_identities.py --only MNIST --seeds 0 --epochs-divided-by 10      a quick look
 
-A ReLU perceptron without biases on MNIST at 14 × 14 under the squared loss, full batch, with weight decay and without
-(Rangamani & Banburski-Fahey 2022). Measured along training: λ‖w_c‖² = ⟨(y − f)_c f_c⟩ (no assumption), equal norms of
-layers, and how far W is from ε (μ_c − μ_G)/(λ (C − 1)), which needs symmetric outputs. Leaves a figure in
-simulations/figures.
+A ReLU perceptron without biases on MNIST and on CIFAR-10 under the squared loss, full batch, with weight decay and
+without (Rangamani & Banburski-Fahey 2022). Measured along training: λ‖w_c‖² = ⟨(y − f)_c f_c⟩ (no assumption), equal
+norms of layers, and how far W is from ε (μ_c − μ_G)/(λ (C − 1)), which needs symmetric outputs. Leaves a figure a data
+set in simulations/figures.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from kept_runs import band, flags_of, kept, table_of
+from kept_runs import band, beside, flags_of, kept, logarithmic, table_of
 from matplotlib.figure import Figure
 
 import ntkcollapse as nc
@@ -26,21 +26,35 @@ from ntkcollapse.networks import Network
 from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
-    dataset="mnist", image_size=14, per_class=30, test_per_class=100, bias=False, learning_rate=0.5, epochs=6000,
-    decay_every=4500, batch_size=0, measure=("train", "test", "last-layer", "quasi-interpolation"), measure_log=12,
-    probe_per_class=0,
+    dataset="mnist", image_size=14, per_class=30, test_per_class=100, bias=False, learning_rate=0.5, epochs=4000,
+    decay_every=3000, batch_size=0, measure=("train", "test", "last-layer", "quasi-interpolation"), measure_log=16,
+    probe_per_class=0, keep_states=False,
 )  # fmt: skip
-DECAYS: dict[str, dict[str, Any]] = {
-    "no decay": {"weight_decay": 0.0},
-    "decay 1e-4": {"weight_decay": 1e-4},
-    "decay 5e-4": {"weight_decay": 5e-4},
-    "decay 5e-4, bias": {"weight_decay": 5e-4, "bias": True},
+# Inputs of CIFAR-10 are larger, steps smaller, and decay larger for it: as far in units of 1/(rate × decay).
+DATA: dict[str, dict[str, Any]] = {
+    "MNIST": {},
+    "CIFAR-10": {"dataset": "cifar10", "image_size": 16, "standardised": True, "learning_rate": 0.1},
 }
-COLOURS = dict(zip(DECAYS, ("black", "tab:blue", "tab:red", "tab:orange"), strict=True))
-PANELS = (
-    "weight_identity_gap", "layer_imbalance", "symmetric_weights_gap", "symmetry_residual", "nc1_tirer2022",
-    "nc2_seleznova2023", "nc3_seleznova2023", "test_accuracy",
-)  # fmt: skip
+DECAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "MNIST": {
+        "no decay": {"weight_decay": 0.0},
+        "decay 2e-4": {"weight_decay": 2e-4},
+        "decay 5e-4": {"weight_decay": 5e-4},
+        "decay 5e-4, bias": {"weight_decay": 5e-4, "bias": True},
+    },
+    "CIFAR-10": {"no decay": {"weight_decay": 0.0}, "decay 2e-3": {"weight_decay": 2e-3}},
+}
+COLOURS = ("black", "tab:blue", "tab:red", "tab:orange")
+PANELS = {
+    "weight_identity_gap": r"gap of $\lambda\|w_c\|^2 = \langle (y - f)_c f_c\rangle$",
+    "layer_imbalance": "imbalance of layers' norms",
+    "symmetry_residual": "asymmetry of outputs",
+    "symmetric_weights_gap": r"gap of $w_c = \epsilon(\mu_c - \mu_G)/\lambda(C - 1)$",
+    "nc1_tirer2022": r"NC1, tr$\,\Sigma_W$/tr$\,\Sigma_B$",
+    "nc2_seleznova2023": "NC2",
+    "nc3_seleznova2023": "NC3",
+    "test_accuracy": "test accuracy",
+}
 
 
 class Homogeneous(nn.Module):
@@ -56,37 +70,39 @@ class Homogeneous(nn.Module):
         return x
 
 
-def run_of(flags: argparse.Namespace, name: str, seed: int) -> nc.Trajectory:
+def run_of(flags: argparse.Namespace, data: str, name: str, seed: int) -> nc.Trajectory:
     """One training."""
-    config = dataclasses.replace(BASE, seed=seed, epochs=BASE.epochs // flags.epochs_divided_by, **DECAYS[name])
+    epochs = BASE.epochs // flags.epochs_divided_by
+    config = dataclasses.replace(BASE, seed=seed, epochs=epochs, **(DATA[data] | DECAYS[data][name]))
     network = Network(Homogeneous((128, 64)), 10, use_bias=config.bias)
-    return kept(flags, "weight_decay_identities", name, config, network=network)
+    return kept(flags, "weight_decay_identities", f"{data}, {name}", config, network=network)
 
 
-def figure_of(runs: dict[str, Sequence[nc.Trajectory]]) -> Figure:
+def figure_of(runs: Mapping[str, Sequence[nc.Trajectory]]) -> Figure:
     """One panel a quantity."""
     with plots.style():
-        figure, axes = plt.subplots(2, 4, figsize=(12, 5.2), sharex=True, layout="constrained")
-        for ax, name in zip(axes.flat, PANELS, strict=True):
-            for setting, group in runs.items():
-                band(ax, group, name, color=COLOURS[setting], label=setting)
-            ax.set(title=plots.described(name).symbol, xscale="log")
-            ax.set_yscale("linear" if name == "test_accuracy" else "log")
+        figure, axes = plt.subplots(2, 4, figsize=(12, 4.8), sharex=True, layout="constrained")
+        for ax, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
+            for (setting, group), colour in zip(runs.items(), COLOURS, strict=False):
+                band(ax, group, name, color=colour, label=setting)
+            ax.set(title=title, xscale="log")
+            if name != "test_accuracy":
+                logarithmic(ax)
         for ax in axes[1]:
             ax.set_xlabel("step + 1")
-        axes[0, 0].legend(fontsize=7)
+        beside(axes[0, -1])
     return figure
 
 
 def main() -> None:
     flags = flags_of(__doc__)
-    runs: dict[str, Sequence[nc.Trajectory]] = {
-        name: [run_of(flags, name, s) for s in flags.seeds] for name in DECAYS if not flags.only or name in flags.only
-    }
     keys = ("train_accuracy", "epsilon", *PANELS)
     columns = {plots.described(key).symbol: (lambda run, key=key: run[key][-1]) for key in keys}
-    print(table_of(runs, columns, "at the end"))
-    print(plots.save(figure_of(runs), flags.out / "weight_decay_identities"))
+    for data in flags.only or DATA:
+        runs = {name: [run_of(flags, data, name, s) for s in flags.seeds] for name in DECAYS[data]}
+        print(table_of(runs, columns, f"{data}, at the end"))
+        where = flags.out / f"weight_decay_identities_{data.lower().replace('-', '')}"
+        print(plots.save(figure_of(runs), where))
 
 
 if __name__ == "__main__":

@@ -54,12 +54,17 @@ class Network(AbstractNetwork, eqx.Module):
             random orientation, and training does not move it. Nor do derivatives reach it: the NTK is that of the
             parameters that move. Features that are never negative, as after a ReLU, cannot reach vertices with
             negative entries: ‖w_c⁺‖ is then the most that w_cᵀh/‖h‖ can be.
-        feature_budget: E_H, the largest ‖h‖²: longer features are scaled back to it, h ← h min(1, √E_H/‖h‖).
+        feature_budget: E_H, the largest ‖h‖² of any sample: longer features are scaled back to it, each for itself,
+            h ← h min(1, √E_H/‖h‖).
         weight_budget: E_W, the largest mean over classes of ‖w_c‖²: after each step W ← W min(1, √(C E_W)/‖W‖_F). Of a
             simplex ETF the value, 1 where None.
 
-    With both budgets and cross-entropy it is the layer-peeled model on a real trunk (Fang et al. 2021), whose budget of
-    features is the mean over classes of ‖h‖², however; with a fixed simplex, the classifier of Yang et al. (2022).
+    With both budgets and cross-entropy this is near the layer-peeled model on a real trunk (Fang et al. 2021), which
+    bounds the mean over classes of ‖h‖² where a network here bounds every sample: what lies in this budget lies in
+    that of the model. For equal classes the model's minimum has features of one length and is in both; for unequal ones
+    it gives large classes the longer features, which is not allowed here. A bound on a mean would tie the feature of
+    one sample to all others, and leave no function of the input whose NTK could be taken. With a fixed simplex it is
+    the classifier of Yang et al. (2022).
 
     Raises:
         TypeError: a trunk that is no flax linen module.

@@ -78,7 +78,9 @@ class TrainConfig(Settings):
     bias: bool = setting(True, "the last layer has a bias")
     last_layer: str = setting("trained", "what the weights of the last layer are", choices=LAST_LAYERS)
     feature_budget: float | None = setting(
-        None, "largest ‖h‖² of a feature: longer ones are scaled back to it; no flow time"
+        None,
+        "largest ‖h‖² of any one sample (the layer-peeled model bounds the mean over classes): longer features are "
+        "scaled back to it; no flow time",
     )
     weight_budget: float | None = setting(
         None,

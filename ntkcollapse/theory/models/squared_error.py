@@ -184,7 +184,7 @@ def relu_minimiser(
     h_k are class means *behind* the ReLU: orthogonal and nowhere negative, so that no two classes share an active unit,
     each a multiple of its row w_k of W_2. Such features pass the ReLU unchanged, so that a minimiser of the linear
     model can be turned into one of this model with the same value. It is the least one among states with
-    ‖σ(A)‖_* ≤ ‖A‖_*, A = W_1 H, which the source assumes of the minimiser: the least (λ_1/2)‖W_1‖² + (λ_H/2)‖H‖² with
+    ‖σ(A)‖_* ≤ ‖A‖_*, A = W_1 H, which is assumed of the minimiser: the least (λ_1/2)‖W_1‖² + (λ_H/2)‖H‖² with
     W_1 H = A is √(λ_1 λ_H) ‖A‖_*. There are A without that property, and with more layers states of lower rank and
     lower value.
 
@@ -198,7 +198,8 @@ def relu_minimiser(
     Raises:
         ValueError: other than two weight layers, decays not above zero, widths below C.
     References:
-        Tirer and Bruna (2022), the nonlinear extended model; Súkeník et al. (2024) on what is lower beyond two layers.
+        Tirer and Bruna (2022), the nonlinear extended model; the argument by nuclear norms is given here. Súkeník et
+        al. (2024) on what is lower beyond two layers.
     """
     check_shape(
         "decay_W", decay_W, (2,), "one decay for each of two weight layers; more have lower minima, of lower rank"
@@ -246,7 +247,8 @@ def batch_norm_minimiser(
         ValueError: unequal classes, β not above zero, an unknown loss.
     References:
         Ergen et al. (2022), batch normalisation in convex form, squared error. The minimiser under cross-entropy is
-        that of Zhu et al. (2021), behind a ReLU that of Dang et al. (2024); put into this head and derived here.
+        that of Zhu et al. (2021), behind a ReLU the orthogonal frame of Dang et al. (2024, cross-entropy with
+        unconstrained ReLU features); put into this head and derived here.
     """
     check_choice("loss", loss, ("squared", "cross-entropy"))
     check_positive("decay", decay)

@@ -31,7 +31,7 @@ def quasi_interpolation(moment: Moment) -> dict[str, Any]:
     Raises:
         ValueError: another loss than the squared one.
     References:
-        Rangamani and Banburski-Fahey (2022), Lemma 2 and the form of W; Poggio and Liao (2020).
+        Rangamani and Banburski-Fahey (2022), the identity and the form of W; Poggio and Liao (2020).
     """
     if moment.loss != "squared":
         raise ValueError(f"measure: expected the squared loss with 'quasi-interpolation', got {moment.loss!r}.")
