@@ -233,24 +233,32 @@ def resolvents_by_hand(K, start, classes, time, m):
     return np.linalg.qr(np.concatenate([S, *(X / np.linalg.norm(X, axis=0) for X in more)], axis=1))[0]
 
 
-@pytest.mark.parametrize("classes", [BALANCED, UNEQUAL], ids=["balanced", "unequal"])
-def test_directions_for_a_flow_are_resolvents_of_indicators_and_residual(classes):
+@pytest.mark.parametrize(
+    ("classes", "resolvents"),
+    [(BALANCED, 1), (UNEQUAL, 1), (Classes(sizes=(9, 8, 10)), 2)],
+    ids=["balanced", "unequal", "two resolvents"],
+)
+def test_directions_for_a_flow_are_resolvents_of_indicators_and_residual(classes, resolvents):
     """T and the rate of the rest between the directions of the definition, with the trace known or not."""
     K, start = measured(classes), a_start(classes)
-    U, N = resolvents_by_hand(K, start, classes, 40.0, 1), len(K)
+    U, N = resolvents_by_hand(K, start, classes, 40.0, resolvents), len(K)
     rest = np.eye(N) - U @ U.T
     dense = U @ U.T @ K @ U @ U.T + np.trace(rest @ K) / np.trace(rest) * rest
     # Block Lanczos from six columns fills the space, where resolvents are exact.
     for operator in (K, lambda X: K @ X):
-        kernel = KrylovKernel.for_flow(operator, start, classes, 40.0, resolvents=1, tolerance=1e-13)
-        assert kernel.matrix.shape == (12, 12)
+        kernel = KrylovKernel.for_flow(operator, start, classes, 40.0, resolvents=resolvents, tolerance=1e-13)
+        assert kernel.matrix.shape == (6 + 6 * resolvents,) * 2
         np.testing.assert_allclose(kernel.as_matrix(classes), dense, atol=1e-9)
         np.testing.assert_allclose(kernel.residual, np.linalg.norm(rest @ K @ U, 2), rtol=1e-7)
-    whole = KrylovKernel.for_flow(K, start, classes, 40.0, resolvents=4, tolerance=1e-13)
-    np.testing.assert_allclose(whole.as_matrix(classes), K, atol=1e-9)
-    # Features that are their means: the residual is one of class means, and the indicators have it.
-    collapsed = LastLayer(H=classes.expand(classes.means(start.H)), W=start.W, b=start.b)
-    assert KrylovKernel.for_flow(K, collapsed, classes, 40.0, resolvents=1).matrix.shape == (6, 6)
+
+
+def test_directions_for_a_flow_at_their_most_and_least():
+    """As many as there are samples are the kernel itself; of features that are their means indicators have all."""
+    K, start = measured(UNEQUAL), a_start(UNEQUAL)
+    whole = KrylovKernel.for_flow(K, start, UNEQUAL, 40.0, resolvents=4, tolerance=1e-13)
+    np.testing.assert_allclose(whole.as_matrix(UNEQUAL), K, atol=1e-9)
+    collapsed = LastLayer(H=UNEQUAL.expand(UNEQUAL.means(start.H)), W=start.W, b=start.b)
+    assert KrylovKernel.for_flow(K, collapsed, UNEQUAL, 40.0, resolvents=1).matrix.shape == (6, 6)
 
 
 def test_directions_for_a_flow_take_as_many_products_as_their_tolerance_asks_for():
@@ -275,6 +283,12 @@ def test_directions_for_a_flow_take_as_many_products_as_their_tolerance_asks_for
         left = shifted @ U @ np.linalg.lstsq(shifted @ U, U[:, :6])[0] - U[:, :6]
         assert np.linalg.norm(left, axis=0).max() < tolerance
     assert counts[0] < counts[1] < 80
+    # Without a trace: random vectors fill the three dimensions that two blocks leave, and the mean is exact.
+    asked.clear()
+    K, classes = measured(UNEQUAL), UNEQUAL
+    kernel = KrylovKernel.for_flow(product, a_start(classes), classes, 1.0, resolvents=1, tolerance=0.1)
+    assert asked == [6, 6, 3]
+    np.testing.assert_allclose(np.trace(kernel.as_matrix(classes)), np.trace(K), rtol=1e-10)
 
 
 def test_few_resolvents_hold_exponentials_of_any_spectrum():
