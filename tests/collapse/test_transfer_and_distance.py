@@ -93,6 +93,12 @@ def test_expected_outer_product_of_a_quadratic_of_normal_inputs():
     expected = A @ L @ L.T @ A + np.outer(slope, slope)
     assert np.all(np.abs(found.matrix - expected) < 5 * found.standard_error)
     assert np.all(found.standard_error < 0.05 * np.abs(expected).max())
+    # Of ½ x² over N(0, 1) the squared slope has variance 2; its estimate from 50 batches is off by a tenth.
+    square = collapse.egop(
+        lambda x: x[:, 0] ** 2 / 2, lambda key, B: jax.random.normal(key, (B, 1)), key=jax.random.key(2), samples=5000,
+        batches=50,
+    )  # fmt: skip
+    np.testing.assert_allclose(square.standard_error, np.sqrt(2 / 5000), rtol=0.4)
     # The gradient of a linear function does not vary: nothing is left to chance.
     linear = collapse.egop(
         lambda x: x @ A, lambda key, B: jnp.ones((B, 3)), key=jax.random.key(1), samples=4, batches=2

@@ -60,7 +60,9 @@ def test_the_output_kernel_is_that_of_what_moves():
         theta = ntk.empirical_ntk(outputs, variables.params, X, outputs="mean", engine=engine)
         np.testing.assert_allclose(theta, expected, rtol=1e-10, atol=1e-12)
     # Nor do derivatives reach it in training mode, whoever takes them.
-    slope = jax.grad(lambda params: net.training_outputs(Variables(params, {}), X)[0].sum())(variables.params)
+    slope = jax.grad(lambda params: net.training_outputs(Variables(params, {}), jnp.asarray(X))[0].sum())(
+        variables.params
+    )
     assert not np.any(slope["last_layer"]["kernel"])
     assert np.any(slope["trunk"]["linear_0"]["kernel"])
 
