@@ -36,11 +36,13 @@ def problem(N: int):
     """Inputs in class order, weights, and a start on their features."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(C, WIDTHS[0]))
+    params = [rng.normal(size=(out, into)) / np.sqrt(into / 2) for into, out in itertools.pairwise(WIDTHS)]
+    W = rng.normal(size=(C, n)) / np.sqrt(n)
+    # Last, so that every N has the same network.
     classes = nc.Classes.balanced(C, N // C)
     x = np.repeat(centres, N // C, axis=0) + 0.7 * rng.normal(size=(N, WIDTHS[0]))
-    params = [rng.normal(size=(out, into)) / np.sqrt(into / 2) for into, out in itertools.pairwise(WIDTHS)]
     H = np.asarray(features(params, jnp.asarray(x))).T
-    start = nc.LastLayer(H=H, W=rng.normal(size=(C, n)) / np.sqrt(n), b=np.zeros(C))
+    start = nc.LastLayer(H=H, W=W, b=np.zeros(C))
     return params, x, classes, start
 
 

@@ -482,11 +482,7 @@ def figure() -> None:
         setting, place = SETTINGS[name], names.index(name)
         size, last = ladder.network.classes.num_samples, setting.steps[-1]
         label = f"{setting.title}, N = {size}, step {last}" if seed == "0" else None
-        style = {
-            "color": f"C{place % 10}",
-            "linestyle": ("-", "--", ":")[place // 10],
-            "alpha": 1 if seed == "0" else 0.4,
-        }
+        style = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10]}
         for row, (family, step) in zip(axes, (("blocks", 1), ("resolvents", 2)), strict=True):
             for ax, part in zip(row, PARTS, strict=True):
                 found = errors(name, ladder, part)
