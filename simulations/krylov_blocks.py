@@ -55,8 +55,8 @@ WHOLE = "sample-frozen"
 class Setting:
     """One network on one set: full-batch gradient descent, predicted from step `start` on and compared at `steps`.
 
-    classes: the first so many of the set; without_whole: rung 3 would take too long, and the most resolvents stand for
-    it; groups: numbers of rates that the largest q is tried with, beside one; data_options: of a synthetic set.
+    classes: the first so many of the set; without_whole: rung 3 would take too long, or has a singular kernel, and the
+    most resolvents stand for it; groups: numbers of rates that the largest q is tried with, beside one; data_options: of a synthetic set.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Setting:
 # Ten times the classes weigh each output a tenth: the rate is larger by as much.
 HUNDRED = Setting(
     "100 Gaussian clusters, 128-128-128-128-100", "gaussian-mixture", 8, "mlp", ("widths=(128,128,128)",), 80,
-    (320, 1280), blocks=(0, 1, 2), learning_rate=3.0, classes=100, resolvents=(1,),
+    (320, 1280), blocks=(0, 1, 2), learning_rate=3.0, classes=100, resolvents=(1,), without_whole=True,
     data_options=("classes=100", "dimension=128", "separation=4"),
 )  # fmt: skip
 RESNET = Setting(
@@ -93,8 +93,9 @@ RESNET = Setting(
 )  # fmt: skip
 RESNET20 = dataclasses.replace(
     RESNET,
-    title="8x8 digits, ResNet20 of 8-16-32",
+    title="8x8 digits, ResNet20",
     network="resnet20",
+    options=(),
     steps=(160, 320),
     blocks=(0, 1, 2, 3),
     groups=(),
