@@ -56,7 +56,8 @@ class Setting:
     """One network on one set: full-batch gradient descent, predicted from step `start` on and compared at `steps`.
 
     classes: the first so many of the set; without_whole: rung 3 would take too long, or has a singular kernel, and the
-    most resolvents stand for it; groups: numbers of rates that the largest q is tried with, beside one; data_options: of a synthetic set.
+    most resolvents stand for it; groups: numbers of rates that the largest q is tried with, beside one; data_options:
+    of a synthetic set.
     """
 
     title: str
