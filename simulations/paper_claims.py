@@ -2,9 +2,10 @@
 
     python simulations/paper_claims.py --quick            three families on MNIST, with and without collapse: 6 runs
     python simulations/paper_claims.py --part data        the nine models, one seed, one initialisation: 9 runs
-    python simulations/paper_claims.py --part rates       learning rates on MNIST
+    python simulations/paper_claims.py --part rates       seven learning rates on MNIST
     python simulations/paper_claims.py --part inits       initialisations on MNIST
     python simulations/paper_claims.py --part seeds       two more seeds on MNIST
+    python simulations/paper_claims.py --part rates inits seeds --families VGG-like      the cheapest family
     python simulations/paper_claims.py                    all of it, three seeds: 594 runs, ten hours and more of a core
     python simulations/paper_claims.py --summary          tables and figures of what is there
 
@@ -123,7 +124,7 @@ def parts() -> dict[str, list[Case]]:
     return {
         "quick": mnist + large,
         "data": models,
-        "rates": [case._replace(rate=rate) for rate, case in itertools.product((0.005, 0.2), mnist)],
+        "rates": [case._replace(rate=rate) for rate, case in itertools.product(RATES, mnist)],
         "seeds": [case._replace(seed=seed) for seed, case in itertools.product((1, 2), mnist)],
         "inits": [case._replace(init=init) for init, case in itertools.product(INITS[1:], mnist)],
         "all": [
