@@ -5,14 +5,17 @@ compilation, and most tests compile what another process, another module or the 
 removes it.
 """
 
+import functools
+import gc
 import inspect
 import os
+import zlib
 from typing import Any
 
 import jax
 import jaxtyping
 import pytest
-from jax._src import lru_cache
+from jax._src import compilation_cache, lru_cache, traceback_util
 from jax._src.interpreters import mlir
 
 from tests.sketches import sketched
@@ -52,6 +55,14 @@ def _put_at_once(cache, key, value):
 
 
 setattr(lru_cache.LRUCache, "put", _put_at_once)  # noqa: B010
+# They live as long as a folder of tests: the least compression, which all read.
+if getattr(compilation_cache, "zstd", ...) is None and getattr(compilation_cache, "zstandard", ...) is None:
+    setattr(compilation_cache, "compress_executable", functools.partial(zlib.compress, level=1))  # noqa: B010
+
+# Each check of Equinox's asks of every frame of a deep stack whether its file is one of JAX's: of the disk, each time.
+_in_folder: Any = getattr(traceback_util, "_path_starts_with", None)
+if _in_folder is not None:
+    setattr(traceback_util, "_path_starts_with", functools.cache(_in_folder))  # noqa: B010
 
 # A program begins with a new context of the compiler's, which takes longer than all else before the compiler itself:
 # here a module's programs share one, but for those that are made while another is.
@@ -84,6 +95,21 @@ def _checked_where_annotated(**options):
 
 
 jaxtyping.jaxtyped = _checked_where_annotated
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """What is imported stays: nothing of it is garbage, and no later search for garbage looks at it.
+
+    Searches are rarer too: traces make millions of objects, hardly any of them in cycles.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+        gc.set_threshold(20_000, 10, 5)
 
 
 @pytest.fixture(autouse=True, scope="module")

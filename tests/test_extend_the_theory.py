@@ -1,5 +1,6 @@
 """Every block of docs/extend_the_theory.md runs, and gives what numpy and scipy give for the same equation."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,19 @@ SECTIONS = {
 
 def section(*headings: str, **given: Any) -> dict[str, Any]:
     """What is defined after the first block of the page and those below these headings."""
-    space = dict(given)
-    for heading in ("", *headings):
-        exec(compile(SECTIONS[heading], f"docs/extend_the_theory.md: {heading}", "exec"), space)
+    if not given:
+        return dict(_section(*headings))
+    return _run(headings[-1], dict(_section(*headings[:-1])) | given)
+
+
+@functools.cache
+def _section(*headings: str) -> dict[str, Any]:
+    """Each is run once after those before it: most of what a test takes is to trace and compile them."""
+    return _run(headings[-1], dict(_section(*headings[:-1]))) if headings else _run("", {})
+
+
+def _run(heading: str, space: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(SECTIONS[heading], f"docs/extend_the_theory.md: {heading}", "exec"), space)
     return space
 
 

@@ -29,7 +29,7 @@ def by_scipy(gradient, kernel):
     def field(t, y):
         H, W, b = y[: n * N].reshape(n, N), y[n * N : -C].reshape(C, n), y[-C:]
         G = gradient(W @ H + b[:, None], Y)
-        return np.concatenate([(-W.T @ G @ kernel(K0, W)).ravel(), (-G @ H.T).ravel(), -G.sum(1)])
+        return np.concatenate([(-W.T @ G @ kernel(K0, W, t)).ravel(), (-G @ H.T).ravel(), -G.sum(1)])
 
     y0 = np.concatenate([np.asarray(x).ravel() for x in (START.H, START.W, START.b)])
     end = solve_ivp(field, (0.0, 1.0), y0, method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
@@ -69,9 +69,9 @@ class Doubled(BlockKernel):
 
 
 OWN = {
-    "flow": (GrowingKernel(KAPPA, CLASSES), lambda f, Y: f - Y, lambda K, W: K * (1 + np.sum(W**2))),
-    "loss": (Flow(KAPPA, CLASSES, loss=Quartic()), lambda f, Y: (f - Y) ** 3, lambda K, W: K),
-    "kernel": (Flow(Doubled(*VALUES), CLASSES), lambda f, Y: f - Y, lambda K, W: 2 * K),
+    "flow": (GrowingKernel(KAPPA, CLASSES), lambda f, Y: f - Y, lambda K, W, t: K * (1 + np.sum(W**2))),
+    "loss": (Flow(KAPPA, CLASSES, loss=Quartic()), lambda f, Y: (f - Y) ** 3, lambda K, W, t: K),
+    "kernel": (Flow(Doubled(*VALUES), CLASSES), lambda f, Y: f - Y, lambda K, W, t: 2 * K),
 }
 
 
@@ -327,12 +327,17 @@ def test_derivatives_reach_what_functions_of_a_flow_hold():
     def kernel(a):
         return Flow(lambda t: (3.0 + a * t, 2.0, 0.6), CLASSES)
 
-    for flow in (equation, loss, kernel):
+    # The same by scipy: the first two are one equation.
+    scaled = lambda a: (lambda f, Y: a * (f - Y), lambda K, W, t: K)  # noqa: E731
+    growing = lambda a: (lambda f, Y: f - Y, lambda K, W, t: K + a * t * np.eye(12))  # noqa: E731
+    h = 1e-4
+    for flow, parts in ((equation, scaled), (loss, scaled), (kernel, growing)):
 
         def final(a, flow=flow):
             run = simulate(START, flow(a), times=TIMES, method=METHOD, observed=False)
             return jnp.sum(jnp.square(run.states.W[-1]))
 
-        h = 1e-4
-        difference = (final(1.1 + h) - final(1.1 - h)) / (2 * h)
-        np.testing.assert_allclose(jax.grad(final)(1.1), difference, rtol=1e-6)
+        lower, middle, upper = (np.sum(by_scipy(*parts(a)) ** 2) for a in (1.1 - h, 1.1, 1.1 + h))
+        value, derivative = jax.value_and_grad(final)(1.1)
+        np.testing.assert_allclose(value, middle, rtol=1e-9)
+        np.testing.assert_allclose(derivative, (upper - lower) / (2 * h), rtol=1e-6)

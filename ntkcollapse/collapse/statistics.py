@@ -109,20 +109,7 @@ class ClassStatistics(eqx.Module):
         H = as_floats(H)
         check_shape("H", H, (None, classes.num_samples), f"(n, N) for the {classes.num_samples} samples of classes")
         check_finite("H", H)
-        unit = unit_of_squares(H)
-        H = H / unit
-        means = classes.means(H)
-        deviations = H - classes.expand(means)
-        # What rounding left of the class means, which may be as large as the deviations.
-        rest = classes.means(deviations)
-        deviations = deviations - classes.expand(rest)
-        return cls(
-            sizes=classes.weights.astype(H.dtype),
-            means=(means + rest) * unit,
-            scatter=jnp.matmul(deviations, deviations.T, precision="highest"),
-            square_deviations=classes.sums(jnp.square(deviations)),
-            unit=unit,
-        )
+        return _from_columns(H, classes)
 
     @property
     def num_classes(self) -> int:
@@ -332,6 +319,24 @@ def _from_features(features, labels, num_classes: int) -> ClassStatistics:
         means=(means + rest).T * unit * valid,
         scatter=jnp.matmul(deviations.T, deviations, precision="highest") * valid,
         square_deviations=_class_sums(jnp.square(deviations), labels, num_classes).T * valid,
+        unit=unit,
+    )
+
+
+@eqx.filter_jit
+def _from_columns(H, classes: Classes) -> ClassStatistics:
+    unit = unit_of_squares(H)
+    H = H / unit
+    means = classes.means(H)
+    deviations = H - classes.expand(means)
+    # As above.
+    rest = classes.means(deviations)
+    deviations = deviations - classes.expand(rest)
+    return ClassStatistics(
+        sizes=classes.weights.astype(H.dtype),
+        means=(means + rest) * unit,
+        scatter=jnp.matmul(deviations, deviations.T, precision="highest"),
+        square_deviations=classes.sums(jnp.square(deviations)),
         unit=unit,
     )
 

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkcollapse.ntk import NTKOperator, block_statistics, empirical_ntk
-from ntkcollapse.training import read_status
+from ntkcollapse.training import read_status, train
 from tests.ntk.zoo import normal
-from tests.processes import ended
-
-SCRIPT = """
-import sys
-import jax
-jax.config.update("jax_enable_x64", True)
-from tests.ntk.test_devices import measured
-import numpy as np
-port, process, out, folder = sys.argv[1:]
-if port != "none":
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
-    assert jax.process_count() == 2
-assert len(jax.devices()) == 8, jax.devices()
-from ntkcollapse.training import train
+from tests.processes import Fork
 from tests.training.settings import small
-config = small(batch_size=80, epochs=1, measure=("batch",))
-run = train(config, folder + "-run" if port == "none" else folder + "/run")
-np.savez(out, *measured(folder), run["batch_loss"], run.states.H[-1])
-from tests.ntk.test_compilations import programs
-with programs() as count:
-    measured(folder)
-    assert count() == 0, count()
-"""
 
 
 def network(p, x):
@@ -60,15 +37,28 @@ def measured(folder):
     return [np.asarray(a) for a in (theta, plain, sums, cross, products, *blocks)]
 
 
-def start(devices: int, port: str, process: int, out: Path, folder: Path) -> subprocess.Popen:
-    root = str(Path(__file__).parents[2])
-    env = os.environ | {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": root,
-    }
-    command = [sys.executable, "-c", SCRIPT, port, str(process), str(out), str(folder)]
-    return subprocess.Popen(command, env=env, cwd=root, stderr=subprocess.PIPE, text=True)
+def process(port: str | None, number: int, out: Path, folder: Path) -> None:
+    """What one process of the test does, alone or as one of two."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    if port is not None:
+        jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, initialization_timeout=60)
+        assert jax.process_count() == 2
+    assert len(jax.devices()) == 8, jax.devices()
+    config = small(batch_size=80, epochs=1, measure=("batch",))
+    run = train(config, f"{folder}-run" if port is None else folder / "run")
+    np.savez(out, *measured(folder), run["batch_loss"], run.states.H[-1])
+    # Importing it makes arrays, before which processes must know of each other.
+    from tests.ntk.test_compilations import programs
+
+    with programs() as count:
+        measured(folder)
+        assert count() == 0, count()
+
+
+def start(devices: int, *args: Any) -> Fork:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return Fork(process, *args, XLA_FLAGS=flags)
 
 
 def test_eight_devices_and_two_processes(tmp_path):
@@ -77,16 +67,14 @@ def test_eight_devices_and_two_processes(tmp_path):
         port = str(free.getsockname()[1])
     outs = [tmp_path / f"{name}.npz" for name in ("devices", "first", "second")]
     folders = [tmp_path / "alone", tmp_path / "shared", tmp_path / "shared", tmp_path / "here"]
-    running = [
-        start(8, "none", 0, outs[0], folders[0]),
-        start(4, port, 0, outs[1], folders[1]),
-        start(4, port, 1, outs[2], folders[2]),
-    ]
-    with ended(*running):
+    with (
+        start(8, None, 0, outs[0], folders[0]) as alone,
+        start(4, port, 0, outs[1], folders[1]) as first,
+        start(4, port, 1, outs[2], folders[2]) as second,
+    ):
         want, trained = measured(folders[3]), []
-        for process, out in zip(running, outs, strict=True):
-            _, error = process.communicate(timeout=300)
-            assert process.returncode == 0, error[-3000:]
+        for running, out in zip((alone, first, second), outs, strict=True):
+            assert running.end() == 0, running.said[-3000:]
             with np.load(out) as got:
                 for name, value in zip(got.files[: len(want)], want, strict=True):
                     # Other orders of summation in float64.

@@ -106,6 +106,15 @@ def test_elastic_l_model_tends_to_a_simplex():
     np.testing.assert_allclose(scatter, 0.1**2 * 10 * (1 - 1 / 100), rtol=0.1)
 
 
+@pytest.fixture
+def optimised():
+    """Compiled as for users: what is drawn takes longer than that."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("optimised")
 def test_elastic_sde_separates_at_the_threshold():
     """Error of telling two classes apart at t = 10⁴, against Φ(−t^{c/2 − 1/2}/2): falls only above c = C/2 = 1."""
     C, m, end = 2, 2000, 1e4

@@ -1,9 +1,5 @@
-"""A training run as its own process: killed by the tests, resumed, and compared.
+"""A training run as its own process: killed by the tests, resumed, and compared."""
 
-python -m tests.training.program OUT [step at which to wait forever]
-"""
-
-import sys
 from pathlib import Path
 
 import jax
@@ -11,11 +7,10 @@ import jax
 from tests.training.settings import small
 
 
-def main() -> None:
+def run(out: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     from ntkcollapse.training import train
 
-    out = Path(sys.argv[1])
     progress = out.parent / f"{out.name}.progress"
 
     def say(step: int) -> None:
@@ -23,7 +18,3 @@ def main() -> None:
 
     # A checkpoint after every step: most moments of such a run are in the middle of writing one.
     train(small(checkpoint_seconds=0.0), out, resume=True, on_step=say)
-
-
-if __name__ == "__main__":
-    main()

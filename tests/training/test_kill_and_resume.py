@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,26 +12,17 @@ import pytest
 
 from ntkcollapse.training import read_status, saved_config, saved_variables
 from ntkcollapse.trajectory import Trajectory
-from tests.processes import ended
+from tests.processes import Fork
+from tests.training import program
 
-ROOT = Path(__file__).parents[2]
 
-
-def start(out: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.program", str(out)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(out: Path) -> Fork:
+    return Fork(program.run, out)
 
 
 def finish(out: Path) -> None:
-    process = start(out)
-    with ended(process):
-        said = process.communicate()
-        assert process.returncode == 0, said
+    with start(out) as process:
+        assert process.end() == 0, process.said
 
 
 def kill_at_random(out: Path, generator: random.Random) -> int | None:
@@ -43,11 +32,10 @@ def kill_at_random(out: Path, generator: random.Random) -> int | None:
     """
     progress = out.parent / f"{out.name}.progress"
     progress.write_text("")
-    process = start(out)
-    with ended(process):
+    with start(out) as process:
         steps = generator.randint(0, 20)
         began = None
-        while process.poll() is None:
+        while process.is_running():
             said = progress.read_text()
             if said and began is None:
                 began = int(said)
@@ -55,11 +43,11 @@ def kill_at_random(out: Path, generator: random.Random) -> int | None:
                 break
             time.sleep(0.001)
         time.sleep(generator.uniform(0, 0.1 if steps else 3.0))
-        process.send_signal(signal.SIGKILL)
-        said = process.communicate()
-        if process.returncode == 0:
+        process.kill()
+        status = process.end()
+        if status == 0:
             return None
-        assert process.returncode == -signal.SIGKILL, said
+        assert status == -signal.SIGKILL, process.said
         return int(progress.read_text() or 0)
 
 

@@ -2,17 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntkcollapse._platforms import CONSTANTS, Choice
 from ntkcollapse.classes import Classes
-from ntkcollapse.data import Batches, Dataset
+from ntkcollapse.data import Batches, Dataset, from_arrays
 from ntkcollapse.networks import mlp
 from ntkcollapse.run_directory import RunDirectory
 from ntkcollapse.training import (
@@ -31,9 +31,8 @@ from ntkcollapse.training import (
 from ntkcollapse.training.step import _advance
 from ntkcollapse.trajectory import Trajectory
 from tests.platforms import as_if
+from tests.processes import Fork
 from tests.training.settings import convolutional, small
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -243,41 +242,31 @@ def test_measuring_on_the_batch():
         small(measure_on="batch", batch_size=0)
 
 
-_DEVICES = """
-import json, sys, jax
-jax.config.update("jax_enable_x64", True)
-from ntkcollapse._platforms import CONSTANTS, Choice
-from ntkcollapse.training import train
-from tests.training.settings import small
-run = train(small(batch_size=80))
-found = {"devices": run.settings["devices"], "loss": run["train_loss"].tolist()}
-from ntkcollapse.data import from_arrays
-train_part, test_part = small().build_splits()
-kept = slice(0, 239)
-splits = from_arrays(train_part.inputs[kept], train_part.labels[kept], test_part.inputs, test_part.labels)
-found["of_one"] = train(small(batch_size=0, epochs=1), splits=splits).settings["devices"]
-from tests.training.settings import convolutional
-from ntkcollapse.training.step import _advance
-compiled = _advance._cache_size()
-run = convolutional()
-found["compiled"] = _advance._cache_size() - compiled
-found["convolutional"] = {name: run[name].tolist() for name in ("train_loss", "batch_loss", "gradient_norm")}
-found["features"] = run.states.H[-1].tolist()
-CONSTANTS["steps"] = CONSTANTS["steps"]._replace(cpu=Choice(50, "unknown"))
-found["in_blocks"] = train(small(batch_size=80))["train_loss"].tolist()
-json.dump(found, sys.stdout)
-"""
+def on_eight_devices(out: Path) -> None:
+    """What a process with eight simulated devices finds."""
+    jax.config.update("jax_enable_x64", True)
+    run = train(small(batch_size=80))
+    found: dict[str, Any] = {"devices": run.settings["devices"], "loss": run["train_loss"].tolist()}
+    train_part, test_part = small().build_splits()
+    kept = slice(0, 239)
+    splits = from_arrays(train_part.inputs[kept], train_part.labels[kept], test_part.inputs, test_part.labels)
+    found["of_one"] = train(small(batch_size=0, epochs=1), splits=splits).settings["devices"]
+    compiled = _advance._cache_size()  # pyright: ignore
+    run = convolutional()
+    found["compiled"] = _advance._cache_size() - compiled  # pyright: ignore
+    found["convolutional"] = {name: run[name].tolist() for name in ("train_loss", "batch_loss", "gradient_norm")}
+    found["features"] = run.states.H[-1].tolist()
+    CONSTANTS["steps"] = CONSTANTS["steps"]._replace(cpu=Choice(50, "unknown"))
+    found["in_blocks"] = train(small(batch_size=80))["train_loss"].tolist()
+    out.write_text(json.dumps(found))
 
 
-def test_eight_devices_agree_with_one():
+def test_eight_devices_agree_with_one(tmp_path):
     """Each batch is spread over eight simulated devices and normalised as one, step by step or several at once."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", _DEVICES], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    eight = json.loads(done.stdout)
+    with Fork(on_eight_devices, tmp_path / "found", XLA_FLAGS=flags) as process:
+        assert process.end() == 0, process.said
+    eight = json.loads((tmp_path / "found").read_text())
     assert len(eight["devices"]) == 8
     # 239 samples a step are for one device.
     assert eight["of_one"] == eight["devices"][:1]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import submitit
 
 from ntkcollapse._coercion import coerced
 from ntkcollapse.run_directory import RunDirectory
@@ -234,7 +235,9 @@ def test_a_preempted_job_is_saved_put_back_and_ends_as_if_it_had_not_been(tmp_pa
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the job's process is found in /proc")
-def test_a_job_that_is_killed_has_failed_and_goes_on_where_it_was(tmp_path):
+def test_a_job_that_is_killed_has_failed_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    # How long it waits for the results of a job that is over, on a slow file system.
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
     base, grid = small(measure=("train", "test"), epochs=2000, checkpoint_seconds=0.1), {"seed": [0]}
     jobs, run, rows, said = tmp_path / "jobs", tmp_path / "seed=0", [], []
     options = {"cluster": "local", "timeout_min": 60}
