@@ -30,9 +30,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from ntkcollapse._arrays import as_array, one_thread
+from ntkcollapse._arrays import as_arrays, one_thread
 from ntkcollapse._checks import is_traced
 from ntkcollapse.kernel_path import KernelPath
+from ntkcollapse.theory.explicit import explicit_steps
 from ntkcollapse.theory.outcome import Integration, Outcome
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedState, over_groups, speed, weights_of
 
@@ -40,11 +41,10 @@ from ntkcollapse.theory.reduced import ReducedFlow, ReducedState, over_groups, s
 FEWEST, MOST, MOST_IN_SINGLE_PRECISION = 3, 9, 5
 # How often the solution of a linear system is corrected for the residual's part of the Jacobian.
 CORRECTIONS = 2
-# By how much a step's error may exceed the tolerance: measured to leave the final error near rtol. Explicit steps are
-# better at their ends than they say, and worse between them.
-LENIENCE, AT_ENDS, BETWEEN = 2.0, 3.0, 0.01
-# Evaluations of an explicit method that cost as much as extrapolation at a tolerance of 1e-6 over a long time.
-AFFORDABLE = 2400.0
+# By how much a step's error may exceed the tolerance: measured to leave the final error near rtol.
+LENIENCE = 2.0
+# Explicit evaluations that cost as much as extrapolation over a long time at a tolerance of 1e-6, for large matrices.
+AFFORDABLE = 4400.0
 # Below this tolerance steps end at every saved time: differences of high order have too few digits.
 INTERPOLATED = 1e-7
 
@@ -509,7 +509,7 @@ def integrate_reduced(
     if traced:
         course, states = jax.lax.scan(lambda c, goal: _advance(problem, c, goal, tolerance), course, times)
         return _integration(problem, start, course, states)
-    _check_resolved(problem, course.y, times)
+    fastest = _fastest(problem, course.y, times)
     states: list[Any] = []
     with tqdm(total=float(times[-1] - times[0]), disable=not progress, bar_format=_BAR) as bar:
         # Overflow is a bad step, which is taken again. Threads cost more than such small products.
@@ -518,7 +518,7 @@ def integrate_reduced(
             corners = np.asarray(flow.kernel.times if isinstance(flow.kernel, KernelPath) else (), float)
             ends = np.append(corners[(corners > times[0]) & (corners < times[-1])], times[-1])
             if explicit and steady is None:
-                course, states = _explicitly(problem, course, times, ends, tolerance, bar)
+                course, states = _explicitly(problem, course, times, ends, tolerance, fastest, bar)
             while len(states) < len(times):
                 before, end = course.t, ends[min(np.searchsorted(ends, course.t, side="right"), len(ends) - 1)]
                 options = {"interpolates": bool(tolerance.rtol >= INTERPOLATED)}
@@ -529,66 +529,23 @@ def integrate_reduced(
 
 
 def _explicitly(
-    problem: _Problem, course: _Course, times, ends, tolerance: _Tolerance, bar
+    problem: _Problem, course: _Course, times, ends, tolerance: _Tolerance, fastest: float, bar
 ) -> tuple[_Course, list[Any]]:
-    """Steps of Dormand and Prince's method of order 8 while they take less work, and the states at the times reached.
+    """Explicit steps while they take less work, and the states at the times reached, in numpy.
 
-    In numpy. A bound of the Jacobian's norm tells how many evaluations the rest of the way takes: its steps are stable
-    up to about six over the spectral radius. What extrapolation takes grows with the digits that are asked for.
+    It begins with them in any case: few steps tell how long they can be. What extrapolation takes grows with the digits
+    that are asked for; an evaluation there costs seven of these, and more of small matrices, where calls are what costs.
     """
-    affordable = AFFORDABLE * (1e-6 / max(float(tolerance.rtol), 1e-12)) ** 0.26
-    until = float(times[-1])
+    until, work = float(times[-1]), len(problem.targets) * len(course.y)
+    affordable = AFFORDABLE * (work + 46e3) / (work + 18e3) * (1e-6 / max(float(tolerance.rtol), 1e-12)) ** 0.2
 
-    def is_stiff(t, y):
-        return (until - t) * 0.05 / _Jacobian.at(problem, t, y).first_step() > affordable
+    def goes_on(t, steps, h):
+        # Twelve evaluations a step of the present length, or of six over a bound of the spectral radius.
+        if 12 * (until - t) / h < affordable:
+            return True
+        return 2 * (until - t) < affordable * 20 * _Jacobian.at(problem, t, steps.y).first_step()
 
-    if is_stiff(course.t, course.y):
-        return course, []
-    from scipy.integrate import DOP853
-
-    counts = [place.stop - place.start for place, _ in problem.places]
-    # scipy takes the root mean square over all numbers; of it a part has this share.
-    shares, lenience = np.sqrt(np.asarray(counts) / sum(counts)), AT_ENDS if len(times) == 2 else BETWEEN
-
-    def allowed(*states):
-        sizes = np.max([problem.rms(y) for y in states], axis=0)
-        return np.repeat(lenience * (tolerance.rtol * sizes + tolerance.absolute) * shares, counts)
-
-    t, y, states, attempts, accepted, evaluations = float(course.t), course.y, [course.y], 0, 0, 0
-    h = 2 * float(_Jacobian.at(problem, t, y).first_step())
-    for end in ends:
-        # Its relative tolerance is by number; the least that it takes.
-        least = {"rtol": 100 * np.finfo(float).eps, "atol": allowed(y)}
-        solver: Any = DOP853(problem.speed, t, y, end, first_step=min(h, end - t), **least)
-        while solver.status == "running" and attempts < tolerance.max_steps:
-            if accepted % 4 == 3 and is_stiff(solver.t, solver.y):
-                break
-            before, solver.atol = solver.nfev, allowed(solver.y, solver.y + solver.h_abs * solver.f)
-            solver.step()
-            attempts += (solver.nfev - before) // solver.n_stages
-            if solver.status == "failed":
-                break
-            accepted += 1
-            goals = times[len(states) : np.searchsorted(times, solver.t, side="right")]
-            between = goals[goals < solver.t]
-            if len(between):
-                states += [*solver.dense_output()(between).T]
-            if len(between) < len(goals):
-                states.append(solver.y)
-            bar.update(solver.t - solver.t_old)
-        t, y, h, evaluations = solver.t, solver.y, solver.h_abs, evaluations + solver.nfev
-        if t < end:
-            break
-    gave_up = attempts >= tolerance.max_steps and t < until
-    return course._replace(
-        t=np.float64(t),
-        y=y,
-        h=np.float64(min(h, until - t)),
-        steps=attempts,
-        rejected=attempts - accepted,
-        evaluations=evaluations,
-        outcome=Outcome.TOO_MANY_STEPS if gave_up else Outcome.SUCCESSFUL,
-    ), states
+    return explicit_steps(problem, course, times, ends, tolerance, first=0.1 * fastest, goes_on=goes_on, bar=bar)
 
 
 def _begin(flow, start, times, rtol, atol, max_steps, steady) -> tuple[_Problem, _Course, _Tolerance]:
@@ -613,26 +570,27 @@ def _begin(flow, start, times, rtol, atol, max_steps, steady) -> tuple[_Problem,
 
 def _integration(problem: _Problem, start: ReducedState, course: _Course, states) -> Integration:
     """What an integration gives, from the vectors (T, ·) at all times."""
-    return Integration(
-        states=_state(problem, start, states),
-        statistics={
-            "num_steps": as_array(course.steps),
-            "num_accepted_steps": as_array(course.steps - course.rejected),
-            "num_rejected_steps": as_array(course.rejected),
-            "num_evaluations": as_array(course.evaluations),
-        },
-        outcome=as_array(course.outcome),
-    )
+    counts = {
+        "num_steps": course.steps,
+        "num_accepted_steps": course.steps - course.rejected,
+        "num_rejected_steps": course.rejected,
+        "num_evaluations": course.evaluations,
+    }
+    return Integration(*as_arrays((_state(problem, start, states), counts, course.outcome)))
 
 
 def _state(problem: _Problem, start: ReducedState, y) -> ReducedState:
     """The state of a vector, or of each of several."""
-    M, *X, P, W, b = (as_array(part.astype(start.W.dtype)) for part in problem.parts(y))
+    M, *X, P, W, b = (part.astype(start.W.dtype) for part in problem.parts(y))
     return jax.tree.unflatten(jax.tree.structure(start), [M, P, W, b, *X])
 
 
-def _check_resolved(problem: _Problem, y, times) -> None:
-    """Raises ValueError where double precision does not hold the flow, or not what it does in all that time."""
+def _fastest(problem: _Problem, y, times) -> float:
+    """The flow's fastest time scale at the start, by a bound.
+
+    Raises:
+        ValueError: double precision does not hold the flow, or not what it does in all that time.
+    """
     with np.errstate(all="ignore"):
         try:
             fastest = 20 * float(_Jacobian.at(problem, times[0], y).first_step())
@@ -649,6 +607,7 @@ def _check_resolved(problem: _Problem, y, times) -> None:
             f"times: expected less than {_LONGEST:g} of the flow's fastest time scales ({fastest:.3g} at the start), "
             f"more than double precision resolves, got {duration:.3g}; shorten them."
         )
+    return fastest
 
 
 # In units of the fastest time scale: beyond 1/ε, 1 + τ J is J, which is singular.
