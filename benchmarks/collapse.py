@@ -220,7 +220,7 @@ def main() -> None:
         name, (N, n, C) = flags.one[0], (int(v) for v in flags.one[1:])
         print(json.dumps(one(name, N, n, C, flags.repeats)))
         return
-    from ntkcollapse.commands import number, table
+    from ntkcollapse.commands import Table, number
 
     N, n, classes = (5_000, 64, (10, 100)) if flags.quick else (50_000, 512, (10, 1000))
     print(f"{platform.machine()}, jax {version('jax')}, numpy {version('numpy')}; batches of {BATCH}, float32 features")
@@ -248,7 +248,7 @@ def main() -> None:
             rows.append([name, *(number(v) for v in shown)])
         print(f"\nN = {N:,}, n = {n}, C = {C:,}")
         header = ("", "ratio to numpy", "processor s", "wall s", "first", "peak MB", "less features")
-        print(table((*header, "largest rel. error"), rows))
+        print(Table((*header, "largest rel. error"), rows))
 
 
 if __name__ == "__main__":

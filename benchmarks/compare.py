@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from ntkcollapse.commands import number, percent, table
+from ntkcollapse.commands import Table, number, percent
 from ntkcollapse.commands.network_runs import train_measured
 from ntkcollapse.comparison import RUNGS, available_rungs, climb, gaps
 from ntkcollapse.data import digits
@@ -78,7 +78,7 @@ def main() -> None:
         rows.append([rung.title, number(seconds[0] - warm), number(warm), number(warm / one), percent(off)])
     N, P = run.trajectory.classes.num_samples, next(iter(run.networks.values())).num_params
     print(f"N = {N}, P = {P}, {steps - start} steps predicted; one epoch (full-batch step): {1e3 * one:.2f} ms")
-    print(table(["rung", "compilation, s", "warm, s", "in epochs", "R_class at the end"], rows))
+    print(Table(["rung", "compilation, s", "warm, s", "in epochs", "R_class at the end"], rows))
     print(f"jax {version('jax')}, {platform.machine()}, {jax.devices()}")
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from ntkcollapse import BlockKernel, Classes
-from ntkcollapse.commands import table
+from ntkcollapse.commands import Table
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.integrate import integrate
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedStart, spectral_radius
@@ -92,7 +92,7 @@ def right_hand_sides(n: int, C: int, sizes: list[int]) -> str:
             _, seconds, _ = best_of(lambda flow=flow, start=start: many(flow, start.state), 1)
             best[m] = min(best[m], seconds / 2000 * 1e6)
     cells = [[f"{m:,}", f"{us:.1f}", f"{us / best[sizes[0]]:.2f}"] for m, us in best.items()]
-    return table(["m", "µs per evaluation", "ratio"], cells)
+    return Table(["m", "µs per evaluation", "ratio"], cells)
 
 
 class Eliminated(eqx.Module):
@@ -240,7 +240,7 @@ def to_the_end(kind: str, m: int, n: int, C: int, until: float, limit: float, re
     else:
         rows.append([f"LSODA (scipy), full system: {unknowns:,} unknowns", "-", f"needs {memory:,.0f} GiB", *"---"])
     header = ["solver", "rtol", "CPU seconds, warm", "compilation", "work", "final error"]
-    return table(header, rows)
+    return Table(header, rows)
 
 
 def main() -> None:

@@ -493,7 +493,7 @@ def main() -> None:
     if not chosen:
         parser.error(f"expected the beginning of one of {', '.join(CASES)}; got {', '.join(flags.names)}")
 
-    from ntkcollapse.commands import number, table
+    from ntkcollapse.commands import Table, number
 
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "neural-tangents", "numpy")) + "\n")
@@ -507,7 +507,7 @@ def main() -> None:
         [row["case"], *(number(v) for part in parts for v in row[part]), str(row["programs"]), str(row["cached"])]
         for row in rows
     ]
-    print(table(("", *columns, "programs", "cached"), cells))
+    print(Table(("", *columns, "programs", "cached"), cells))
     if flags.json:
         flags.json.write_text(json.dumps(rows, indent=1))
 

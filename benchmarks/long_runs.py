@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import ntkcollapse as nc
-from ntkcollapse.commands import table
+from ntkcollapse.commands import Table
 from ntkcollapse.training import TrainConfig, train
 
 
@@ -77,11 +77,11 @@ def main() -> None:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
             rows = training(flags.steps, out)
-        print(table(["measured step", *columns], rows))
+        print(Table(["measured step", *columns], rows))
         print(f"{time.perf_counter() - began:.0f} s\n")
     if flags.calls:
         began = time.perf_counter()
-        print(table(["simulate of a new shape", *columns], simulations(flags.calls)))
+        print(Table(["simulate of a new shape", *columns], simulations(flags.calls)))
         print(f"{time.perf_counter() - began:.0f} s")
 
 

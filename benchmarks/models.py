@@ -34,7 +34,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import ntkcollapse as nc
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 
 C, M_PER_CLASS, FEATURES, END = 3, 10, 8, 30.0
 # Loosest to tightest.
@@ -146,7 +146,7 @@ def phase_diagram(points: int) -> str:
     rows.sort(key=lambda row: -float(row[0]))
     header = ["error below", "", "rtol", "error", "seconds", "compilation, seconds"]
     title = f"{decays.size} integrations to t = {END:g}"
-    return title + "\n\n" + table(header, rows)
+    return title + "\n\n" + Table(header, rows)
 
 
 def layer_peeled(points: int, interpreter: str | None) -> str:
@@ -197,7 +197,7 @@ def layer_peeled(points: int, interpreter: str | None) -> str:
             name = f"semidefinite program, {label} (cvxpy {found['cvxpy']})"
             rows.append([name, number(found["seconds"]), number(found["solving"]), *map(number, gaps)])
     header = ["", "seconds", "in the solver alone", "error of the loss", "error of the cosine"]
-    return f"Layer-peeled curve, {points} ratios\n\n" + table(header, rows) + f"\n\n{note}"
+    return f"Layer-peeled curve, {points} ratios\n\n" + Table(header, rows) + f"\n\n{note}"
 
 
 def main() -> None:

@@ -381,7 +381,7 @@ def write(file: Path, network_name: str, per_class: int) -> None:
 
 
 def measure(rows: list[Row], folder: Path, torch: str | None) -> str:
-    from ntkcollapse.commands import number, table
+    from ntkcollapse.commands import Table, number
 
     cells, base = [], None
     for row in rows:
@@ -407,7 +407,7 @@ def measure(rows: list[Row], folder: Path, torch: str | None) -> str:
         print(row, got, file=sys.stderr, flush=True)
         cells.append([row.contender, f"{N:,}", ratio, *(number(v) for v in shown), off])
     columns = ("", "N", "ratio", "seconds", "processor, s", "processor, ms a sample", "compiling, s", "added MB")
-    return table((*columns, "rel. difference of d, w, b"), cells)
+    return Table((*columns, "rel. difference of d, w, b"), cells)
 
 
 def main() -> None:

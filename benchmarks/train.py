@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax.training import train_state
 
-from ntkcollapse.commands import table
+from ntkcollapse.commands import Table
 from ntkcollapse.data import Batches, load
 from ntkcollapse.networks import network, num_params
 from ntkcollapse.training import MEASUREMENTS, Moment, Stepper, optimizer
@@ -95,7 +95,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, jax {jax.__version__}, {jax.devices()}")
     print(f"parameters of both loops after {flags.steps} steps are {float(apart):.1e} apart (relative)\n")
     lines = [[name, f"{images / best[name]:.1f}", f"{first[name] - best[name]:.1f}"] for name in best]
-    print(table(["", "images/s", "compile s"], lines))
+    print(Table(["", "images/s", "compile s"], lines))
     print(f"ratio {best['bare flax'] / best['ntkcollapse']:.3f} (asked for: at least 0.95)\n")
 
     epoch = best["ntkcollapse"] / images * train.classes.num_samples
@@ -111,7 +111,7 @@ def main() -> None:
             else:
                 lines[i] = [name, f"{seconds:.3f}", f"{seconds / epoch:.3f}", f"{lines[i][1] - seconds:.1f}"]
     header = [f"measurement, {flags.probe} a class", "s", f"of an epoch ({epoch:.1f} s)", "compile s"]
-    print(table(header, lines))
+    print(Table(header, lines))
 
 
 def timed(call) -> float:

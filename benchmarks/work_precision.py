@@ -27,7 +27,7 @@ from scipy.integrate import solve_ivp
 from threadpoolctl import threadpool_limits
 
 from ntkcollapse import BlockKernel, Classes
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 from ntkcollapse.theory.extrapolation import integrate_reduced
 from ntkcollapse.theory.reduced import ReducedFlow, ReducedState, speed
 
@@ -187,7 +187,7 @@ def measure(out: Path, only: Iterable[str]) -> dict:
             ]
             for method in METHODS
         ]
-        print(table([name, *(f"{r:.0e}" for r in TOLERANCES)], rows) + "\n", flush=True)
+        print(Table([name, *(f"{r:.0e}" for r in TOLERANCES)], rows) + "\n", flush=True)
     return cells
 
 

@@ -72,9 +72,6 @@ class Table(str):
         return _as_csv([self.header, *self.rows], self.note)
 
 
-table = Table
-
-
 @contextmanager
 def printed_as(name: str) -> Iterator[None]:
     """Within it tables are made as "text", "latex" or "csv".

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import ntkcollapse as nc
 from ntkcollapse import plots
-from ntkcollapse.commands import table
+from ntkcollapse.commands import Table
 from ntkcollapse.plots.style import label_short_decades
 from ntkcollapse.theory import fit_decay
 from ntkcollapse.training import TrainConfig, read_status, train
@@ -160,8 +160,8 @@ def main() -> None:
             lines += laws(f"{setting}, seed {seed}", run, ACCURACY)
         print(plots.save(figure_of(runs), HERE / "figures" / "decay_laws")[-1])
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{name}.txt").write_text(table(header, lines) + "\n")
-    print(table(header, lines))
+    (HERE / "results" / f"{name}.txt").write_text(Table(header, lines) + "\n")
+    print(Table(header, lines))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from ntkcollapse import plots
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 from ntkcollapse.comparison import CollapsePoint, collapse_points, invariant_course
 from ntkcollapse.training import TrainConfig, train
 
@@ -82,7 +82,7 @@ def main() -> None:
         print(name, flush=True)
     points = collapse_points(runs.values())
     header = list(points[0]._fields)
-    text = table(header, [[p.name, *(number(x) for x in p[1:])] for p in points])
+    text = Table(header, [[p.name, *(number(x) for x in p[1:])] for p in points])
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "invariant_and_collapse.txt").write_text(text + "\n")
     print(text)
@@ -100,7 +100,7 @@ def correlations(losses: list[str], points: list[CollapsePoint]) -> str:
             values = [getattr(p, metric) for p in seen]
             found = [spearmanr([getattr(p, name) for p in seen], values)[0] for name in WITH]
             rows.append([f"{loss}, {len(seen)} runs", metric, *(f"{value:+.2f}" for value in found)])
-    return table(["rank correlation", "with", *WITH], rows)
+    return Table(["rank correlation", "with", *WITH], rows)
 
 
 def figure_of(runs: dict, points: list[CollapsePoint]) -> Figure:

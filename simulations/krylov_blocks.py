@@ -29,7 +29,7 @@ import numpy as np
 
 import ntkcollapse as nc
 from ntkcollapse import plots
-from ntkcollapse.commands import table
+from ntkcollapse.commands.tables import Table
 from ntkcollapse.comparison import (
     RUNGS,
     Ladder,
@@ -232,7 +232,7 @@ def error_table(name: str, ladder: Ladder) -> str:
         rows.append([title, *(" / ".join(f"{100 * x:+.0f}%" for x in found[part][rung]) for part in PARTS)])
     samples = ladder.network.classes.num_samples
     head = f"{setting.title}, N = {samples}, from {setting.start}, at {' / '.join(map(str, setting.steps))}"
-    return table([head, *(described(part).symbol for part in PARTS)], rows)
+    return Table([head, *(described(part).symbol for part in PARTS)], rows)
 
 
 def there() -> Iterator[tuple[str, str, Ladder]]:
@@ -276,7 +276,7 @@ def summary() -> str:
             ]
         )
     head = ["", "steps", "blocks within 5% up to them", "resolvents", "three of them at most, single / class"]
-    return table([*head, "the theorem at the last, single / class"], rows)
+    return Table([*head, "the theorem at the last, single / class"], rows)
 
 
 def other_rests(K: np.ndarray, start: MeasuredStart, q: int) -> Iterator[tuple[str, nc.SampleKernel]]:
@@ -388,7 +388,7 @@ def rest_table(name: str, start: MeasuredStart, ladder: Ladder, q: int) -> str:
         whole = [np.asarray(ladder.rungs[WHOLE][part]) for part in PARTS]
         apart = [(x / y - 1)[1:] for x, y in zip(norms, whole, strict=True)]
         rows.append([label, f"{numbers:,}", *(" / ".join(f"{100 * x:+.1f}%" for x in part) for part in apart)])
-    return table([f"{name}, q = {q}", "numbers", *(described(part).symbol for part in PARTS)], rows)
+    return Table([f"{name}, q = {q}", "numbers", *(described(part).symbol for part in PARTS)], rows)
 
 
 def estimate_table(name: str, start: MeasuredStart, ladder: Ladder, blocks: list[int]) -> str:
@@ -405,7 +405,7 @@ def estimate_table(name: str, start: MeasuredStart, ladder: Ladder, blocks: list
         rows.append([f"q = {q}, true", *map(percents, true), percents(residual_error(start, ends[0], K))])
         rows.append(["estimated", *(percents(estimate[part][1:]) for part in PARTS), ""])
         rows.extend([label, "", "", percents(values)] for label, values in bounds(start, ends[0], K).items())
-    return table([name, *(described(part).symbol for part in PARTS), "R as a vector, over that of the blocks"], rows)
+    return Table([name, *(described(part).symbol for part in PARTS), "R as a vector, over that of the blocks"], rows)
 
 
 def chain_table(name: str, seed: int, q: int) -> str:
@@ -428,7 +428,7 @@ def chain_table(name: str, seed: int, q: int) -> str:
     for label, (one, other) in links.items():
         factors = [np.asarray(runs[other][part])[1:] / np.asarray(runs[one][part])[1:] for part in PARTS]
         rows.append([label, *(" / ".join(f"{x:.3g}" for x in part) for part in factors)])
-    return table([f"{name}, seed {seed}: factor", *(described(part).symbol for part in PARTS)], rows)
+    return Table([f"{name}, seed {seed}: factor", *(described(part).symbol for part in PARTS)], rows)
 
 
 def path_table(name: str, seed: int, q: int) -> str:
@@ -439,7 +439,7 @@ def path_table(name: str, seed: int, q: int) -> str:
     for one, other in ((rungs[1], rungs[2]), (rungs[0], "network"), (rungs[1], "network"), (rungs[2], "network")):
         apart = [np.asarray(runs[one][part])[1:] / np.asarray(runs[other][part])[1:] - 1 for part in PARTS]
         rows.append([f"{one} beside {other}", *(" / ".join(f"{100 * x:+.0f}%" for x in part) for part in apart)])
-    return table([name, *(described(part).symbol for part in PARTS)], rows)
+    return Table([name, *(described(part).symbol for part in PARTS)], rows)
 
 
 def residual_error(start: MeasuredStart, kernel: nc.KrylovKernel, K: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ntkcollapse import BlockKernel, Classes, Trajectory, ntk, plots
 from ntkcollapse.clock import Clock
-from ntkcollapse.commands import table
+from ntkcollapse.commands import Table
 from ntkcollapse.comparison import measured_rates
 from ntkcollapse.equation import Equation
 from ntkcollapse.observables import kernel_observables
@@ -101,7 +101,7 @@ def main() -> None:
         rows.append([str(width), *(f"{100 * value:.2f}%" for of in means.values() for value in of[-1])])
         print(rows[-1], flush=True)
     heads = [f"λ_{part}{said}" for said in ("", ", linearised") for part in PARTS]
-    text = table(["width", *heads], rows)
+    text = Table(["width", *heads], rows)
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "lazy_width.txt").write_text(text + "\n")
     print(text)

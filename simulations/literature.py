@@ -23,7 +23,7 @@ import optax
 
 import ntkcollapse as nc
 from ntkcollapse import collapse
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 from ntkcollapse.data import digits
 from ntkcollapse.theory import models
 from ntkcollapse.theory.models.cross_entropy import CrossEntropyFloor
@@ -195,7 +195,7 @@ def main() -> None:
     profiles = {}
     for record in (0, len(records) - 1):
         header, rows, profiles[RECORDS[record]] = by_layer(records[record])
-        print(f"\nLayers at step {RECORDS[record]}\n\n{table(header, rows)}")
+        print(f"\nLayers at step {RECORDS[record]}\n\n{Table(header, rows)}")
     end = last_layer(records[-1])
     statistics = collapse.ClassStatistics.from_columns(end.H, CLASSES)
     values = collapse.measure(statistics, end.W, end.b)
@@ -204,10 +204,10 @@ def main() -> None:
     for step, weights in zip(RECORDS, records, strict=True):
         floor = models.spherical_features.floor(last_layer(weights), CLASSES)
         rows.append([str(step), *map(number, floor)])
-    print(f"\nCross-entropy and what bounds it\n\n{table(['step', *CrossEntropyFloor._fields], rows)}")
+    print(f"\nCross-entropy and what bounds it\n\n{Table(['step', *CrossEntropyFloor._fields], rows)}")
     intensities = elasticities(records)
     header = ["steps", "α", "β", "c of (α − β) = c/t", "mean E_kk", "mean E_kl", "spread of E_kl"]
-    print(f"\nElasticities of class means, per flow time\n\n{table(header, intensities)}")
+    print(f"\nElasticities of class means, per flow time\n\n{Table(header, intensities)}")
     kinds = (
         "batch norm, squared",
         "batch norm, cross-entropy",
@@ -227,7 +227,7 @@ def main() -> None:
         "predicted",
     ]
     heads = {kind: head(kind) for kind in kinds}
-    print(f"\nHeads on a trunk\n\n{table(header, [row for row, _, _ in heads.values()])}")
+    print(f"\nHeads on a trunk\n\n{Table(header, [row for row, _, _ in heads.values()])}")
     spectra = {kind: pair for kind, (_, *pair) in heads.items()}
     draw(profiles, [[float(cell) if cell != "-" else np.nan for cell in row[1:]] for row in intensities], spectra)
 

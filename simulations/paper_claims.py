@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 
 import ntkcollapse as nc
 from ntkcollapse import plots
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 from ntkcollapse.networks import Initialiser, Network, network
 from ntkcollapse.networks.densenet import DenseNetTrunk
 from ntkcollapse.networks.vgg import VGGTrunk
@@ -216,7 +216,7 @@ def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
             first, last = value[name]
             cells.append(f"{first:.2g} → {last:.2g}" if name in moving else f"{last:.3g}")
         lines.append([*cells, "yes" if collapsed(run) else "no"])
-    text: list[str] = [table(["model", "start, learning rate", "seed", *names, "collapsed"], lines)]
+    text: list[str] = [Table(["model", "start, learning rate", "seed", *names, "collapsed"], lines)]
     lines = []
     for said, kind in (("with collapse", True), ("without", False)):
         group = [value for value, (_, run) in zip(values, runs, strict=True) if collapsed(run) == kind]
@@ -227,7 +227,7 @@ def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
                 cells.append(f"{np.median(at_end):.2g} ({min(at_end):.2g} to {max(at_end):.2g})")
             lines.append(cells)
     header = ["median (range) at the end", "|E| relative", "of E", "sizes", "of Θ^h", "of Θ", "strength", "κ_n/κ_d"]
-    text.append(table(header, lines))
+    text.append(Table(header, lines))
     if len(runs) > 3:
         lines = []
         for name in ("NC1", "NC2", "NC3"):
@@ -237,7 +237,7 @@ def tables(runs: list[tuple[Case, nc.Trajectory]]) -> str:
                 line.append(f"{ranks[0]:+.2f}")
             lines.append(line)
         header = [f"rank correlation, {len(runs)} runs", "strength", "of Θ^h", "of Θ", "of E", "|E|", "test accuracy"]
-        text.append(table(header, lines))
+        text.append(Table(header, lines))
     gap = max(
         float(np.max(np.abs(np.asarray(r["gamma_alignment"]) - np.asarray(r["kappa_alignment"])))) for _, r in runs
     )

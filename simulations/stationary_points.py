@@ -24,7 +24,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 import ntkcollapse as nc
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 from ntkcollapse.data import load
 
 HERE = Path(__file__).parent
@@ -205,8 +205,8 @@ def main() -> None:
             file.write_text(json.dumps(at_rest(name, decay, seed, flags.iterations)._asdict()))
         lines.append(line(name, decay, seed, Rest(**json.loads(file.read_text()))))
         print(lines[-1], flush=True)
-        (HERE / "results" / "stationary_points.txt").write_text(table(header, lines) + "\n")
-    print(table(header, lines))
+        (HERE / "results" / "stationary_points.txt").write_text(Table(header, lines) + "\n")
+    print(Table(header, lines))
 
 
 if __name__ == "__main__":

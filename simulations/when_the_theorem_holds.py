@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 
 import ntkcollapse as nc
 from ntkcollapse import ntk, plots
-from ntkcollapse.commands import table
+from ntkcollapse.commands import Table
 from ntkcollapse.comparison import MeasuredRun, MeasuredStart, gaps
 from ntkcollapse.plots.style import label_short_decades
 from ntkcollapse.training import preset, train
@@ -237,7 +237,7 @@ def blocks_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for place, group in by_start(rows):
         lines.append([place, *(over_seeds([row[key] for row in group], 3) for key in (*BLOCKS, "growth"))])
-    return table(["from step", "strength", "alignment", "outside", "κ_d grows by"], lines)
+    return Table(["from step", "strength", "alignment", "outside", "κ_d grows by"], lines)
 
 
 def errors_table(rows: list[dict[str, Any]], theory: str, key: str) -> str:
@@ -252,7 +252,7 @@ def errors_table(rows: list[dict[str, Any]], theory: str, key: str) -> str:
             else:
                 line.append(f"x{over_seeds(10**values)}" if values.size else "-")
         lines.append(line)
-    return table(["from step", *(plots.described(name).symbol for name in NAMES)], lines)
+    return Table(["from step", *(plots.described(name).symbol for name in NAMES)], lines)
 
 
 def correlations(rows: list[dict[str, Any]], theory: str) -> str:
@@ -270,7 +270,7 @@ def correlations(rows: list[dict[str, Any]], theory: str) -> str:
             low, middle, high = (f"{r:+.2f}" for r in (min(ranks), np.median(ranks), max(ranks)))
             line.append(middle if low == high else f"{middle} ({low} to {high})")
         lines.append(line)
-    return table(["|log10 error| at 2 starts", "with", *(plots.described(name).symbol for name in NAMES)], lines)
+    return Table(["|log10 error| at 2 starts", "with", *(plots.described(name).symbol for name in NAMES)], lines)
 
 
 def overview(rows: list[dict[str, Any]]) -> str:
@@ -311,7 +311,7 @@ def rates_table(names: list[str], seeds: list[int]) -> str:
                 [f"{name}, {start}"]
                 + [over_seeds([rate[c] for rate in there], 3) if c in there[0] else "" for c in columns]
             )
-    return table(["rate of R_class-R_global at step", *columns], lines)
+    return Table(["rate of R_class-R_global at step", *columns], lines)
 
 
 def decades_axis(ax: Axes, factors: list[float]) -> None:

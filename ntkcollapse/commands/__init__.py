@@ -1,7 +1,7 @@
 """One sub-command a file, each one function of its settings, which stand in `settings.py`.
 
 A command is added by its settings and one line in `COMMANDS`. The tables that commands print are at hand for
-experiments, each with `to_latex` and `to_csv`: `table` with `number`, `percent` and `with_error`, those of the ladder,
+experiments, each with `to_latex` and `to_csv`: `Table` with `number`, `percent` and `with_error`, those of the ladder,
 `rates_table`, `simulation_table`, `training_table`, `overview_table` and `sweep_table`.
 """
 
@@ -13,7 +13,7 @@ from ntkcollapse.choices import imported
 from ntkcollapse.commands import settings
 
 if TYPE_CHECKING:
-    from ntkcollapse._table import Table, number, percent, table, with_error
+    from ntkcollapse._table import Table, number, percent, with_error
     from ntkcollapse.commands._ladder_tables import (
         attributions,
         brief_table,
@@ -44,7 +44,6 @@ __all__ = [
     "simulation_table",
     "spectrum_table",
     "sweep_table",
-    "table",
     "training_table",
     "with_error",
 ]

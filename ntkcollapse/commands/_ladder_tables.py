@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ntkcollapse._table import Table, number, percent, table
+from ntkcollapse._table import Table, number, percent
 from ntkcollapse.captions import time_axis
 from ntkcollapse.comparison import CHAINS, RUNGS, Attribution, Gap, Ladder, attribute, chain, gaps
 from ntkcollapse.observable_table import described, shown_in
@@ -45,7 +45,7 @@ def course_table(ladder: Ladder, *, times: int = 5) -> Table:
             gap = gaps(ladder.network, run, [name])[name].relative
             values = [percent(gap[i]) if i < len(gap) else "-" for i in indices]
             rows.append(["", RUNGS[rung].title, *values])
-    return table(["", "step", *said], rows)
+    return Table(["", "step", *said], rows)
 
 
 def horizon_table(ladder: Ladder) -> Table:
@@ -57,7 +57,7 @@ def horizon_table(ladder: Ladder) -> Table:
         row = [RUNGS[rung].title]
         rows.append([*row, *(_until(ladder, gaps(ladder.network, run, [name])[name].horizon) for name in names)])
     unit = "flow time" if steps is None else "step"
-    return table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
+    return Table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
 
 
 def brief_table(ladder: Ladder) -> Table:
@@ -70,7 +70,7 @@ def brief_table(ladder: Ladder) -> Table:
         with np.errstate(divide="ignore", invalid="ignore"):
             rows.append(["    / network, at the end", *(_ratio(found[name]) for name in names)])
     unit = "flow time" if steps is None else "step"
-    return table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
+    return Table([f"within 10% until {unit}", *(described(name).symbol for name in names)], rows)
 
 
 def _ratio(gap: Gap) -> str:
@@ -102,7 +102,7 @@ def share_table(found: dict[str, Attribution], ladder: Ladder) -> Table:
             *(_factor(a.gap[-1]) for a in found.values()),
         ]
     )
-    return table(["price of each assumption, at the end", *(described(name).symbol for name in found)], rows)
+    return Table(["price of each assumption, at the end", *(described(name).symbol for name in found)], rows)
 
 
 def _prices_at(found: dict[str, Attribution], ladder: Ladder) -> list[str]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._table import Table, number, table
+from ntkcollapse._table import Table, number
 from ntkcollapse.captions import shown, time_axis
 from ntkcollapse.commands._collapse_sections import collapse_figures
 from ntkcollapse.observable_table import described
@@ -32,7 +32,7 @@ def simulation_table(run: Trajectory, seconds: float) -> Table:
     foot = f"{run.settings['solver']}: {steps} steps, {seconds:.2f} s with compilation; {meaning}: {drift:.1e}"
     if "residual_class" in shown(run, "simulate"):
         foot += f"\nresidual_class: {described('residual_class').meaning}"
-    return table(header, rows, f"\n{foot}")
+    return Table(header, rows, f"\n{foot}")
 
 
 def overview_table(run: Trajectory) -> Table:
@@ -43,7 +43,7 @@ def overview_table(run: Trajectory) -> Table:
     rows = [[described(name).symbol, *(number(run[name][i]) for i in indices)] for name in names]
     rows += [["κ_c/κ_d", *(number(blocks.within[i]) for i in indices)]]
     rows += [["κ_n/κ_d", *(number(blocks.between[i]) for i in indices)]]
-    return table(["epoch", *(number(run["epoch"][i]) for i in indices)], rows)
+    return Table(["epoch", *(number(run["epoch"][i]) for i in indices)], rows)
 
 
 def progress() -> Progressing:

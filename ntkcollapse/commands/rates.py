@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse._table import Table, number, table, with_error
+from ntkcollapse._table import Table, number, with_error
 from ntkcollapse.block_kernel import BlockKernel
 from ntkcollapse.captions import time_axis
 from ntkcollapse.commands._verdicts import moved_line
@@ -85,7 +85,7 @@ def rates_table(run: Trajectory, rates: dict[str, MeasuredRate]) -> Table:
             f"\nMeasured on {run.classes.num_samples} of {run.training_classes.num_samples} training samples: λ(γ) is "
             "for all of them; implied rates need the\nfeatures of all: train with --probe-per-class 0."
         )
-    return table(header, rows, "\n".join([*_reasons(run, rates, lazy=lazy), note]))
+    return Table(header, rows, "\n".join([*_reasons(run, rates, lazy=lazy), note]))
 
 
 def _of(part: str) -> str:
@@ -141,7 +141,7 @@ def spectrum_table(decay: SpectrumDecay) -> Table:
         ["smallest and largest group", f"{number(rates.min())} to {number(rates.max())}"],
         ["half of |R_single|² decays slower than", number(rates[int(np.searchsorted(share, 0.5))])],
     ]
-    return table(["within-class spectrum of the output kernel", "rate"], rows)
+    return Table(["within-class spectrum of the output kernel", "rate"], rows)
 
 
 def _ratio(verdict: RateVerdict | None) -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ntkcollapse._table import Table, number, table
+from ntkcollapse._table import Table, number
 from ntkcollapse.commands._summaries import training_figures
 from ntkcollapse.commands.settings import GRID
 from ntkcollapse.observable_table import shown_in
@@ -73,4 +73,4 @@ def sweep_table(rows: list[dict[str, Any]], varied: list[str]) -> Table:
         value = row.get(column, float("nan"))
         return number(value) if isinstance(value, float) else str(value)
 
-    return table(header, [[cell(row, column) for column in shown] for row in rows])
+    return Table(header, [[cell(row, column) for column in shown] for row in rows])

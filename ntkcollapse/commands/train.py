@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ntkcollapse import plots
-from ntkcollapse._table import Table, number, table
+from ntkcollapse._table import Table, number
 from ntkcollapse.captions import has, shown, time_axis
 from ntkcollapse.commands._summaries import files_line, progress, training_figures
 from ntkcollapse.commands._verdicts import verdict
@@ -70,7 +70,7 @@ def training_table(run: Trajectory) -> Table:
             f"\nNC, invariant and kernels: of a probe of {run.classes.num_samples} of the "
             f"{run.training_classes.num_samples} training samples; losses and accuracies: of all"
         )
-    return table(header, rows, f"\n{foot}")
+    return Table(header, rows, f"\n{foot}")
 
 
 def _report(run: Trajectory, out: str) -> None:

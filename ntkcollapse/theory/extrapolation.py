@@ -533,8 +533,9 @@ def _explicitly(
 ) -> tuple[_Course, list[Any]]:
     """Explicit steps while they take less work, and the states at the times reached, in numpy.
 
-    It begins with them in any case: few steps tell how long they can be. What extrapolation takes grows with the digits
-    that are asked for; an evaluation there costs seven of these, and more of small matrices, where calls are what costs.
+    It begins with them in any case: few steps tell how long they can be. What extrapolation takes grows with the
+    digits that are asked for; an evaluation there costs seven of these, and up to eighteen of small matrices, where
+    calls of numpy are what costs.
     """
     until, work = float(times[-1]), len(problem.targets) * len(course.y)
     affordable = AFFORDABLE * (work + 46e3) / (work + 18e3) * (1e-6 / max(float(tolerance.rtol), 1e-12)) ** 0.2

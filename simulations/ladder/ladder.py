@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ntkcollapse import plots
-from ntkcollapse.commands import attributions, ladder_tables, table
+from ntkcollapse.commands import Table, attributions, ladder_tables
 from ntkcollapse.commands.network_runs import title_of, train_measured
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import (
@@ -124,7 +124,7 @@ def spread_table(ladders: list[Ladder], said: str) -> str:
         shares = [(one, at[assumption]) for one, at in zip(found, priced, strict=True)]
         rows.append([assumption, *(_spread([one[name].shares[i].change[-1] for one, i in shares]) for name in names)])
     rows.append(["all of them", *(_spread([one[name].gap[-1] for one in found]) for name in names)])
-    return table([said, *(described(name).symbol for name in names)], rows)
+    return Table([said, *(described(name).symbol for name in names)], rows)
 
 
 def _spread(logarithms: list[np.floating]) -> str:

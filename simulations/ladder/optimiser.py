@@ -20,7 +20,7 @@ import numpy as np
 
 from ntkcollapse import Trajectory, plots
 from ntkcollapse.clock import Clock
-from ntkcollapse.commands import number, percent, table
+from ntkcollapse.commands import Table, number, percent
 from ntkcollapse.commands.network_runs import train_measured
 from ntkcollapse.comparison import climb, gaps
 from ntkcollapse.training import TrainConfig, log_spaced
@@ -103,7 +103,7 @@ def main() -> None:
         rows.append([said, number(float(run.times[-1])), f"{top:.2f}", *pairs_of])
         print(f"{said}: {time.perf_counter() - began:.0f} s", flush=True)
     head = ("optimiser", "flow time", "step x top eigenvalue", "R_single", "R_class", "R_global", "NC1")
-    print(table(head, rows), "\n\nEach: the gradient flow, and how far the run is from it.")
+    print(Table(head, rows), "\n\nEach: the gradient flow, and how far the run is from it.")
     with plots.style():
         figure, axes = plt.subplots(1, len(PARTS), figsize=(11.5, 3.2), layout="constrained")
         for ax, (part, label) in zip(axes, PARTS.items(), strict=True):

@@ -25,7 +25,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ntkcollapse import Trajectory, plots
 from ntkcollapse.clock import Clock
-from ntkcollapse.commands import number, table
+from ntkcollapse.commands import Table, number
 from ntkcollapse.data import Dataset, load
 from ntkcollapse.networks import Network, Variables, network
 from ntkcollapse.training import gradient_descent, log_spaced, parse_options
@@ -100,7 +100,7 @@ def main() -> None:
         runs[f"learning rate {rate:g}"] = run = run_of(net, data, rate, [s * divisor for s in at], dtype)
         for i, t in enumerate(run.times):
             rows.append([f"{rate:g}", number(t), *(number(float(run[name][i])) for name in (*PARTS, "stability"))])
-    print(table(("learning rate", "flow time", "R_single", "R_class", "R_global", "step x top eigenvalue"), rows))
+    print(Table(("learning rate", "flow time", "R_single", "R_class", "R_global", "step x top eigenvalue"), rows))
     with plots.style():
         figure, axes = plt.subplots(1, 4, figsize=(11.5, 3), layout="constrained")
         for ax, (name, label) in zip(

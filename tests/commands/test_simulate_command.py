@@ -13,7 +13,7 @@ import pytest
 
 from ntkcollapse import Trajectory, _config, choices
 from ntkcollapse._config import setting
-from ntkcollapse._table import number, percent, table
+from ntkcollapse._table import Table, number, percent
 from ntkcollapse.cli import main
 from ntkcollapse.commands.rates import rates_table
 from ntkcollapse.comparison import measured_rates
@@ -225,4 +225,4 @@ def test_tables():
     shown = [number(x) for x in (0, 1.23456, 1.2e-7, 123456789, float("nan"))]
     assert shown == ["0", "1.235", "1.20e-07", "1.23e+08", "-"]
     assert [percent(x) for x in (0.123, -0.5, 12.0)] == ["+12.3%", "-50.0%", "x13"]
-    assert table(["a", "b"], [["x", "1"], ["yy", "22"]]) == "a    b\n------\nx    1\nyy  22"
+    assert Table(["a", "b"], [["x", "1"], ["yy", "22"]]) == "a    b\n------\nx    1\nyy  22"

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from ntkcollapse._table import printed_as, table
+from ntkcollapse._table import Table, printed_as
 from ntkcollapse.cli import main
 
 ROWS = [["1  block kernel_x", "1.23e-05", "x13", "13.1 ± 0.6"], ["a & b, 5%", "-0.5", "-", "0.1 to 2"]]
@@ -12,7 +12,7 @@ HEADER = ["until step", "R_class-R_global", "κ_c/κ_d", "|R|²"]
 
 
 def test_latex():
-    made = table(HEADER, ROWS, "of 5%\nand more").to_latex().splitlines()
+    made = Table(HEADER, ROWS, "of 5%\nand more").to_latex().splitlines()
     assert made == [
         "% of 5%",
         "% and more",
@@ -29,7 +29,7 @@ def test_latex():
 
 
 def test_comma_separated_values():
-    rows = list(csv.reader(table(HEADER, ROWS, "of 5%").to_csv().splitlines()))
+    rows = list(csv.reader(Table(HEADER, ROWS, "of 5%").to_csv().splitlines()))
     assert rows == [HEADER, *ROWS, ["# of 5%"]]
 
 
