@@ -140,13 +140,19 @@ class _Steps:
         self.rows[0] = y
         self.field = _Field(problem, self.layout, self.point)
         self.places = [(*self.field.into(row), row) for row in self.rows]
-        self.field(t, *self.places[1])
-        self.evaluations = 1
+        self.evaluations = 0
+        self.begin(t)
 
     @property
     def y(self):
         """The state that was reached, as a problem's vector."""
         return self.rows[0][self.layout.order]
+
+    def begin(self, t) -> None:
+        """Takes the slope anew, as behind a corner of the vector field."""
+        self.point[:] = self.rows[0]
+        self.field(t, *self.places[1])
+        self.evaluations += 1
 
     def _evaluate(self, t, h, stages: range) -> None:
         weights = h * self.tableau.stages
@@ -197,11 +203,11 @@ def explicit_steps(
     def allowed(before, after):
         return lenience * (rtol * np.sqrt(np.maximum(before, after)) + tolerance.absolute)
 
-    t, h, states, attempts, accepted, evaluations = float(course.t), first, [course.y], 0, 0, 0
-    y, halted = course.y, False
-    for end in map(float, ends):
-        # The vector field has a corner at each end.
-        steps = _Steps(problem, t, y)
+    t, h, states, attempts, accepted, halted = float(course.t), first, [course.y], 0, 0, False
+    steps = _Steps(problem, t, course.y)
+    for i, end in enumerate(map(float, ends)):
+        if i:
+            steps.begin(t)
         while t < end and not halted:
             last = h >= end - t
             length = end - t if last else h
@@ -226,16 +232,15 @@ def explicit_steps(
                     states.append(steps.y)
             fails = attempts >= tolerance.max_steps or t + h <= t
             halted = t < until and (fails or (error <= 1 and accepted % 8 == 0 and not goes_on(t, steps, h)))
-        y, evaluations = steps.y, evaluations + steps.evaluations
         if halted:
             break
     gave_up = attempts >= tolerance.max_steps and t < until
     return course._replace(
         t=np.float64(t),
-        y=y,
+        y=steps.y,
         h=np.float64(min(h, until - t)),
         steps=attempts,
         rejected=attempts - accepted,
-        evaluations=evaluations,
+        evaluations=steps.evaluations,
         outcome=Outcome.TOO_MANY_STEPS if gave_up else Outcome.SUCCESSFUL,
     ), states
