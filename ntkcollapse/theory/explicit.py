@@ -5,8 +5,9 @@ The whole state is two matrices: V = [M, X, P_1, ..., P_G], below it a row of on
 
     d V/dt = Wᵀ [−E D Γ, −λ_1 E, ..., −λ_G E],        d [W, b]/dt = [−E D, −E S_1(0), ..., −E S_G(0)] Vᵀ,
 
-each E its columns there, less what decays. So an evaluation is three larger products and some small ones, into arrays
-that are there already: for matrices as small as these a call of numpy takes longer than its multiplications.
+each E its columns there, less what decays. P_g stands in an eigenbasis of S_g(0), as P_g B_g, so that S_g(0) is its
+eigenvalues. An evaluation is three larger products and a small one, into arrays that are there already: for matrices as
+small as these a call of numpy takes longer than its multiplications.
 
 References: Hairer, Nørsett and Wanner (1993), Solving Ordinary Differential Equations I, Section II.10, and II.6 for
 the polynomial of order 7 between the ends of a step. The coefficients are scipy's.
@@ -44,11 +45,9 @@ def _tableau() -> _Tableau:
 
     s = DOP853.n_stages
     stages = np.zeros((s + 3, s + 4))
-    stages[: s - 1, 1 : s + 1], stages[s - 1, 1 : s + 1], stages[s:, 1:] = (
-        DOP853.A[1:],
-        DOP853.B,
-        DOP853.A_EXTRA[:, : s + 3],
-    )
+    stages[: s - 1, 1 : s + 1] = DOP853.A[1:]
+    stages[s - 1, 1 : s + 1] = DOP853.B
+    stages[s:, 1:] = DOP853.A_EXTRA[:, : s + 3]
     nodes = np.concatenate([DOP853.C[1:s], [1.0], DOP853.C_EXTRA])
     return _Tableau(stages, nodes, np.stack([DOP853.E5, DOP853.E3]), DOP853.D)
 
@@ -74,6 +73,8 @@ class _Layout:
         self.means = np.stack([((part == i) & self.inside) / count for i, count in enumerate(counts)])
         self.rest = np.zeros(len(number))
         self.views(self.rest)[0][n, :R] = problem.ones
+        σ, self.bases = np.linalg.eigh(problem.scatter.reshape(G, n, n))
+        self.weights, self.place = np.append(problem.sizes, σ), problem.places[-3][0]
 
     def views(self, y) -> tuple[Any, Any]:
         """V over its last row, (n + 1, q), and [W, b], (C, n + 1)."""
@@ -81,7 +82,17 @@ class _Layout:
 
     def packed(self, y):
         """A problem's vector in this layout."""
-        return np.where(self.inside, y[self.number], self.rest)
+        return np.where(self.inside, self._based(y, self.bases)[self.number], self.rest)
+
+    def unpacked(self, y):
+        """A problem's vector of one in this layout, or of each of several."""
+        return self._based(y[..., self.order], self.bases.swapaxes(1, 2))
+
+    def _based(self, y, bases):
+        """A problem's vector, a new one, with P_g B_g in place of P_g."""
+        y, shape = y.copy(), (*y.shape[:-1], *self.bases.shape)
+        y[..., self.place] = (y[..., self.place].reshape(shape) @ bases).reshape(*shape[:-3], -1)
+        return y
 
     def squares(self, *vectors):
         """Mean square of each part, (parts, vectors)."""
@@ -102,11 +113,9 @@ class _Field:
         self.decays = None if problem.decays is None else problem.decays[layout.number] * layout.inside
         E, self.EK, self.ED = (np.zeros((C, q)) for _ in range(3))
         self.E, self.labelled = E, E.reshape(-1)[: (C - 1) * (q + 1) + 1 : q + 1]
-        groups = (lambda x: x[:, R:]) if G == 1 else lambda x: x[:, R:].reshape(C, G, n).swapaxes(0, 1)
-        self.means, self.propagators = (
-            [side(x) for x in (E, self.EK, self.ED)] for side in (lambda x: x[:, :R], groups)
-        )
-        self.minus_d, self.minus_S = -problem.sizes, -problem.scatter
+        self.of_M, self.of_P = E[:, :R], E[:, R:].reshape(C, G, n)
+        self.through_M, self.through_P = self.EK[:, :R], self.EK[:, R:].reshape(C, G, n)
+        self.of_D, self.minus_D = self.ED[:, :R], -layout.weights
 
     def into(self, y) -> tuple[Any, Any]:
         """The parts of a vector that are written: its other numbers stay as they are."""
@@ -116,13 +125,11 @@ class _Field:
     def __call__(self, t, V, W, whole) -> None:
         """Writes d y/dt at time t to the parts V and W of `whole`."""
         Γ, rates = self.terms(t)
-        (E, EK, ED), (EP, EPK, EPS) = self.means, self.propagators
         np.matmul(self.W, self.V, out=self.E)
         np.subtract(self.labelled, 1.0, out=self.labelled)
-        np.multiply(E, self.minus_d, out=ED)
-        np.matmul(ED, Γ, out=EK)
-        np.multiply(EP, -rates if rates.ndim == 0 else -rates[:, None, None], out=EPK)
-        np.matmul(EP, self.minus_S, out=EPS)
+        np.multiply(self.E, self.minus_D, out=self.ED)
+        np.matmul(self.of_D, Γ, out=self.through_M)
+        np.multiply(self.of_P, -rates[..., None], out=self.through_P)
         np.matmul(self.down, self.EK, out=V)
         np.matmul(self.ED, self.up, out=W)
         if self.decays is not None:
@@ -146,7 +153,7 @@ class _Steps:
     @property
     def y(self):
         """The state that was reached, as a problem's vector."""
-        return self.rows[0][self.layout.order]
+        return self.layout.unpacked(self.rows[0])
 
     def begin(self, t) -> None:
         """Takes the slope anew, as behind a corner of the vector field."""
@@ -181,7 +188,8 @@ class _Steps:
         parts = [δ, begins - δ, 2 * δ - begins - ends, *(h * self.tableau.between @ rows[1:])]
         self.point[:] = end
         j, θ = np.arange(len(parts)), np.asarray(θ)[:, None]
-        return (rows[0] + (θ ** ((j + 2) // 2) * (1 - θ) ** ((j + 1) // 2)) @ np.stack(parts))[:, self.layout.order]
+        weights = θ ** ((j + 2) // 2) * (1 - θ) ** ((j + 1) // 2)
+        return self.layout.unpacked(rows[0] + weights @ np.stack(parts))
 
     def accept(self) -> None:
         """Begins the next step where this one ended."""
