@@ -296,7 +296,7 @@ def overview(rows: list[dict[str, Any]]) -> str:
         lines.append(line)
     symbols = [plots.described(name).symbol for name in NAMES]
     header = ["setting", *(f"{symbol}, end" for symbol in symbols[2:]), "strongest blocks", *symbols]
-    return table(header, lines)
+    return Table(header, lines)
 
 
 def rates_table(names: list[str], seeds: list[int]) -> str:
