@@ -26,10 +26,10 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from ntkcollapse.commands.tables import Table
 
 import ntkcollapse as nc
 from ntkcollapse import plots
+from ntkcollapse.commands import Table
 from ntkcollapse.comparison import (
     RUNGS,
     Ladder,
