@@ -199,7 +199,7 @@ class _Steps:
 def explicit_steps(
     problem, course, times, ends, tolerance, *, first: float, goes_on: Callable, bar
 ) -> tuple[Any, list]:
-    """Leads a course by explicit steps for as long as `goes_on(t, y, h)`: where it then is, and the states saved.
+    """Leads a course by explicit steps for as long as `goes_on(t, steps, h)`: where it is then, and the states saved.
 
     problem, course, tolerance: of `extrapolation`; ends: of the intervals within which the flow is smooth; first: the
     first step's length.
