@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntkcollapse._arrays import as_array
+from ntkcollapse._arrays import as_array, as_arrays
 from ntkcollapse._checks import check_increasing, check_number, check_positive, check_shape, is_traced
 from ntkcollapse._platforms import device_named, has_double, moved, platform, runs_on
 from ntkcollapse._precision import Precision, exact_products
@@ -333,7 +333,7 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     if observed and columns and deviations is not None:
         observables |= _in_chunks(_observe_columns, kernel, deviations, classes)(out.states, times)
     deviations = None if deviations is None else as_array(deviations)
-    return _Parts(out, out.states, observables, kernel, deviations, solver)
+    return _Parts(out, as_arrays(out.states), observables, kernel, deviations, solver)
 
 
 def _check_directions(X: Array | None, num_directions: int) -> None:

@@ -25,9 +25,11 @@ jax.config.update("jax_enable_x64", True)
 # must do the same, to end in the same bits.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# As much again goes with the simpler code for fused loops; the XLA of later versions ends at a flag it does not know.
+# As much again goes with the simpler code for fused loops, and a tenth where a program is not cut into pieces that
+# several threads compile: the workers are the threads. The XLA of later versions ends at a flag it does not know.
 if jax.__version_info__ < (0, 11):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    flags = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -114,10 +116,23 @@ def pytest_collection(session):
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_code_is_let_go():
-    """Compiled functions hold mapped memory, of which a process may have 65,530 pieces; past that the compiler dies."""
+    """Compiled functions hold mapped memory, of which a process may have 65,530 pieces; past that the compiler dies.
+
+    Until it has a third of them what one module has traced and compiled serves the next.
+    """
     yield
-    jax.clear_caches()
     _contexts.clear()
+    if _mapped() > 20_000:
+        jax.clear_caches()
+
+
+def _mapped() -> float:
+    """Pieces of mapped memory that this process has: no end of them where the system does not say."""
+    try:
+        with open("/proc/self/maps", "rb") as pieces:
+            return sum(1 for _ in pieces)
+    except OSError:
+        return float("inf")
 
 
 @pytest.fixture

@@ -131,7 +131,8 @@ def test_loss_scale_is_the_unit_of_time():
 
 def test_kernel_path_that_does_not_move_is_the_constant_kernel():
     path = KernelPath([0.0, 1.0, 2.0], diagonal=[3.0] * 3, within=[2.0] * 3, between=[0.6] * 3)
-    constant, along = (simulate(START, k, CLASSES, TIMES) for k in (KAPPA, path))
+    # A step ends at t = 1 of the path: the same to the tolerance.
+    constant, along = (simulate(START, k, CLASSES, TIMES, method=Method(rtol=1e-8)) for k in (KAPPA, path))
     np.testing.assert_allclose(along.states.W, constant.states.W, atol=1e-12)
     np.testing.assert_allclose(along["kappa_within"], 2.0)
     with pytest.raises(ValueError, match="within those of the kernel path, 0 to 2; got 0 to 4"):

@@ -1,29 +1,33 @@
 """Explicit steps of order 8 of a reduced flow, in numpy: Dormand and Prince's method.
 
 The whole state is two matrices: V = [M, X, P_1, ..., P_G], below it a row of ones under class means and zeros, and
-[W, b]. With E = [W, b] V − [I, 0], the residual and what W makes of the propagators,
+[W, b]ᵀ. With Eᵀ = Vᵀ [W, b]ᵀ − [I, 0]ᵀ, the residual and what W makes of the propagators,
 
-    d V/dt = Wᵀ [−E D Γ, −λ_1 E, ..., −λ_G E],        d [W, b]/dt = [−E D, −E S_1(0), ..., −E S_G(0)] Vᵀ,
+    d V/dt = Wᵀ [−E D Γ, −λ_1 E, ..., −λ_G E],        d [W, b]ᵀ/dt = V [−E D, −E S_1(0), ..., −E S_G(0)]ᵀ,
 
 each E its columns there, less what decays. P_g stands in an eigenbasis of S_g(0), as P_g B_g, so that S_g(0) is its
-eigenvalues. An evaluation is three larger products and a small one, into arrays that are there already: for matrices as
-small as these a call of numpy takes longer than its multiplications.
+eigenvalues. An evaluation is three larger products and a small one: for matrices as small as these a call of numpy
+takes longer than its multiplications, so that all goes to arrays that are there already, each in one piece, and no view
+of them is made twice.
 
 References: Hairer, Nørsett and Wanner (1993), Solving Ordinary Differential Equations I, Section II.10, and II.6 for
 the polynomial of order 7 between the ends of a step. The coefficients are scipy's.
 """
 
+import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import dot, multiply, subtract
 
 from ntkcollapse.theory.outcome import Outcome
 
 # A step's error is held below the tolerance times the first where ends of steps alone are saved, the second else:
 # steps are better at their ends than they say, and worse between them.
 AT_ENDS, BETWEEN = 3.0, 0.01
+_TINY = np.finfo(float).tiny
 
 
 class _Tableau(NamedTuple):
@@ -52,33 +56,35 @@ def _tableau() -> _Tableau:
     return _Tableau(stages, nodes, np.stack([DOP853.E5, DOP853.E3]), DOP853.D)
 
 
+class _Order(NamedTuple):
+    """Of each number of a layout its place in a problem's vector, and the other way; the row of ones has none.
+
+    means: columns, which take squares to their means over the parts of the state.
+    """
+
+    number: np.ndarray
+    inside: np.ndarray
+    order: np.ndarray
+    means: np.ndarray
+
+
 class _Layout:
-    """V over its last row and [W, b] as one vector, and how that is made of a problem's vectors."""
+    """V over its last row and [W, b]ᵀ as one vector, and how that is made of a problem's vectors."""
 
     def __init__(self, problem):
         C, R = problem.targets.shape
-        *_, (_, (G, n, _)), _, _ = problem.places
+        *_, (self.place, (G, n, _)), _, _ = problem.places
         self.C, self.R, self.G, self.n, self.q = C, R, G, n, R + G * n
         self.end = (n + 1) * self.q
-        counts = [place.stop - place.start for place, _ in problem.places]
-        number = np.zeros(self.end + C * (n + 1), int)
-        V, W = self.views(number)
-        V[n] = -1
-        *means, P, W[:, :n], W[:, n] = problem.parts(np.arange(sum(counts)))
-        V[:n, :R], V[:n, R:] = np.concatenate(means, axis=1), P.swapaxes(0, 1).reshape(n, G * n)
-        # Of each number its place in a problem's vector, and the other way; the last row has none.
-        self.number, self.inside = number, number >= 0
-        self.order = np.argsort(number)[self.q :]
-        part = np.repeat(np.arange(len(counts)), counts)[number]
-        self.means = np.stack([((part == i) & self.inside) / count for i, count in enumerate(counts)])
-        self.rest = np.zeros(len(number))
+        self.number, self.inside, self.order, self.means = _ordered(C, R, G, n)
+        self.rest = np.zeros(len(self.number))
         self.views(self.rest)[0][n, :R] = problem.ones
         σ, self.bases = np.linalg.eigh(problem.scatter.reshape(G, n, n))
-        self.weights, self.place = np.append(problem.sizes, σ), problem.places[-3][0]
+        self.weights = np.append(problem.sizes, σ)
 
     def views(self, y) -> tuple[Any, Any]:
-        """V over its last row, (n + 1, q), and [W, b], (C, n + 1)."""
-        return y[: self.end].reshape(self.n + 1, self.q), y[self.end :].reshape(self.C, self.n + 1)
+        """V over its last row, (n + 1, q), and [W, b]ᵀ, (n + 1, C)."""
+        return y[: self.end].reshape(self.n + 1, self.q), y[self.end :].reshape(self.n + 1, self.C)
 
     def packed(self, y):
         """A problem's vector in this layout."""
@@ -94,46 +100,53 @@ class _Layout:
         y[..., self.place] = (y[..., self.place].reshape(shape) @ bases).reshape(*shape[:-3], -1)
         return y
 
-    def squares(self, *vectors):
-        """Mean square of each part, (parts, vectors)."""
-        return self.means @ np.square(np.stack(vectors, axis=1))
+
+@lru_cache(maxsize=4)
+def _ordered(C: int, R: int, G: int, n: int) -> _Order:
+    q, shapes = R + G * n, ((n, C), *([(n, R - C)] if R > C else []), (G, n, n), (C, n), (C,))
+    counts = [math.prod(shape) for shape in shapes]
+    *means, P, W, b = map(np.reshape, np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1]), shapes)
+    rows = np.hstack([*means, P.swapaxes(0, 1).reshape(n, G * n)])
+    number = np.concatenate([rows.ravel(), np.full(q, -1), W.T.ravel(), b])
+    inside, part = number >= 0, np.repeat(np.arange(len(counts)), counts)[number]
+    shares = [((part == i) & inside) / count for i, count in enumerate(counts)]
+    return _Order(number, inside, np.argsort(number)[q:], np.stack(shares, axis=1))
 
 
-class _Field:
-    """d y/dt at one vector, `at`, whose numbers may change, written to others."""
+def _field(problem, layout: _Layout, at) -> Callable:
+    """The function (t, V, W, row) that writes d y/dt at the vector `at`, whose numbers may change, to parts of a row.
 
-    def __init__(self, problem, layout: _Layout, at):
-        C, R, G, n, q = layout.C, layout.R, layout.G, layout.n, layout.q
-        V, W = layout.views(at)
-        self.terms, self.at, self.layout = problem.terms, at, layout
-        self.V, self.W, self.down = V, W, W[:, :n].T
-        # Columns of [W, b] that move.
-        self.moving = n + 1 if problem.free else n
-        self.up = V[: self.moving].T
-        self.decays = None if problem.decays is None else problem.decays[layout.number] * layout.inside
-        E, self.EK, self.ED = (np.zeros((C, q)) for _ in range(3))
-        self.E, self.labelled = E, E.reshape(-1)[: (C - 1) * (q + 1) + 1 : q + 1]
-        self.of_M, self.of_P = E[:, :R], E[:, R:].reshape(C, G, n)
-        self.through_M, self.through_P = self.EK[:, :R], self.EK[:, R:].reshape(C, G, n)
-        self.of_D, self.minus_D = self.ED[:, :R], -layout.weights
+    Its arrays are cells of a closure, which are at hand sooner than attributes.
+    """
+    C, R, q = layout.C, layout.R, layout.q
+    V, W = layout.views(at)
+    moving, across, down, terms = V[: layout.n + problem.free], V.T, W[: layout.n], problem.terms
+    decays = None if problem.decays is None else problem.decays[layout.number] * layout.inside
+    # Eᵀ and what of it is multiplied to V and to [W, b]ᵀ: (q, C) each.
+    E, EK, ED = (np.zeros((q, C)) for _ in range(3))
+    of_M, of_P, through_M, through_P, through = E[:R], E[R:], EK[:R], EK[R:], EK.T
+    labelled, labels = E.reshape(-1)[: C * C : C + 1], np.ones(C)
+    minus_D = np.repeat(-layout.weights[:, None], C, axis=1)
+    known, minus_ΓD, minus_rates = None, np.zeros((R, R)), np.zeros((q - R, C))
 
-    def into(self, y) -> tuple[Any, Any]:
-        """The parts of a vector that are written: its other numbers stay as they are."""
-        V, W = self.layout.views(y)
-        return V[: self.layout.n], W[:, : self.moving]
+    def write(t, into_V, into_W, row) -> None:
+        nonlocal known
+        now = terms(t)
+        if now is not known:
+            known, (Γ, rates) = now, now
+            minus_ΓD[:] = Γ * -layout.weights[:R]
+            minus_rates.reshape(layout.G, -1)[:] = -np.reshape(rates, (-1, 1))
+        dot(across, W, E)
+        subtract(labelled, labels, labelled)
+        multiply(E, minus_D, ED)
+        dot(minus_ΓD, of_M, through_M)
+        multiply(of_P, minus_rates, through_P)
+        dot(down, through, into_V)
+        dot(moving, ED, into_W)
+        if decays is not None:
+            row -= decays * at
 
-    def __call__(self, t, V, W, whole) -> None:
-        """Writes d y/dt at time t to the parts V and W of `whole`."""
-        Γ, rates = self.terms(t)
-        np.matmul(self.W, self.V, out=self.E)
-        np.subtract(self.labelled, 1.0, out=self.labelled)
-        np.multiply(self.E, self.minus_D, out=self.ED)
-        np.matmul(self.of_D, Γ, out=self.through_M)
-        np.multiply(self.of_P, -rates[..., None], out=self.through_P)
-        np.matmul(self.down, self.EK, out=V)
-        np.matmul(self.ED, self.up, out=W)
-        if self.decays is not None:
-            whole -= self.decays * self.at
+    return write
 
 
 class _Steps:
@@ -145,8 +158,19 @@ class _Steps:
         self.point = y.copy()
         self.rows = np.zeros((len(self.tableau.stages) + 2, len(y)))
         self.rows[0] = y
-        self.field = _Field(problem, self.layout, self.point)
-        self.places = [(*self.field.into(row), row) for row in self.rows]
+        self.field = _field(problem, self.layout, self.point)
+        # The parts of each row that slopes are written to, and the row: its other numbers stay as they are.
+        moving = self.layout.n + problem.free
+        views = map(self.layout.views, self.rows)
+        self.places = [(V[:-1], W[:moving], row) for (V, W), row in zip(views, self.rows, strict=True)]
+        self.weights, nodes = self.tableau.stages.copy(), self.tableau.nodes.tolist()
+        # Of each stage its weights, the rows they are of, when it is in the step, and where its slope goes.
+        self.stages = [
+            (self.weights[i, : i + 2], self.rows[: i + 2], node, *self.places[i + 2]) for i, node in enumerate(nodes)
+        ]
+        # Start and end of the step, and its two errors.
+        self.sizes = np.zeros((4, len(y)))
+        self.slopes, self.errors = self.rows[1:14], self.sizes[2:]
         self.evaluations = 0
         self.begin(t)
 
@@ -161,29 +185,34 @@ class _Steps:
         self.field(t, *self.places[1])
         self.evaluations += 1
 
-    def _evaluate(self, t, h, stages: range) -> None:
-        weights = h * self.tableau.stages
-        weights[:, 0] = 1.0
-        for i in stages:
-            np.dot(weights[i, : i + 2], self.rows[: i + 2], out=self.point)
-            self.field(t + self.tableau.nodes[i] * h, *self.places[i + 2])
-        self.evaluations += len(stages)
+    def _evaluate(self, t, h, stages: slice) -> None:
+        multiply(self.tableau.stages, h, self.weights)
+        self.weights[:, 0] = 1.0
+        chosen, point, field = self.stages[stages], self.point, self.field
+        for weights, rows, node, V, W, row in chosen:
+            dot(weights, rows, point)
+            field(t + node * h, V, W, row)
+        self.evaluations += len(chosen)
 
     def attempt(self, t, h) -> None:
         """Makes a step, which ends at `point`."""
-        self._evaluate(t, h, range(12))
+        self._evaluate(t, h, slice(12))
 
     def error(self, h, allowed: Callable) -> float:
         """Largest error of a part of the step, over what is allowed for parts of these mean squares; inf where none."""
-        before, after = self.layout.squares(self.rows[0], self.point).T
-        fifth, third = self.layout.squares(*(self.tableau.errors @ self.rows[1:14])).T / allowed(before, after) ** 2
-        error = h * (fifth / np.sqrt(fifth + 0.01 * third + np.finfo(float).tiny)).max()
-        return float(error) if np.isfinite(error) else np.inf
+        sizes = self.sizes
+        sizes[0], sizes[1] = self.rows[0], self.point
+        dot(self.tableau.errors, self.slopes, self.errors)
+        before, after, fifth, third = dot(multiply(sizes, sizes, sizes), self.layout.means)
+        allowed = 1 / np.square(allowed(before, after))
+        fifth, third = fifth * allowed, third * allowed
+        error = h * float((fifth / np.sqrt(fifth + 0.01 * third + _TINY)).max())
+        return error if error < np.inf else np.inf
 
     def between(self, t, h, θ):
         """States at fractions θ of the step, (T, ·) as problems' vectors."""
         rows, end = self.rows, self.point.copy()
-        self._evaluate(t, h, range(12, 15))
+        self._evaluate(t, h, slice(12, 15))
         δ, begins, ends = end - rows[0], h * rows[1], h * rows[13]
         parts = [δ, begins - δ, 2 * δ - begins - ends, *(h * self.tableau.between @ rows[1:])]
         self.point[:] = end
@@ -217,7 +246,8 @@ def explicit_steps(
         if i:
             steps.begin(t)
         while t < end and not halted:
-            last = h >= end - t
+            # Rather a little longer than a small step more.
+            last = 1.1 * h >= end - t
             length = end - t if last else h
             steps.attempt(t, length)
             error = steps.error(length, allowed)

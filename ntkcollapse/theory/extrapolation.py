@@ -18,6 +18,7 @@ References: Hairer and Wanner (1996), Solving Ordinary Differential Equations II
 (1990), Dense output for extrapolation methods; Hairer, Nørsett and Wanner (1993), Section II.10 (the explicit method).
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache
@@ -30,7 +31,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from ntkcollapse._arrays import as_arrays, one_thread
+from ntkcollapse._arrays import one_thread
 from ntkcollapse._checks import is_traced
 from ntkcollapse.kernel_path import KernelPath
 from ntkcollapse.theory.explicit import explicit_steps
@@ -495,18 +496,17 @@ def integrate_reduced(
     part, plus atol: a start of any size grows with the same relative error. A part that starts at zero, as b commonly
     does, is held to 1000 rounding units as well, less than the labels, which are 0 and 1, can tell.
 
-    Outside of JAX's transformations it runs in numpy and double precision, whatever the start's. Under `vmap` and
-    `jit`, in the precision of the start, with rtol at least 32 rounding units. Not differentiable; see
-    `extrapolation_adjoint`.
+    Outside of JAX's transformations it runs in numpy and double precision, whatever the start's, and gives arrays of
+    numpy in the start's. Under `vmap` and `jit` it runs in the precision of the start, with rtol at least 32 rounding
+    units. Not differentiable; see `extrapolation_adjoint`.
 
     A failure is a result, not an exception: see `Integration`. What double precision cannot hold is refused before: a
     ValueError, outside of JAX's transformations. With `steady` it stops as soon as
     ‖d state/dt‖ < steady · ‖state‖.
     """
-    traced = is_traced(flow, start, times)
     problem, course, tolerance = _begin(flow, start, times, rtol, atol, max_steps, steady)
     times = problem.steps.xp.asarray(times, course.y.dtype)
-    if traced:
+    if problem.steps is _TRACED:
         course, states = jax.lax.scan(lambda c, goal: _advance(problem, c, goal, tolerance), course, times)
         return _integration(problem, start, course, states)
     fastest = _fastest(problem, course.y, times)
@@ -534,11 +534,11 @@ def _explicitly(
     """Explicit steps while they take less work, and the states at the times reached, in numpy.
 
     It begins with them in any case: few steps tell how long they can be. What extrapolation takes grows with the
-    digits that are asked for; an evaluation there costs seven of these, and up to eighteen of small matrices, where
+    digits that are asked for; an evaluation there costs seven of these, and up to twenty-four of small matrices, where
     calls of numpy are what costs.
     """
     until, work = float(times[-1]), len(problem.targets) * len(course.y)
-    affordable = AFFORDABLE * (work + 46e3) / (work + 18e3) * (1e-6 / max(float(tolerance.rtol), 1e-12)) ** 0.2
+    affordable = AFFORDABLE * (work + 50e3) / (work + 14e3) * (1e-6 / max(float(tolerance.rtol), 1e-12)) ** 0.2
 
     def goes_on(t, steps, h):
         # Twelve evaluations a step of the present length, or of six over a bound of the spectral radius.
@@ -546,7 +546,9 @@ def _explicitly(
             return True
         return 2 * (until - t) < affordable * 20 * _Jacobian.at(problem, t, steps.y).first_step()
 
-    return explicit_steps(problem, course, times, ends, tolerance, first=0.1 * fastest, goes_on=goes_on, bar=bar)
+    # What a method of order 8 needs at least: the bound is one.
+    first = 5 * fastest * float(tolerance.rtol) ** 0.125
+    return explicit_steps(problem, course, times, ends, tolerance, first=first, goes_on=goes_on, bar=bar)
 
 
 def _begin(flow, start, times, rtol, atol, max_steps, steady) -> tuple[_Problem, _Course, _Tolerance]:
@@ -577,7 +579,8 @@ def _integration(problem: _Problem, start: ReducedState, course: _Course, states
         "num_rejected_steps": course.rejected,
         "num_evaluations": course.evaluations,
     }
-    return Integration(*as_arrays((_state(problem, start, states), counts, course.outcome)))
+    counts = {name: problem.steps.xp.asarray(count) for name, count in counts.items()}
+    return Integration(_state(problem, start, states), counts, problem.steps.xp.asarray(course.outcome))
 
 
 def _state(problem: _Problem, start: ReducedState, y) -> ReducedState:
@@ -616,10 +619,18 @@ _LONGEST = 1e16
 _BAR = "{l_bar}{bar}| t = {n:.4g}/{total:.4g}"
 
 
-@eqx.filter_jit
-def _terms_of(kernels, sizes):
+def _terms_of(kernel, sizes):
     """Γ and λ_g of one kernel."""
-    return kernels.direction_gram(sizes), kernels.group_rates(sizes.shape[0])
+    arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(kernel))
+    return (_of_arrays if arrays else _of_any)(kernel, sizes)
+
+
+def _of_one(kernel, sizes):
+    return kernel.direction_gram(sizes), kernel.group_rates(sizes.shape[0])
+
+
+# The first takes a fifth of the time to be called.
+_of_arrays, _of_any = jax.jit(_of_one), eqx.filter_jit(_of_one)
 
 
 @eqx.filter_jit
@@ -636,15 +647,16 @@ def _problem(flow: ReducedFlow, steps: _Steps, dtype) -> _Problem:
     terms = _terms(flow.kernel, flow.sizes, steps, scale, dtype)
     (C,), (G, n, _), K = sizes.shape, scatter.shape, flow.kernel.num_directions
     shapes = (n, C), *([(n, K)] if K else []), (G, n, n), (C, n), (C,)
-    ends = np.cumsum([np.prod(shape) for shape in shapes]).tolist()
+    ends = [*itertools.accumulate(map(math.prod, shapes))]
     places = tuple((slice(i, j), shape) for i, j, shape in zip([0, *ends], ends, shapes, strict=False))
     targets, ones, free = np.eye(C, C + K, dtype=dtype), np.asarray(np.arange(C + K) < C, dtype), flow.bias == "free"
     of_H, of_W, of_b = decays
-    each = [*[of_H] * (len(shapes) - 2), of_W, of_b if free else 0 * of_b]
-    each = xp.concatenate([xp.full(j - i, x) for i, j, x in zip([0, *ends], ends, each, strict=False)])
-    moving = is_traced(each) or bool(np.any(np.asarray(each)))
+    each = None
+    if is_traced(decays) or any(decays):
+        rates = [*[of_H] * (len(shapes) - 2), of_W, of_b if free else 0 * of_b]
+        each = xp.concatenate([xp.full(math.prod(shape), rate) for shape, rate in zip(shapes, rates, strict=True)])
     scaled = scale * weights_of(sizes, K), _plain(scale * scatter)
-    return _Problem(steps, *scaled, tuple(decays), each if moving else None, free, terms, targets, ones, places)
+    return _Problem(steps, *scaled, tuple(decays), each, free, terms, targets, ones, places)
 
 
 def _plain(groups):

@@ -21,6 +21,7 @@ from ntkcollapse.choices import SOLVERS
 from ntkcollapse.theory.chebyshev import RungeKuttaChebyshev
 from ntkcollapse.theory.outcome import Integration, Outcome
 from ntkcollapse.theory.retraction import Retracted
+from ntkcollapse.theory.runge_kutta import integrate_explicitly, is_led_here
 
 # From the cheapest to the richest; a solver says which it needs.
 _LEVY_AREAS = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
@@ -78,6 +79,10 @@ def integrate(
     With a key, `flow.diffusion(state)` gives the standard deviation of the Brownian motion added to each entry, and
     solver must be one for additive noise. With a `Retracted` solver saved states are retracted too.
     """
+    if not (differentiable or progress) and key is None and steady is None and grid is None:
+        if isinstance(solver, diffrax.AbstractERK) and is_led_here(solver, start):
+            options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "by_part": by_part}
+            return integrate_explicitly(flow, start, times, solver=solver, **options)
     terms, step = diffrax.ODETerm(_call), None
     controller = _controller(rtol, atol, start if by_part else None)
     if key is not None:
@@ -93,6 +98,8 @@ def integrate(
         terms, step = diffrax.MultiTerm(terms, noise), (times[-1] - times[0]) / 1000
         # An interpolant between steps has too little noise: step onto every time that is saved.
         controller = diffrax.ClipStepSizeController(controller, step_ts=times)
+    if by_part:
+        solver = _root_finder_by_part(solver)
     retracted = isinstance(solver, Retracted)
     with _equinox_errors(_AS_NAN):
         solution = diffrax.diffeqsolve(
@@ -218,6 +225,33 @@ class _ByPart(diffrax.PIDController):
             )
         before, after = (jax.tree.map(_size, y, self.floor) for y in (y0, y1_candidate))
         return super().adapt_step_size(t0, t1, before, after, args, y_error, error_order, controller_state)
+
+
+class _ChordByPart(diffrax.VeryChord):
+    """Solves the equations of implicit steps until what they still move is small beside each part of the state.
+
+    As the controller does: beside each number, weights that are near zero by chance would never be near enough.
+    """
+
+    def step(self, fn, y, args, options, state, tags):
+        reached, state, aux = super().step(fn, y, args, options, state, tags)
+        # y is an increment; behind it stand the state that it is added to, the arguments of the flow and the time's.
+        *_, before, _, _ = args
+        scale = jax.tree.map(
+            lambda x, k: self.atol + self.rtol * (_rms(x) + _rms(k)) + jnp.finfo(x.dtype).tiny, before, reached
+        )
+        moved = jax.tree.map(lambda d, size: d / size.astype(d.dtype), state.diff, scale)
+        return reached, eqx.tree_at(lambda s: s.diffsize, state, self.norm(moved)), aux
+
+
+def _root_finder_by_part(solver):
+    """The solver, with the root finder above where diffrax has put its own."""
+    own = getattr(solver, "root_finder", None)
+    # Its tolerance is no number yet: the controller's is to be taken.
+    if type(own) is not diffrax.VeryChord or isinstance(own.rtol, float | int | Array):
+        return solver
+    ours = diffrax.with_stepsize_controller_tols(_ChordByPart)(kappa=own.kappa, linear_solver=own.linear_solver)
+    return eqx.tree_at(lambda s: s.root_finder, solver, ours)
 
 
 def _controller(rtol, atol, start: PyTree | None) -> diffrax.PIDController:

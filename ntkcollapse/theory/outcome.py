@@ -1,9 +1,12 @@
 """What an integration gives, whichever solver made it."""
 
 import enum
+from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Int, PyTree
+
+from ntkcollapse._types import AnyArray
 
 
 class Outcome(enum.IntEnum):
@@ -37,8 +40,8 @@ class Integration(eqx.Module):
     """
 
     states: PyTree
-    statistics: dict[str, Array]
-    outcome: Int[Array, ""]
+    statistics: dict[str, Any]
+    outcome: Int[AnyArray, ""]
 
     @property
     def successful(self):

@@ -56,7 +56,8 @@ def test_margin_of_unregularised_cross_entropy():
     flow = models.max_margin(classes)
     start = scaled_start(3, classes, 0.5)
     times = np.linspace(0.0, 18.0, 13)
-    run = simulate(start, flow, classes, times, method=Method(solver="kvaerno5", rtol=1e-6, atol=1e-8))
+    # Without an absolute tolerance: numbers near zero are as near as the rest of their part.
+    run = simulate(start, flow, classes, times, method=Method(solver="kvaerno5", rtol=1e-6))
     assert float(run["loss"][-1]) < -1500
     seen = [models.max_margin.margins(H, W, classes) for H, W in zip(run.states.H, run.states.W, strict=True)]
     limit = float(models.max_margin.limit(classes))

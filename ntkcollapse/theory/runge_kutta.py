@@ -1,0 +1,153 @@
+"""Explicit Runge-Kutta steps of any vector field, forward in time, as one small loop.
+
+A solver of diffrax is a table of coefficients and a polynomial between the ends of a step; what leads it is general,
+and made for derivatives. Where none are asked for this loop does the same, and is traced and compiled in less than half
+of the time: the state is one vector, all stages are one piece of code.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ntkcollapse.theory.outcome import Integration, Outcome
+
+# Of the length that the error of a step asks for; how much shorter or longer than the last one a step may be.
+SAFETY, SHORTER, LONGER = 0.9, 0.2, 10.0
+
+
+class _Course(NamedTuple):
+    """Where an integration stands: time, state, slope, next step; states saved and how many; steps, rejected ones."""
+
+    t: Any
+    y: Any
+    slope: Any
+    h: Any
+    states: Any
+    saved: Any
+    steps: Any
+    rejected: Any
+
+
+def is_led_here(solver: diffrax.AbstractERK, start: PyTree) -> bool:
+    """Whether the loop below takes this solver's steps: an explicit pair of diffrax's own, a state of one precision."""
+    leaves = jax.tree.leaves(start)
+    return (
+        type(solver).__module__.startswith("diffrax.")
+        and isinstance(solver.tableau, diffrax.ButcherTableau)
+        and solver.tableau.b_error is not None
+        and len({jnp.result_type(x) for x in leaves}) == 1
+        and all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves)
+    )
+
+
+def integrate_explicitly(
+    flow,
+    start: PyTree,
+    times: Float[Array, " T"],
+    *,
+    solver: diffrax.AbstractERK,
+    rtol: float | Float[Array, ""],
+    atol: float | Float[Array, ""],
+    max_steps: int,
+    by_part: bool = True,
+) -> Integration:
+    """Integrates d state/dt = `flow(t, state)` from times[0] to times[-1], saving at all of them; not differentiable.
+
+    Step sizes, errors and what failures leave are those of `integrate`.
+    """
+    y, unravel = ravel_pytree(start)
+    dtype, table = y.dtype, solver.tableau
+    assert isinstance(table, diffrax.ButcherTableau)
+    s = table.num_stages
+    # Weights of slopes where each stage is taken, the end of the step last.
+    weights = np.zeros((s + 1, s))
+    for i, row in enumerate([*table.a_lower, table.b_sol], 1):
+        weights[i, : len(row)] = row
+    weights, nodes, error = (jnp.asarray(x, dtype) for x in (weights, [0.0, *table.c], table.b_error))
+    order = solver.order(diffrax.ODETerm(lambda t, y, args: y)) or 1
+    ends = itertools.accumulate((x.size for x in jax.tree.leaves(start)), initial=0)
+    parts = [slice(i, j) for i, j in itertools.pairwise(ends)]
+    limits = jnp.finfo(dtype)
+
+    def slope(t, y):
+        return ravel_pytree(flow(t, unravel(y)))[0]
+
+    def rms(*vectors):
+        """Root mean square of each part of each vector."""
+        squares = jnp.square(jnp.stack(vectors))
+        return jnp.sqrt(jnp.stack([squares[:, part].mean(1) for part in parts], axis=1))
+
+    begun = slope(times[0], y)
+    sizes, speeds = rms(y, begun)
+    # A part that begins at zero is held to 1000 rounding units as well.
+    floor = jnp.where(sizes > 0, 0.0, 1000 * limits.eps / rtol) + limits.tiny
+
+    def error_of(before, after, missing):
+        if by_part:
+            *ends, missing = rms(before, after, missing)
+            ratio = missing / (atol + rtol * (jnp.maximum(*ends) + floor))
+        else:
+            ratio = rms(missing / (atol + rtol * jnp.maximum(jnp.abs(before), jnp.abs(after))))
+        # A step that overflowed is a bad step: left as NaN, no length would ever be good.
+        return jnp.where(jnp.isfinite(ratio).all(), ratio.max(), 1e8)
+
+    def step(course: _Course) -> _Course:
+        t, y, h = course.t, course.y, jnp.minimum(course.h, times[-1] - course.t)
+        first = course.slope if table.fsal else slope(t, y)
+        slopes = jnp.zeros((s, y.size), dtype).at[0].set(first)
+
+        def stage(i, carry):
+            slopes, _ = carry
+            at = y + h * (weights[i] @ slopes)
+            return slopes.at[i].set(slope(t + nodes[i] * h, at)), at
+
+        slopes, reached = jax.lax.fori_loop(1, s, stage, (slopes, y))
+        if not table.ssal:
+            reached = y + h * (weights[s] @ slopes)
+        size = error_of(y, reached, h * (error @ slopes))
+        kept = size <= 1
+        factor = SAFETY * jnp.maximum(size, 1e-10) ** (-1 / order)
+        factor = jnp.clip(factor, jnp.where(kept, 1.0, SHORTER), jnp.where(kept, LONGER, SAFETY))
+        end = jnp.where(h < times[-1] - t, t + h, times[-1])
+        between = solver.interpolation_cls(t0=t, t1=end, y0=y, y1=reached, k=h * slopes)
+
+        def save(i, states):
+            return states.at[i].set(jnp.where(times[i] < end, between.evaluate(times[i]), reached))
+
+        saved = jnp.where(kept, (times <= end).sum(), course.saved)
+        return _Course(
+            t=jnp.where(kept, end, t),
+            y=jnp.where(kept, reached, y),
+            slope=jnp.where(kept, slopes[-1], first),
+            h=h * factor,
+            states=jax.lax.fori_loop(course.saved, saved, save, course.states),
+            saved=saved,
+            steps=course.steps + 1,
+            rejected=course.rejected + jnp.where(kept, 0, 1),
+        )
+
+    def goes_on(course: _Course):
+        return (course.saved < len(times)) & (course.steps < max_steps) & (course.t + course.h > course.t)
+
+    ratios = jnp.where((sizes > 0) & (speeds > 0), sizes / speeds, jnp.inf)
+    states = jnp.full((len(times), y.size), jnp.inf, dtype).at[0].set(y)
+    h = jnp.minimum(0.01 * ratios.min(), times[-1] - times[0])
+    none = jnp.asarray(0)
+    course = _Course(times[0], y, begun, h, states, none + 1, none, none)
+    course = jax.lax.while_loop(goes_on, step, course)
+    stopped = jnp.where(course.steps < max_steps, Outcome.STEP_TOO_SMALL, Outcome.TOO_MANY_STEPS)
+    return Integration(
+        states=jax.vmap(unravel)(course.states),
+        statistics={
+            "num_steps": course.steps,
+            "num_accepted_steps": course.steps - course.rejected,
+            "num_rejected_steps": course.rejected,
+        },
+        outcome=jnp.where(course.saved == len(times), Outcome.SUCCESSFUL, stopped),
+    )
