@@ -79,10 +79,12 @@ def integrate(
     With a key, `flow.diffusion(state)` gives the standard deviation of the Brownian motion added to each entry, and
     solver must be one for additive noise. With a `Retracted` solver saved states are retracted too.
     """
+    retracted = isinstance(solver, Retracted)
     if not (differentiable or progress) and key is None and steady is None and grid is None:
-        if isinstance(solver, diffrax.AbstractERK) and is_led_here(solver, start):
+        pair, retract = (solver.solver, solver.retract) if retracted else (solver, None)
+        if isinstance(pair, diffrax.AbstractERK) and is_led_here(pair, start):
             options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "by_part": by_part}
-            return integrate_explicitly(flow, start, times, solver=solver, **options)
+            return integrate_explicitly(flow, start, times, solver=pair, retract=retract, **options)
     terms, step = diffrax.ODETerm(_call), None
     controller = _controller(rtol, atol, start if by_part else None)
     if key is not None:
@@ -100,7 +102,6 @@ def integrate(
         controller = diffrax.ClipStepSizeController(controller, step_ts=times)
     if by_part:
         solver = _root_finder_by_part(solver)
-    retracted = isinstance(solver, Retracted)
     with _equinox_errors(_AS_NAN):
         solution = diffrax.diffeqsolve(
             terms,
@@ -120,7 +121,7 @@ def integrate(
         )
     statistics = {k: jnp.asarray(v) for k, v in solution.stats.items() if k != "max_steps"}
     states = solution.ys
-    if retracted:
+    if isinstance(solver, Retracted):
         # Between steps the interpolant leaves the surface by its own error.
         states = jax.vmap(solver.retract)(states)
         statistics["largest_correction"] = solution.solver_state.largest_correction  # pyright: ignore

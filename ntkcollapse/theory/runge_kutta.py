@@ -6,6 +6,7 @@ of the time: the state is one vector, all stages are one piece of code.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
@@ -22,7 +23,10 @@ SAFETY, SHORTER, LONGER = 0.9, 0.2, 10.0
 
 
 class _Course(NamedTuple):
-    """Where an integration stands: time, state, slope, next step; states saved and how many; steps, rejected ones."""
+    """Where an integration stands: time, state, slope, next step; states saved and how many; steps, rejected ones.
+
+    corrected: the largest correction of a step, relative to the state.
+    """
 
     t: Any
     y: Any
@@ -32,6 +36,7 @@ class _Course(NamedTuple):
     saved: Any
     steps: Any
     rejected: Any
+    corrected: Any
 
 
 def is_led_here(solver: diffrax.AbstractERK, start: PyTree) -> bool:
@@ -56,10 +61,12 @@ def integrate_explicitly(
     atol: float | Float[Array, ""],
     max_steps: int,
     by_part: bool = True,
+    retract: Callable | None = None,
 ) -> Integration:
     """Integrates d state/dt = `flow(t, state)` from times[0] to times[-1], saving at all of them; not differentiable.
 
-    Step sizes, errors and what failures leave are those of `integrate`.
+    Step sizes, errors, what failures leave, and what `retract` does to the end of a step and to what is saved: those of
+    `integrate`.
     """
     y, unravel = ravel_pytree(start)
     dtype, table = y.dtype, solver.tableau
@@ -72,7 +79,7 @@ def integrate_explicitly(
     weights, nodes, error = (jnp.asarray(x, dtype) for x in (weights, [0.0, *table.c], table.b_error))
     order = solver.order(diffrax.ODETerm(lambda t, y, args: y)) or 1
     ends = itertools.accumulate((x.size for x in jax.tree.leaves(start)), initial=0)
-    parts = [slice(i, j) for i, j in itertools.pairwise(ends)]
+    parts = [slice(i, j) for i, j in itertools.pairwise(ends) if j > i]
     limits = jnp.finfo(dtype)
 
     def slope(t, y):
@@ -110,12 +117,19 @@ def integrate_explicitly(
         slopes, reached = jax.lax.fori_loop(1, s, stage, (slopes, y))
         if not table.ssal:
             reached = y + h * (weights[s] @ slopes)
-        size = error_of(y, reached, h * (error @ slopes))
+        # What is saved goes by where the step ended before it was put back.
+        between = solver.interpolation_cls(t0=t, t1=t + h, y0=y, y1=reached, k=h * slopes)
+        corrected, on_surface = course.corrected, reached
+        if retract is not None:
+            on_surface = ravel_pytree(retract(unravel(reached)))[0]
+            norm = jnp.linalg.norm(on_surface)
+            off = jnp.linalg.norm(reached - on_surface) / jnp.where(norm > 0, norm, 1)
+            corrected = jnp.maximum(corrected, off)
+        size = error_of(y, on_surface, h * (error @ slopes))
         kept = size <= 1
         factor = SAFETY * jnp.maximum(size, 1e-10) ** (-1 / order)
         factor = jnp.clip(factor, jnp.where(kept, 1.0, SHORTER), jnp.where(kept, LONGER, SAFETY))
         end = jnp.where(h < times[-1] - t, t + h, times[-1])
-        between = solver.interpolation_cls(t0=t, t1=end, y0=y, y1=reached, k=h * slopes)
 
         def save(i, states):
             return states.at[i].set(jnp.where(times[i] < end, between.evaluate(times[i]), reached))
@@ -123,13 +137,14 @@ def integrate_explicitly(
         saved = jnp.where(kept, (times <= end).sum(), course.saved)
         return _Course(
             t=jnp.where(kept, end, t),
-            y=jnp.where(kept, reached, y),
+            y=jnp.where(kept, on_surface, y),
             slope=jnp.where(kept, slopes[-1], first),
             h=h * factor,
             states=jax.lax.fori_loop(course.saved, saved, save, course.states),
             saved=saved,
             steps=course.steps + 1,
             rejected=course.rejected + jnp.where(kept, 0, 1),
+            corrected=jnp.where(kept, corrected, course.corrected),
         )
 
     def goes_on(course: _Course):
@@ -139,15 +154,19 @@ def integrate_explicitly(
     states = jnp.full((len(times), y.size), jnp.inf, dtype).at[0].set(y)
     h = jnp.minimum(0.01 * ratios.min(), times[-1] - times[0])
     none = jnp.asarray(0)
-    course = _Course(times[0], y, begun, h, states, none + 1, none, none)
+    course = _Course(times[0], y, begun, h, states, none + 1, none, none, jnp.zeros((), dtype))
     course = jax.lax.while_loop(goes_on, step, course)
     stopped = jnp.where(course.steps < max_steps, Outcome.STEP_TOO_SMALL, Outcome.TOO_MANY_STEPS)
+    states = jax.vmap(unravel)(course.states)
+    statistics = {
+        "num_steps": course.steps,
+        "num_accepted_steps": course.steps - course.rejected,
+        "num_rejected_steps": course.rejected,
+    }
+    if retract is not None:
+        states, statistics = jax.vmap(retract)(states), statistics | {"largest_correction": course.corrected}
     return Integration(
-        states=jax.vmap(unravel)(course.states),
-        statistics={
-            "num_steps": course.steps,
-            "num_accepted_steps": course.steps - course.rejected,
-            "num_rejected_steps": course.rejected,
-        },
+        states=states,
+        statistics=statistics,
         outcome=jnp.where(course.saved == len(times), Outcome.SUCCESSFUL, stopped),
     )

@@ -8,6 +8,7 @@ import pytest
 
 from ntkcollapse.theory.integrate import integrate
 from ntkcollapse.theory.outcome import Outcome
+from ntkcollapse.theory.retraction import Retracted
 
 TIMES = np.array([0.0, 0.3, 1.1, 1.2, 6.0])
 FIRST = np.array([0.01, 0.3, 0.9])
@@ -53,6 +54,28 @@ def test_steps_are_those_of_the_loop_that_can_be_differentiated(solver):
     assert {k: int(v) for k, v in ours.statistics.items()} == {k: int(v) for k, v in theirs.statistics.items()}
     for name in START:
         np.testing.assert_allclose(ours.states[name], theirs.states[name], rtol=1e-12, atol=1e-14)
+
+
+def test_ends_of_steps_are_put_back_on_a_surface():
+    """The unit circle, along which (cos t, sin t) goes; by diffrax's loop with the same table too."""
+
+    def on_circle(y):
+        return y / jnp.sqrt(jnp.sum(y**2))
+
+    def around(t, y, args=None):
+        del t, args
+        p, q = on_circle(y)
+        return jnp.stack([-q, p])
+
+    solver, problem = Retracted(diffrax.Bosh3(), on_circle), {"flow": around, "start": jnp.array([1.0, 0.0])}
+    ours, theirs = (along(solver, rtol=1e-3, differentiable=which, **problem) for which in (False, True))
+    np.testing.assert_allclose(ours.states, np.stack([np.cos(TIMES), np.sin(TIMES)], axis=1), atol=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(ours.states, axis=1), 1.0, rtol=1e-15)
+    np.testing.assert_allclose(ours.states, theirs.states, rtol=1e-12, atol=1e-14)
+    assert ours.statistics.keys() == theirs.statistics.keys()
+    assert 1e-6 < float(ours.statistics["largest_correction"]) < 1e-3
+    for name, value in theirs.statistics.items():
+        np.testing.assert_allclose(ours.statistics[name], value, rtol=1e-9)
 
 
 def test_errors_by_number_hold_the_smallest():
