@@ -24,7 +24,7 @@ demo: .venv/installed
 	$(BIN)/ntkcollapse compare --out runs/demo --overwrite
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # Nouns, tables and files: what compiles little.
 QUICK := tests/test_classes.py tests/test_clock.py tests/test_files.py tests/test_kernels.py tests/test_trajectory.py \

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ntkcollapse.ntk import NTKOperator, block_statistics, empirical_ntk
 from ntkcollapse.training import read_status, train
@@ -61,6 +62,7 @@ def start(devices: int, *args: Any) -> Fork:
     return Fork(process, *args, XLA_FLAGS=flags)
 
 
+@pytest.mark.long
 def test_eight_devices_and_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
