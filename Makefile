@@ -47,9 +47,10 @@ notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 # They are run to see that they run: another quarter is optimisation.
 notebooks: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
-# And as in tests/conftest.py: simpler code for fused loops, where the compiler knows the flag.
-notebooks: export XLA_FLAGS = $(shell $(BIN)/python -c 'import jax; \
-	print("--xla_cpu_use_fusion_emitters=false" * (jax.__version_info__ < (0, 11)))')
+# And as in tests/conftest.py: simpler code for fused loops in one piece, where the compiler knows the flags.
+SIMPLER := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+notebooks: export XLA_FLAGS = $(shell $(BIN)/python -c 'import jax; print("$(SIMPLER)" * (jax.__version_info__ < (0, 11)))')
+notebooks: export JAX_TRACEBACK_IN_LOCATIONS_LIMIT := 0
 notebooks: .venv/installed
 	$(BIN)/python -m pytest -o addopts= --nbmake --numprocesses=2 $(NOTEBOOKS)
 
