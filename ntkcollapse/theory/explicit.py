@@ -26,7 +26,7 @@ from ntkcollapse.theory.outcome import Outcome
 
 # A step's error is held below the tolerance times the first where ends of steps alone are saved, the second else:
 # steps are better at their ends than they say, and worse between them.
-AT_ENDS, BETWEEN = 3.0, 0.01
+AT_ENDS, BETWEEN = 10.0, 0.01
 _TINY = np.finfo(float).tiny
 
 
@@ -83,8 +83,9 @@ class _Layout:
         self.weights = np.append(problem.sizes, σ)
 
     def views(self, y) -> tuple[Any, Any]:
-        """V over its last row, (n + 1, q), and [W, b]ᵀ, (n + 1, C)."""
-        return y[: self.end].reshape(self.n + 1, self.q), y[self.end :].reshape(self.n + 1, self.C)
+        """V over its last row, (n + 1, q), and [W, b]ᵀ, (n + 1, C), of a vector or of each of several."""
+        shape = (*y.shape[:-1], self.n + 1)
+        return y[..., : self.end].reshape(*shape, self.q), y[..., self.end :].reshape(*shape, self.C)
 
     def packed(self, y):
         """A problem's vector in this layout."""
@@ -160,9 +161,8 @@ class _Steps:
         self.rows[0] = y
         self.field = _field(problem, self.layout, self.point)
         # The parts of each row that slopes are written to, and the row: its other numbers stay as they are.
-        moving = self.layout.n + problem.free
-        views = map(self.layout.views, self.rows)
-        self.places = [(V[:-1], W[:moving], row) for (V, W), row in zip(views, self.rows, strict=True)]
+        V, W = self.layout.views(self.rows)
+        self.places = [*zip(V[:, :-1], W[:, : self.layout.n + problem.free], self.rows, strict=True)]
         self.weights, nodes = self.tableau.stages.copy(), self.tableau.nodes.tolist()
         # Of each stage its weights, the rows they are of, when it is in the step, and where its slope goes.
         self.stages = [
@@ -176,8 +176,13 @@ class _Steps:
 
     @property
     def y(self):
-        """The state that was reached, as a problem's vector."""
+        """The state at the beginning of the next step, as a problem's vector."""
         return self.layout.unpacked(self.rows[0])
+
+    @property
+    def end(self):
+        """The state at which the last one ended."""
+        return self.layout.unpacked(self.point)
 
     def begin(self, t) -> None:
         """Takes the slope anew, as behind a corner of the vector field."""
@@ -241,6 +246,7 @@ def explicit_steps(
         return lenience * (rtol * np.sqrt(np.maximum(before, after)) + tolerance.absolute)
 
     t, h, states, attempts, accepted, halted = float(course.t), first, [course.y], 0, 0, False
+    goal = times[1] if len(times) > 1 else np.inf
     steps = _Steps(problem, t, course.y)
     for i, end in enumerate(map(float, ends)):
         if i:
@@ -258,16 +264,17 @@ def explicit_steps(
             else:
                 accepted += 1
                 reached = end if last else t + length
-                goals = times[len(states) : np.searchsorted(times, reached, side="right")]
-                between = goals[goals < reached]
-                if len(between):
-                    states += [*steps.between(t, length, (between - t) / length)]
+                if reached >= goal:
+                    goals = times[len(states) : np.searchsorted(times, reached, side="right")]
+                    between = goals[goals < reached]
+                    states += [*steps.between(t, length, (between - t) / length)] if len(between) else []
+                    if len(between) < len(goals):
+                        states.append(steps.end)
+                    goal = times[len(states)] if len(states) < len(times) else np.inf
                 steps.accept()
                 bar.update(reached - t)
                 # A step cut short to meet its end says little about longer ones.
                 t, h = reached, max(length * min(10.0, factor), h if last else 0.0)
-                if len(between) < len(goals):
-                    states.append(steps.y)
             fails = attempts >= tolerance.max_steps or t + h <= t
             halted = t < until and (fails or (error <= 1 and accepted % 8 == 0 and not goes_on(t, steps, h)))
         if halted:
@@ -275,7 +282,7 @@ def explicit_steps(
     gave_up = attempts >= tolerance.max_steps and t < until
     return course._replace(
         t=np.float64(t),
-        y=steps.y,
+        y=states[-1] if t >= until else steps.y,
         h=np.float64(min(h, until - t)),
         steps=attempts,
         rejected=attempts - accepted,

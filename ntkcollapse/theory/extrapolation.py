@@ -251,15 +251,31 @@ class _Jacobian(NamedTuple):
 
     def first_step(self):
         """A twentieth of the time scale of the fastest part, by a bound of the Jacobian's norm."""
-        xp, problem = self.problem.steps.xp, self.problem
-        k = xp.linalg.norm(self.root[:, None] * self.Γ * self.root[None, :]) + self.rates.max()
-        h = xp.sum(xp.square(self.M * self.root[None, :])) + (self.root**2 * problem.ones).sum() + self.σ[-1]
-        r = xp.linalg.norm(self.E / self.root[None, :]) + xp.sqrt(xp.abs(self.a[-1] * self.σ[-1]))
-        return 0.05 / (k * xp.abs(self.a[-1]) + h + xp.sqrt(k) * r + sum(problem.decay))
+        return _first_step(self.problem, self.Γ, self.rates, self.M, self.E / self.root[None, :], self.a, self.σ)
 
     def solver(self, τ) -> "_Solver":
         """The function δ ↦ (1 − τ J)⁻¹ δ."""
         return _Solver.at(self, τ)
+
+
+def _first_step(problem: _Problem, Γ, rates, M, R, a, σ):
+    """A twentieth of the time scale of the fastest part, by a bound of the Jacobian's norm.
+
+    R: the residual times √d; a, σ: eigenvalues of W Wᵀ and of s S. Any basis of features and outputs.
+    """
+    xp, root = problem.steps.xp, problem.sizes**0.5
+    k = xp.linalg.norm(root[:, None] * Γ * root[None, :]) + rates.max()
+    h = xp.sum(xp.square(M * root[None, :])) + (problem.sizes * problem.ones).sum() + σ[-1]
+    r = xp.linalg.norm(R) + xp.sqrt(xp.abs(a[-1] * σ[-1]))
+    return 0.05 / (k * xp.abs(a[-1]) + h + xp.sqrt(k) * r + sum(problem.decay))
+
+
+def _first_step_on_host(problem: _Problem, t, y):
+    """The same at a state, in numpy."""
+    M, P, W, b = problem.split(y)
+    a, σ = np.linalg.eigvalsh(W @ W.T), np.linalg.eigvalsh(over_groups(P @ problem.scatter @ P.swapaxes(-1, -2)))
+    R = W @ M + b[:, None] * problem.ones[None, :] - problem.targets
+    return _first_step(problem, *problem.terms(t), M, R * problem.sizes**0.5, a, σ)
 
 
 class _Solver(NamedTuple):
@@ -544,7 +560,7 @@ def _explicitly(
         # Twelve evaluations a step of the present length, or of six over a bound of the spectral radius.
         if 12 * (until - t) / h < affordable:
             return True
-        return 2 * (until - t) < affordable * 20 * _Jacobian.at(problem, t, steps.y).first_step()
+        return 2 * (until - t) < affordable * 20 * _first_step_on_host(problem, t, steps.y)
 
     # What a method of order 8 needs at least: the bound is one.
     first = 5 * fastest * float(tolerance.rtol) ** 0.125
@@ -597,7 +613,7 @@ def _fastest(problem: _Problem, y, times) -> float:
     """
     with np.errstate(all="ignore"):
         try:
-            fastest = 20 * float(_Jacobian.at(problem, times[0], y).first_step())
+            fastest = 20 * float(_first_step_on_host(problem, times[0], y))
         except np.linalg.LinAlgError:
             fastest = 0.0
         duration = float(times[-1] - times[0])
