@@ -275,7 +275,8 @@ def _first_step_on_host(problem: _Problem, t, y):
     M, P, W, b = problem.split(y)
     a, σ = np.linalg.eigvalsh(W @ W.T), np.linalg.eigvalsh(over_groups(P @ problem.scatter @ P.swapaxes(-1, -2)))
     R = W @ M + b[:, None] * problem.ones[None, :] - problem.targets
-    return _first_step(problem, *problem.terms(t), M, R * problem.sizes**0.5, a, σ)
+    Γ, rates = problem.terms(t)
+    return _first_step(problem, Γ, rates, M, R * problem.sizes**0.5, a, σ)
 
 
 class _Solver(NamedTuple):
