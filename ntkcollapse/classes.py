@@ -190,9 +190,16 @@ class Classes(eqx.Module):
         means = np.add.reduceat(X, starts, axis=-1) / np.asarray(self.sizes, X.dtype)
         return means, X - np.repeat(means, self.sizes, axis=-1)
 
-    def squares(self, X: Float[AnyArray, "n N"]) -> Float[AnyArray, "C n n"]:
-        """Σ x xᵀ over the columns of each class: by numpy where X has values."""
-        xp = jnp if is_traced(X) else np
+    def columns_or_squares(self, X: Float[AnyArray, "n N"]) -> Float[AnyArray, "C n r"]:
+        """What tells Σ (p·x)² over each class for every p, in a shape that N alone does not change.
+
+        The columns of each class, filled up with zeros to a power of two r < n; where the largest class has more, all
+        Σ x xᵀ, (C, n, n), which then take fewer multiplications. By numpy where X has values.
+        """
+        xp, r = jnp if is_traced(X) else np, 1 << (max(self.sizes) - 1).bit_length()
+        if r < X.shape[0]:
+            parts = xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)
+            return xp.stack([xp.pad(part, ((0, 0), (0, r - part.shape[1]))) for part in parts])
         # Threads cost more than products of one class. What overflows is refused by name where it goes.
         with nullcontext() if xp is jnp else one_thread(), np.errstate(over="ignore", invalid="ignore"):
             return xp.stack([part @ part.T for part in xp.split(X, np.cumsum(self.sizes)[:-1], axis=1)])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntkcollapse._arrays import as_array, as_arrays
+from ntkcollapse._arrays import as_array, as_arrays, module_of
 from ntkcollapse._checks import check_increasing, check_number, check_positive, check_shape, is_traced
 from ntkcollapse._platforms import device_named, has_double, moved, platform, runs_on
 from ntkcollapse._precision import Precision, exact_products
@@ -300,11 +300,12 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
     columns_of = None
     if isinstance(start, LastLayer):
         means, deviations = split_columns(start.H, classes)
-        # Where one rate makes them enough, what is observed of columns is their squares, class by class: no N in it.
+        # Where one rate makes them enough, what is observed of columns is known class by class: no N in it.
         alike = groups == 1 and not kernel.num_directions
-        squares = classes.squares(deviations) if alike else None
+        by_class = classes.columns_or_squares(deviations) if alike else None
+        squares = by_class if by_class is not None and _are_squares(by_class) else None
         start = ReducedStart.of_parts(means, deviations, start, first, classes, squares)
-        columns_of = (deviations, classes) if squares is None else as_array(squares)
+        columns_of = (deviations, classes) if by_class is None else as_array(by_class)
     check_shape("scatter", start.scatter, (groups, None, None), f"one scatter for each of {groups} groups of rates")
     _check_directions(start.X, kernel.num_directions)
     reduced = ReducedFlow(
@@ -327,7 +328,8 @@ def _reduced_run(flow: Flow, start: Any, options, *, columns: bool, observed: bo
         solver = type(solver).__name__
     observables: Observables = {}
     if observed:
-        observed_at = _in_chunks(_observe_reduced, reduced, columns_of, metrics(along_runs=True))
+        at_once = platform() != "cpu" or is_traced(reduced, columns_of, out.states, times)
+        observed_at = _in_chunks(_observe_reduced, reduced, columns_of, metrics(along_runs=True), at_once)
         observables, weight_gram, gram = observed_at(out.states, times)
         observables |= _drift(weight_gram, gram)
     if observed and columns and deviations is not None:
@@ -663,24 +665,30 @@ def _integrated(flow, start, times, solver, tolerances, max_steps, progress, key
     return integrate(flow, start, times, solver=solver, differentiable=differentiable, grid=grid, **options)
 
 
-# Times that are observed together: a run of another number of times needs no other program.
-_CHUNK = 64
+# Times that are observed together: a run of another number of times needs no other program. States of so many numbers
+# a time take longer to be observed than a program for fewer times to be compiled.
+_CHUNK, _LARGE = 64, 2**15
 
 
 def _in_chunks(function, *parts):
-    """The function of (states, times) that observes them by chunks of one length, filled up with the last time."""
+    """The function of (states, times) that observes them by chunks of one length, filled up with the last time.
+
+    Where states are large the length is the power of two that holds all times, if that is less.
+    """
 
     def observed(states, times):
         if is_traced(parts, states, times):
             return function(*parts, states, times)
         host = jax.tree.map(np.asarray, (states, times))
-        chunks = []
-        for first in range(0, len(times), _CHUNK):
-            count = min(_CHUNK, len(times) - first)
+        chunks, length = [], _CHUNK
+        if sum(x.size for x in jax.tree.leaves(host)) > _LARGE * len(times):
+            length = min(_CHUNK, 1 << (len(times) - 1).bit_length())
+        for first in range(0, len(times), length):
+            count = min(length, len(times) - first)
 
             def filled(x, first=first, count=count):
                 return np.concatenate(
-                    [x[first : first + count], np.repeat(x[first + count - 1 :][:1], _CHUNK - count, 0)]
+                    [x[first : first + count], np.repeat(x[first + count - 1 :][:1], length - count, 0)]
                 )
 
             out = function(*parts, *jax.tree.map(filled, host))
@@ -691,11 +699,12 @@ def _in_chunks(function, *parts):
 
 
 @compiled_quickly()
-def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedState, times):
+def _observe_reduced(flow: ReducedFlow, columns_of, entries, at_once: bool, states: ReducedState, times):
     """Everything that class means and scatter tell; what is known of columns adds the scatter class by class.
 
-    columns_of: their squares by class, (C, n, n), where one rate makes them enough; else deviations and classes, whose
-    static sizes compile for each of them anew. Gives the observables, WᵀW and H K⁻¹ Hᵀ.
+    columns_of: `Classes.columns_or_squares` where one rate makes these enough; else deviations and classes, whose
+    static sizes compile for each of them anew. at_once: all times in one batch, which an accelerator needs; one after
+    the other is traced and loaded in less time. Gives the observables, WᵀW and H K⁻¹ Hᵀ.
     """
     spread = None if columns_of is None else _class_spread(flow.kernel, columns_of)
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(flow.scatter))
@@ -722,7 +731,7 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
         observables |= invariant_observables(state.W, gram, state.M.mean(1)) | kernel_observables(kernel)
         return observables, state.W.T @ state.W, gram
 
-    if spread is None or states.P.shape[1] == 1:
+    if at_once and (spread is None or states.P.shape[1] == 1):
         return jax.vmap(at)((times, states))
     # Groups of rates mix the columns of a class: one time after the other, so that no (T, n, N) array is made.
     return jax.lax.map(at, (times, states))
@@ -731,11 +740,13 @@ def _observe_reduced(flow: ReducedFlow, columns_of, entries, states: ReducedStat
 def _class_spread(kernel, columns_of):
     """The function (kernel, state) ↦ (n, C) of each class's squared deviations, feature by feature."""
 
-    def by_propagator(squares):
+    def by_propagator(by_class):
         def spread(_, state):
             P = state.P[0] if state.X is None else jnp.concatenate([state.P[0], state.X], axis=1)
+            if not _are_squares(by_class):
+                return jnp.square(jnp.einsum("ij,cjr->cir", P, by_class)).sum(2).T
             # Rounding may leave −1e-30 where a class has no spread along a feature.
-            return jnp.maximum(jnp.einsum("ij,cjk,ik->ic", P, squares, P), 0)
+            return jnp.maximum(jnp.einsum("ij,cjk,ik->ic", P, by_class, P), 0)
 
         return spread
 
@@ -745,10 +756,16 @@ def _class_spread(kernel, columns_of):
     if first.group_rates(classes.num_classes).shape[0] == 1:
         # What the propagator acts on, and the further directions: (n + K, N).
         V = jnp.asarray(first.directions(classes)) * mean_size(classes) ** 0.5
-        return by_propagator(classes.squares(jnp.concatenate([first.split(deviations, classes)[0], V.T])))
+        acted_on = jnp.concatenate([first.split(deviations, classes)[0], V.T])
+        return by_propagator(classes.columns_or_squares(acted_on))
     return lambda kernel, state: classes.sums(
         jnp.square(state.columns(kernel, deviations, classes) - classes.expand(state.M))
     )
+
+
+def _are_squares(by_class) -> bool:
+    """Which of both `Classes.columns_or_squares` has given."""
+    return by_class.shape[1] == by_class.shape[2]
 
 
 @eqx.filter_jit
@@ -775,14 +792,24 @@ def _observe_full(flow: AbstractFlow, states: Any, times, entries) -> Observable
     return observables | _drift(weight_gram, gram)
 
 
-@compiled_quickly()
 def _drift(weight_gram: Float[Array, "T n n"], gram: Float[Array, "T n n"]) -> Observables:
     """‖I(t) − I(0)‖ over ‖WᵀW‖ + ‖H K⁻¹ Hᵀ‖: rounding and solver error alone, where I is conserved."""
-    invariants = weight_gram - gram
-    norms = jax.vmap(norm)
-    size = norms(weight_gram) + norms(gram)
-    moved = norms(invariants - invariants[:1])
-    return {"invariant_drift": moved / jnp.where(size > 0, size, 1)}
+    xp: Any = module_of(weight_gram, gram)
+    weight_gram, gram = map(xp.asarray, (weight_gram, gram))
+    norms: Any = _norms if xp is np else jax.vmap(norm)
+    # A run that failed has numbers that are not finite behind its end.
+    with np.errstate(all="ignore"):
+        invariants = weight_gram - gram
+        size = norms(weight_gram) + norms(gram)
+        moved = norms(invariants - invariants[:1])
+        return {"invariant_drift": as_array(moved / xp.where(size > 0, size, 1))}
+
+
+def _norms(matrices: Float[np.ndarray, "T n n"]) -> Float[np.ndarray, " T"]:
+    """`norm` of each, on the host."""
+    sizes = np.abs(matrices).max((1, 2))
+    scaled = matrices / np.where(sizes > 0, sizes, 1)[:, None, None]
+    return sizes * np.linalg.norm(scaled, axis=(1, 2))
 
 
 def _check_kernel(kappa: SampleKernel | KernelPath | KernelFunction, classes: Classes, times: Array) -> None:

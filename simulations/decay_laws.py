@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import ntkcollapse as nc
 from ntkcollapse import plots
 from ntkcollapse.commands import Table
-from ntkcollapse.plots.style import label_short_decades
+from ntkcollapse.plots.style import label_decades
 from ntkcollapse.theory import fit_decay
 from ntkcollapse.training import TrainConfig, read_status, train
 
@@ -130,7 +130,7 @@ def figure_of(runs: dict[tuple[str, int], nc.Trajectory]) -> Figure:
                 xlabel=r"flow time $t$",
                 title="loss, summed" if name == "loss" else plots.described(name).label,
             )
-            label_short_decades(ax.yaxis)
+            label_decades(ax.yaxis)
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(SETTINGS))
     return figure
 

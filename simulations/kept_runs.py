@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import ntkcollapse as nc
-from ntkcollapse.plots.style import label_short_decades
+from ntkcollapse.plots.style import label_decades
 from ntkcollapse.training import TrainConfig, train
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def band(ax: Any, runs: Sequence[nc.Trajectory], name: str, *, index: int | None
 def logarithmic(ax: Any) -> None:
     """The vertical axis of what is drawn already, with plain numbers where it is short."""
     ax.set_yscale("log")
-    label_short_decades(ax.yaxis)
+    label_decades(ax.yaxis)
 
 
 def beside(ax: Any) -> None:

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 import ntkcollapse as nc
 from ntkcollapse import plots
 from ntkcollapse.data import Dataset, Splits
-from ntkcollapse.plots.style import label_short_decades
+from ntkcollapse.plots.style import label_decades
 from ntkcollapse.training import TrainConfig
 
 BASE = TrainConfig(
@@ -113,7 +113,7 @@ def figure_of(runs: Mapping[tuple[str, str], Sequence[nc.Trajectory]]) -> Figure
                 scale = "log" if name.startswith("nc") else "linear"
                 ax.set(xscale="log", yscale=scale, xlabel="step + 1", title=label)
                 if scale == "log":
-                    label_short_decades(ax.yaxis)
+                    label_decades(ax.yaxis)
             handles = [Line2D([], [], color=c, label=case) for case, c in zip(STUDIES[study], shades, strict=True)]
             handles += [Line2D([], [], color="0.4", label="squared")]
             handles += [Line2D([], [], color="0.4", linestyle="--", label="cross-entropy")]

@@ -37,7 +37,7 @@ from ntkcollapse.commands import Table, number
 from ntkcollapse.networks import Initialiser, Network, network
 from ntkcollapse.networks.densenet import DenseNetTrunk
 from ntkcollapse.networks.vgg import VGGTrunk
-from ntkcollapse.plots.style import label_short_decades
+from ntkcollapse.plots.style import label_decades
 from ntkcollapse.training import NonFiniteLoss, TrainConfig, read_status, train
 
 HERE = Path(__file__).parent
@@ -257,7 +257,7 @@ def courses(runs: list[tuple[Case, nc.Trajectory]]) -> Figure:
         for ax in axes.flat:
             ax.axvline(BASE.decay_every, color="0.7", linewidth=0.6, zorder=0)
         for ax in axes[0]:
-            label_short_decades(ax.yaxis)
+            label_decades(ax.yaxis)
         handles = [Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items()]
         kinds = {_kind(case): _line(case) for case, _ in shown}
         handles += [Line2D([], [], color="0.3", label=kind, **line) for kind, line in kinds.items()]
@@ -286,7 +286,7 @@ def points(runs: list[tuple[Case, nc.Trajectory]]) -> Figure:
                 ax.plot(value[x][1], value[y][1], markers[case.dataset], **style)
             ax.set(yscale="log", xlabel=labels[x], ylabel=f"{labels[y]} at the end")
         for ax in axes:
-            label_short_decades(ax.yaxis)
+            label_decades(ax.yaxis)
         handles = [
             Line2D([], [], linestyle="none", marker="o", color=colour, label=name) for name, colour in COLOURS.items()
         ]

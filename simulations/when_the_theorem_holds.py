@@ -34,7 +34,7 @@ import ntkcollapse as nc
 from ntkcollapse import ntk, plots
 from ntkcollapse.commands import Table
 from ntkcollapse.comparison import MeasuredRun, MeasuredStart, gaps
-from ntkcollapse.plots.style import label_short_decades
+from ntkcollapse.plots.style import label_decades
 from ntkcollapse.training import preset, train
 
 HERE = Path(__file__).parent
@@ -320,7 +320,7 @@ def decades_axis(ax: Axes, factors: list[float]) -> None:
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
     ax.set_yscale("log")
     ax.set_ylim(10**low, 10**high)
-    label_short_decades(ax.yaxis)
+    label_decades(ax.yaxis)
 
 
 def figure_of(rows: list[dict[str, Any]]) -> Figure:

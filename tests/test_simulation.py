@@ -38,6 +38,28 @@ def test_reduced_run_is_the_full_run(kind):
         np.testing.assert_allclose(fast[name], slow[name], rtol=1e-6, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.parametrize(("n", "sizes"), [(9, (2, 3, 5)), (8, (5, 1, 8)), (3, (4, 5, 2))])
+@pytest.mark.parametrize("large", [False, True])
+def test_spread_within_classes_from_columns_or_from_their_squares(n, sizes, large, monkeypatch):
+    """Few columns (padded to eight), as many as features, and more: against numpy's deviations of all columns."""
+    if large:
+        monkeypatch.setattr(module, "_LARGE", 0)
+    classes = Classes(sizes)
+    start = random_state(n, classes)
+    kernel = BlockKernel(3.0, 2.0, 0.4)
+
+    def observed(H):
+        return simulate(LastLayer(H=H, W=start.W, b=start.b), kernel, classes, TIMES[:5])
+
+    run = observed(start.H)
+    traced = jax.jit(lambda H: observed(H)["nc1_seleznova2023"])(start.H)
+    for i in range(5):
+        H = np.split(np.asarray(run.last_layer(i).H), np.cumsum(sizes)[:-1], axis=1)
+        expected = np.mean([part.std(axis=1) for part in H])
+        np.testing.assert_allclose(run["nc1_seleznova2023"][i], expected, rtol=1e-10)
+        np.testing.assert_allclose(traced[i], expected, rtol=1e-4)
+
+
 def test_what_is_known_is_simulated_while_a_function_around_is_traced():
     """Under `jit`: nothing of the run traced, and a start or times traced under a kernel that is known."""
     run = simulate(START, KAPPA, CLASSES, TIMES[:3], observed=False)

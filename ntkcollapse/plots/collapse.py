@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from ntkcollapse._palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 from ntkcollapse.collapse import LayerProfile
 from ntkcollapse.observable_table import described, group, shown_in
-from ntkcollapse.plots.style import label_short_decades, style
+from ntkcollapse.plots.style import label_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 _COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
@@ -53,7 +53,7 @@ def collapse_profile_figure(profiles: Mapping[str, LayerProfile], *, title: str 
                         plot_depth(ax, _values(values, metric), line, colour)
             ax.set_yscale(scale)
             if scale == "log":
-                label_short_decades(ax.yaxis)
+                label_decades(ax.yaxis)
             ax.set_title(name, loc="left")
             _name_layers(ax, next(iter(profiles.values())).layers)
         figure.legend(handles=_legend(profiles, tested), loc="outside lower center", ncols=7, handlelength=2.6)
@@ -86,7 +86,7 @@ def held_out_figure(
             _epochs(ax, run)
             ax.set_yscale("log")
             ax.set_title(name, loc="left")
-        label_short_decades(axes[0, 0].yaxis)
+        label_decades(axes[0, 0].yaxis)
         axes[0, 0].set_ylabel(described(metric).label)
         figure.legend(handles=axes[0, 0].lines, loc="outside lower center", ncols=4, handlelength=2.6)
         if title:

@@ -15,7 +15,7 @@ from ntkcollapse.comparison import RUNGS, Attribution, Ladder, Rung, Share
 from ntkcollapse.comparison.rungs.assumptions import STATISTICS_AT_REST
 from ntkcollapse.observable_table import described, shown_in
 from ntkcollapse.plots.axes import drawable, smooth, step_axis
-from ntkcollapse.plots.style import label_short_decades, style
+from ntkcollapse.plots.style import label_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 NETWORK_STYLE = {"color": BLACK, "linestyle": "none", "marker": "o", "markersize": 3.2, "markeredgewidth": 0}
@@ -43,8 +43,8 @@ def plot_ladder(ax: Axes, ladder: Ladder, observable: str) -> Axes:
     floor = network[network > 0].min(initial=np.inf) / 30
     if np.isfinite(floor) and ax.get_ylim()[0] < floor:
         ax.set_ylim(bottom=floor)
-    label_short_decades(ax.xaxis)
-    label_short_decades(ax.yaxis)
+    label_decades(ax.xaxis)
+    label_decades(ax.yaxis)
     step_axis(ax, ladder.network)
     return ax
 

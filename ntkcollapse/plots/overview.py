@@ -16,7 +16,7 @@ from ntkcollapse.comparison import RUNGS, Ladder
 from ntkcollapse.observable_table import described, group
 from ntkcollapse.phases import blocks_of
 from ntkcollapse.plots.axes import drawable, epoch_axis, epochs_of, has_epochs, mark_phases, phase_handles, smooth
-from ntkcollapse.plots.style import NETWORK, label_short_decades, style
+from ntkcollapse.plots.style import NETWORK, label_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 _START: dict[str, Any] = {"color": BLACK, "linestyle": "-", "linewidth": 0.8}
@@ -179,7 +179,7 @@ def _theory_panel(ax: Axes, ladder: Ladder, names: list[str], title: str) -> Non
     powers = [p for p in 10.0 ** np.arange(-3, 7) if since[1] <= p <= since[-1]]
     ax.set_xticks([since[0], *powers], ["0", *(f"{p:g}" for p in powers)])
     ax.set_xlabel(f"epochs since step {int(network['step'][0])}")
-    label_short_decades(ax.yaxis)
+    label_decades(ax.yaxis)
     ax.set_title(f"theorem beside the network: {title}", fontsize=11)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="best", handlelength=1.0, labelspacing=0.25, fontsize=8.5)
@@ -198,7 +198,7 @@ def _dots(ax: Axes, x: np.ndarray, series: Any, scale: str) -> None:
 
 def _finish(ax: Axes, run: Trajectory, x: np.ndarray, title: str) -> None:
     if ax.get_yscale() == "log":
-        label_short_decades(ax.yaxis)
+        label_decades(ax.yaxis)
     epoch_axis(ax, run, flow_time=False)
     mark_phases(ax, run, x)
     ax.set_title(title, fontsize=11)

@@ -13,7 +13,7 @@ from ntkcollapse._table import with_error
 from ntkcollapse.captions import time_axis
 from ntkcollapse.comparison import MeasuredRate
 from ntkcollapse.observable_table import described
-from ntkcollapse.plots.style import NETWORK, label_short_decades, style
+from ntkcollapse.plots.style import NETWORK, label_decades, style
 from ntkcollapse.theory.rates import SpectrumDecay
 from ntkcollapse.trajectory import Trajectory
 
@@ -87,7 +87,7 @@ def rates_figure(
                 ax.plot(spectrum[0], np.asarray(spectrum[1].norm), **_SPECTRUM)
             ax.set_yscale("log")
             ax.set_ylim(max(low, y[positive].min() / 3), high * 1.2)
-            label_short_decades(ax.yaxis)
+            label_decades(ax.yaxis)
         handles = [Line2D([], [], label=label, **look) for label, look in drawn.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3)
         if title:

@@ -55,8 +55,12 @@ def style() -> Iterator[None]:
         mpl.rcParams.update(before)
 
 
-def label_short_decades(axis: Axis) -> None:
-    """Plain round numbers where a logarithmic axis spans less than three decades; powers of ten elsewhere."""
+def label_decades(axis: Axis) -> None:
+    """Plain round numbers where a logarithmic axis spans less than three decades; powers of ten elsewhere.
+
+    From four decades on there are no ticks between those: they stand too close to be told apart, and are most of the
+    time that a figure takes to draw.
+    """
     low, high = axis.get_view_interval()
     if high < 1000 * low:
         # Within one factor of three there may be no 1, 2 or 5 at all. Evenly spaced numbers run together at the right
@@ -65,6 +69,7 @@ def label_short_decades(axis: Axis) -> None:
         subs = (1.0, 3.0) if high > 100 * low else subs
         axis.set_major_locator(LogLocator(subs=subs) if high > 2.5 * low else MaxNLocator(4))
         axis.set_major_formatter(FormatStrFormatter("%g"))
+    if not 1000 * low <= high < 10_000 * low:
         axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 

@@ -14,7 +14,7 @@ from ntkcollapse._palette import BLACK
 from ntkcollapse.captions import caption, has, run_name, time_axis
 from ntkcollapse.observable_table import described, group, groups, shown_in
 from ntkcollapse.plots.axes import drawable, epoch_axis, epochs_of, has_epochs, mark_phases, phase_handles
-from ntkcollapse.plots.style import NETWORK, THEORIES, label_short_decades, style
+from ntkcollapse.plots.style import NETWORK, THEORIES, label_decades, style
 from ntkcollapse.trajectory import Trajectory
 
 
@@ -55,13 +55,14 @@ def plot_observables(
     if points:
         ax.set_yscale(scale)
     if points and scale == "log":
-        label_short_decades(ax.yaxis)
+        label_decades(ax.yaxis)
     if alone:
         epoch_axis(ax, run, flow_time=flow_time)
         mark_phases(ax, run, epochs_of(run))
     else:
         if points:
             ax.set_xscale("log")
+            label_decades(ax.xaxis)
         ax.set_xlabel(time_axis(*runs.values()).label)
     if drawn:
         # Above the axes: curves that cross everything leave no room inside.

@@ -15,8 +15,12 @@ the polynomial of order 7 between the ends of a step. The coefficients are scipy
 """
 
 import math
+import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,15 +49,26 @@ class _Tableau(NamedTuple):
 
 @cache
 def _tableau() -> _Tableau:
-    from scipy.integrate import DOP853
-
-    s = DOP853.n_stages
+    c = _coefficients()
+    s = len(c.B)
     stages = np.zeros((s + 3, s + 4))
-    stages[: s - 1, 1 : s + 1] = DOP853.A[1:]
-    stages[s - 1, 1 : s + 1] = DOP853.B
-    stages[s:, 1:] = DOP853.A_EXTRA[:, : s + 3]
-    nodes = np.concatenate([DOP853.C[1:s], [1.0], DOP853.C_EXTRA])
-    return _Tableau(stages, nodes, np.stack([DOP853.E5, DOP853.E3]), DOP853.D)
+    stages[: s - 1, 1 : s + 1] = c.A[1:s, :s]
+    stages[s - 1, 1 : s + 1] = c.B
+    stages[s:, 1:] = c.A[s + 1 :, : s + 3]
+    return _Tableau(stages, c.C[1:], np.stack([c.E5, c.E3]), c.D)
+
+
+def _coefficients() -> Any:
+    """scipy's module of them, alone where its file is there: `scipy.integrate` takes half a second to import."""
+    name, scipy = "scipy.integrate._ivp.dop853_coefficients", find_spec("scipy")
+    assert scipy is not None
+    assert scipy.origin is not None
+    spec = spec_from_file_location(name, Path(scipy.origin).parent.joinpath(*name.split(".")[1:]).with_suffix(".py"))
+    if name in sys.modules or spec is None or spec.loader is None or not Path(str(spec.origin)).is_file():
+        return import_module(name)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _Order(NamedTuple):

@@ -20,6 +20,19 @@ def drawn(figure) -> dict[str, list[str]]:
     return found
 
 
+def test_long_axes_have_a_tick_a_decade():
+    plt.switch_backend("agg")
+    for last, ticks in ((1e5, 0), (2e3, 20)):
+        times, y = np.geomspace(1.0, last, 9), np.geomspace(1.0, 1e-5, 9)
+        run = Trajectory(times, {"loss": y}, CLASSES, equation=Equation(producer="theory"))
+        figure = plots.comparison_figure({"theory": run})
+        (ax,) = figure.axes
+        assert len(ax.yaxis.get_minorticklocs()) == 0
+        assert len(ax.xaxis.get_minorticklocs()) >= ticks
+        assert ticks or len(ax.xaxis.get_minorticklocs()) == 0
+        plt.close(figure)
+
+
 def test_panels_are_of_what_the_runs_have():
     plt.switch_backend("agg")
     network = run_with("train_loss", "train_accuracy", "test_accuracy", "step")
