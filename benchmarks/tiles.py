@@ -3,6 +3,7 @@
     python benchmarks/tiles.py                both tables, some minutes
     python benchmarks/tiles.py tiles          kernels of so many samples that they do not fit, by memory
     python benchmarks/tiles.py auto           every engine on a dozen jobs, beside the one that counted work chooses
+    python benchmarks/tiles.py long           a row of tiles of kernels that would take an hour, beside one tile's rate
 
 Each row is a process of its own. Processor seconds, of all threads: the first call, compilation included, and the best
 of the others. "added" is the peak of resident memory above that before the first call, of the compiler and of compiled
@@ -53,6 +54,8 @@ TILES = [
     ("GRU", 400, "mean", 20),
     ("GRU", 100, "full", 10),
 ]
+# N and megabytes, of ResNet20 and the mean over its outputs; the first has all in one tile.
+LONG = [(480, 4000), (480, 512), (7200, 512), (7200, 1000), (7200, 2000), (7200, 4000)]
 AUTO = [
     ("784-256-256-10", 20, "mean"),
     ("784-256-256-10", 60, "mean"),
@@ -100,6 +103,52 @@ def one(name: str, N: int, outputs: Any, megabytes: float, engine: str) -> dict[
     return {"first": times[0], "again": min(times[1:]), "added": peak[0] - before, "sum": float(kernel.sum())}
 
 
+def row(N: int, megabytes: float) -> dict[str, Any]:
+    """Seconds of one kernel, from a whole row of tiles or some columns of the first, for one turn of the outputs.
+
+    Keeping a row's samples takes as long as there are blocks in it, a column that many times longer, and the row with
+    itself as many times as it has pairs of blocks from the diagonal on.
+    """
+    import jax
+
+    from ntkcollapse.ntk._fastest import _layerwise
+    from ntkcollapse.ntk._problem import one_like, prepare
+    from ntkcollapse.ntk.engines import get_engine
+    from ntkcollapse.ntk.engines._plan import plan_of
+
+    f, params, x = JOBS["ResNet20"]()
+    x = np.random.default_rng(0).normal(size=(N, *x.shape[1:])).astype(np.float32)
+    problem, engine, like = prepare(f, params, {"x": x[:2]}), get_engine("layerwise"), one_like(x)
+    of, K = plan_of(problem, like).counted(problem), problem.num_outputs
+    chunks = engine.chunks(problem, like, N, None, "mean", int(1e6 * megabytes))
+    size, number = chunks.block(N, 1)
+    blocks = [jax.numpy.asarray(x[i * size : (i + 1) * size]) for i in range(min(number, chunks.blocks + 2))]
+    kept = None
+
+    def timed(call: Any) -> tuple[float, Any]:
+        began = time.process_time()
+        done = jax.block_until_ready(call())
+        return time.process_time() - began, done
+
+    of_row, columns = blocks[: chunks.blocks], blocks[chunks.blocks :]
+    for _ in range(2):
+        kept = None
+        keeping, kept = timed(lambda: engine.keep(problem, of_row, 0, "mean", chunks))
+        own, _ = timed(lambda kept=kept: engine.against(problem, kept, None, 0, "mean", chunks))
+        other = [timed(lambda x=x, k=kept: engine.against(problem, k, x, 0, "mean", chunks))[0] for x in columns]
+    rows = [min(chunks.blocks, number - start) for start in range(0, number, chunks.blocks)]
+    behind = [number - start - count for start, count in zip(range(0, number, chunks.blocks), rows, strict=True)]
+    b, turns = chunks.blocks, -(-K // chunks.outputs)
+    seconds = turns * sum(
+        keeping * r / b + own * r * (r + 1) / (b * (b + 1)) + (min(other) * r / b * c if c else 0)
+        for r, c in zip(rows, behind, strict=True)
+    )
+    everything = engine.chunks(problem, like, N, None, "mean", 10**13)
+    works = [_layerwise(of, c, K, N, None, "mean") for c in (chunks, everything)]
+    parts = {"keeping": keeping, "own": own, "column": min(other, default=None)}
+    return {"seconds": seconds, "work": works[0], "least": works[1], "kept": len(of_row) * size, **parts}
+
+
 def _in_a_process(*given: Any) -> Any:
     command = [sys.executable, __file__, "--one", json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -127,16 +176,30 @@ def auto() -> None:
         print(f"| {name} | {N} | {outputs} | {shown} | {ratio:.2f} |", flush=True)
 
 
+def long() -> None:
+    """Each of `LONG`, beside the rate of the first."""
+    print("| N | MB | samples kept | s | work, of one tile | time, of one tile's rate |\n|---|---|---|---|---|---|")
+    rate = None
+    for N, megabytes in LONG:
+        got = _in_a_process(N, megabytes)
+        rate = got["least"] / got["seconds"] if rate is None else rate
+        ratios = f"{got['work'] / got['least']:.2f} | {got['seconds'] * rate / got['least']:.2f}"
+        print(f"| {N:,} | {megabytes} | {got['kept']} | {got['seconds']:.4g} | {ratios} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tables", nargs="*", choices=["tiles", "auto", []], help="both where none is named")
+    parser.add_argument(
+        "tables", nargs="*", choices=["tiles", "auto", "long", []], help="the first two where none is named"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.one:
-        print(json.dumps(one(*json.loads(flags.one))))
+        given = json.loads(flags.one)
+        print(json.dumps(row(*given) if len(given) == 2 else one(*given)))
         return
     for name in flags.tables or ("tiles", "auto"):
-        {"tiles": tiles, "auto": auto}[name]()
+        {"tiles": tiles, "auto": auto, "long": long}[name]()
 
 
 if __name__ == "__main__":
