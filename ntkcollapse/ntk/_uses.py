@@ -44,6 +44,11 @@ class Use(abc.ABC):
         """The same for few samples, where compiling it takes longer than running it."""
         return self
 
+    def for_forming(self, k: int) -> "Use":
+        """One whose gradients of k outputs are formed faster: the same numbers in another order, with other T, I, O."""
+        del k
+        return self
+
     @abc.abstractmethod
     def gradient(self, g: Float[Array, "G O I"]) -> Array:
         """A product (G, O, I) in the shape of the parameter."""
@@ -110,16 +115,28 @@ class Convolution(Use):
     def for_few(self):
         return dataclasses.replace(self, gathered=True)
 
+    def for_forming(self, k):
+        if self.gathered or self.strides[:1] != (1,):
+            return self
+        slid = SlidConvolution.of(self)
+        less, more = (use.positions * (use.inputs + k * use.outputs) for use in (slid, self))
+        return slid if _MUCH_LESS * less <= more else self
+
     def input(self, a):
-        batch, channels, *space = self.numbers.lhs_spec
-        a = a.transpose((batch, *space, channels))
-        edges = [(lo, hi, d - 1) for (lo, hi), d in zip(self.padding, self.input_dilation, strict=True)]
-        a = jax.lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        a = self.padded(a)
         patches = self._patches(a)
         # (N, places, window, channels) to (G, T, window · channels of a group)
         c = a.shape[-1] // self.groups
         patches = patches.reshape(self.positions, prod(self.window), self.groups, c)
         return patches.transpose((2, 0, 1, 3)).reshape(self.groups, self.positions, self.inputs)
+
+    def padded(self, a, axes: slice = slice(None)):
+        """a as (N, ..., channels), with zeros around and between its numbers along these of its axes."""
+        batch, channels, *space = self.numbers.lhs_spec
+        a = a.transpose((batch, *space, channels))
+        edges = [(0, 0, 0)] * len(space)
+        edges[axes] = [(lo, hi, d - 1) for (lo, hi), d in zip(self.padding, self.input_dilation, strict=True)][axes]
+        return jax.lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
     def _patches(self, a):
         n, *_, c = a.shape
@@ -154,6 +171,62 @@ class Convolution(Use):
         g = g.reshape(self.groups * self.outputs, *self.window, c)
         g = jnp.moveaxis(g, -1, 1)
         return g.transpose(tuple(int(i) for i in np.argsort(self.numbers.rhs_spec)))
+
+
+# Numbers that are written for a product, of both ways: below this ratio the other way takes as long.
+_MUCH_LESS = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class SlidConvolution(Use):
+    """A convolution that steps by one along its first axis: there its cotangents slide over the input.
+
+        ∂L/∂q[o, (u, v), i] = Σ_{y, x} δ[y − u + p, x, o] a[y, x + v, i]
+
+    Inputs are unfolded along the other axes alone, and cotangents along the first one: 3 (I + k O) numbers a place for
+    a window of 3 × 3, and not 9 I + k O.
+    """
+
+    alone: Convolution
+
+    @classmethod
+    def of(cls, use: Convolution) -> "SlidConvolution":
+        first, places = use.window[0], use.places[0]
+        # What the first axis has of inputs, its zeros in between included: those around it meet nothing.
+        rows = (places - 1) + (first - 1) * use.window_dilation[0] + 1 - sum(use.padding[0])
+        return cls(use.groups, use.positions // places * rows, use.inputs // first, use.outputs * first, use)
+
+    def input(self, a):
+        use = self.alone
+        a = use.padded(a, slice(1, None))
+        if use.input_dilation[0] > 1:
+            between = [(0, 0, 0)] * a.ndim
+            between[1] = (0, 0, use.input_dilation[0] - 1)
+            a = jax.lax.pad(a, jnp.zeros((), a.dtype), between)
+        rows, c = a.shape[1], a.shape[-1]
+        window, places, dilation = (1, *use.window[1:]), (rows, *use.places[1:]), (1, *use.window_dilation[1:])
+        across = dataclasses.replace(use, window=window, places=places, window_dilation=dilation)
+        patches = across._patches(a).reshape(self.positions, -1, self.groups, c // self.groups)
+        return patches.transpose((2, 0, 1, 3)).reshape(self.groups, self.positions, self.inputs)
+
+    def cotangent(self, d):
+        use = self.alone
+        batch, channels, *space = use.numbers.out_spec
+        d = jnp.asarray(d).transpose((batch, *space, channels))
+        places, rows = d.shape[1], self.positions * d.shape[1] // use.positions
+        step, before = use.window_dilation[0], use.padding[0][0]
+        zero = jnp.zeros((), d.dtype)
+        # Row y of part u is row y − u + p: that many before it, and what is missing behind; less than none is cut off.
+        edges = [(u * step - before, rows - places - u * step + before) for u in range(use.window[0])]
+        parts = [jax.lax.pad(d, zero, [(0, 0, 0), (lo, hi, 0), *[(0, 0, 0)] * (d.ndim - 2)]) for lo, hi in edges]
+        # (u, T, G, O) to (G, T, u · O)
+        slid = jnp.stack([part.reshape(self.positions, self.groups, use.outputs) for part in parts])
+        return slid.transpose((2, 1, 0, 3)).reshape(self.groups, self.positions, self.outputs)
+
+    def gradient(self, g):
+        use = self.alone
+        g = g.reshape(self.groups, use.window[0], use.outputs, self.inputs)
+        return use.gradient(jnp.moveaxis(g, 1, 2).reshape(self.groups, use.outputs, use.inputs))
 
 
 def _convolution(params, shapes, results, operand) -> Use | None:

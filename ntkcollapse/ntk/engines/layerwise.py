@@ -242,10 +242,11 @@ def _how(problem: Problem, x: jax.ShapeDtypeStruct, outputs: Outputs, chunks: Ch
     for product in how.plan.products:
         kept = way(product.layer, tile, outputs, item)
         if kept == "gradients":
-            how.gradients.append((product.tap, product.whole))
+            how.gradients.append((product.tap, product.whole.for_forming(chunks.outputs)))
         else:
-            count = parts(product.layer, kept, tile, outputs, item)
-            how.others.append(_Other(product.tap, product.whole, kept == "grams", count))
+            count, grams = parts(product.layer, kept, tile, outputs, item), kept == "grams"
+            use = product.whole if grams else product.whole.for_forming(chunks.outputs)
+            how.others.append(_Other(product.tap, use, grams, count))
     return how
 
 
