@@ -359,9 +359,10 @@ def _at_once(problem: Problem, plan: Plan, x1: Array, x2: Array | None, outputs:
     if rest:
         add(partial(contract, outputs=outputs), [_explicit(problem, traced, side, rest) for side in sides])
     for product in reversed(plan.products):
-        use = product.whole
+        grams = grams_are_cheaper(product.whole, len(given[0]), len(given[-1]), K, outputs)
+        use = product.whole if grams else product.whole.for_forming(K)
         at = [_factors(use, problem.dtype, s.inputs[product.tap], s.cotangents[product.tap]) for s in sides]
-        if grams_are_cheaper(use, len(given[0]), len(given[-1]), K, outputs):
+        if grams:
             add(partial(contract_grams, outputs=outputs), at)
         else:
             add(partial(contract, outputs=outputs), [factors.formed() for factors in at])
