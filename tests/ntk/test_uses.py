@@ -7,7 +7,7 @@ import pytest
 
 from ntkcollapse._platforms import number
 from ntkcollapse.ntk import empirical_ntk
-from ntkcollapse.ntk._uses import SlidConvolution, recognise
+from ntkcollapse.ntk._uses import Convolution, SlidConvolution, recognise
 from ntkcollapse.ntk.engines import Chunks, Layerwise, layerwise
 from tests.ntk.zoo import Case, normal
 
@@ -17,6 +17,7 @@ CASES = {
     "uneven padding": {"x": (1, 5, 5, 1), "w": (2, 3, 1, 2), "padding": ((0, 2), (3, 0))},
     "cropped": {"x": (1, 7, 6, 2), "w": (3, 3, 2, 2), "padding": ((-1, 0), (1, -1))},
     "stride across": {"x": (1, 6, 7, 2), "w": (3, 3, 2, 2), "padding": ((1, 1), (1, 1)), "strides": (1, 2)},
+    "stride along": {"x": (1, 7, 6, 2), "w": (3, 3, 2, 2), "padding": ((1, 1), (1, 1)), "strides": (2, 1)},
     "dilated window": {"x": (1, 8, 7, 2), "w": (3, 2, 2, 2), "padding": ((2, 1), (0, 1)), "window_dilation": (2, 3)},
     "dilated input": {"x": (1, 4, 5, 2), "w": (3, 3, 2, 2), "padding": ((1, 2), (1, 1)), "input_dilation": (2, 3)},
     "groups": {"x": (1, 5, 5, 4), "w": (3, 3, 2, 6), "padding": ((1, 1), (1, 1)), "groups": 2},
@@ -52,14 +53,16 @@ def test_gradient_of_a_convolution(name):
     (equation,) = (e for e in jax.make_jaxpr(f)(w).eqns if e.primitive.name == "conv_general_dilated")
     shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (x, w, y)]
     use = recognise("conv_general_dilated", equation.params, shapes[:2], shapes[2:], 1)
-    for one in (use, SlidConvolution.of(use)):
+    assert isinstance(use, Convolution)
+    slides = case.get("strides", (1,))[0] == 1
+    slid = SlidConvolution.of(use)
+    for one in (use, slid) if slides else (use,):
         a, δ = one.input(jnp.asarray(x)), one.cotangent(d)
         assert a.shape == (one.groups, one.positions, one.inputs)
         assert δ.shape == (one.groups, one.positions, one.outputs)
         gradient = one.gradient(jnp.einsum("gto,gti->goi", δ, a))
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
-    slid = SlidConvolution.of(use)
-    fewer = 1.2 * slid.positions * (slid.inputs + slid.outputs) <= use.positions * (use.inputs + use.outputs)
+    fewer = slides and 1.2 * slid.positions * (slid.inputs + slid.outputs) <= use.positions * (use.inputs + use.outputs)
     assert isinstance(use.for_forming(1), SlidConvolution) == fewer
     # Cotangents of many outputs would be more to write than inputs are.
     assert use.for_forming(12) is use
