@@ -123,7 +123,7 @@ def row(N: int, megabytes: float) -> dict[str, Any]:
     chunks = engine.chunks(problem, like, N, None, "mean", int(1e6 * megabytes))
     size, number = chunks.block(N, 1)
     blocks = [jax.numpy.asarray(x[i * size : (i + 1) * size]) for i in range(min(number, chunks.blocks + 2))]
-    kept = None
+    kept, keeping, own, other = None, 0.0, 0.0, []
 
     def timed(call: Any) -> tuple[float, Any]:
         began = time.process_time()
@@ -132,6 +132,7 @@ def row(N: int, megabytes: float) -> dict[str, Any]:
 
     of_row, columns = blocks[: chunks.blocks], blocks[chunks.blocks :]
     for _ in range(2):
+        # Given back before as much is asked for.
         kept = None
         keeping, kept = timed(lambda: engine.keep(problem, of_row, 0, "mean", chunks))
         own, _ = timed(lambda kept=kept: engine.against(problem, kept, None, 0, "mean", chunks))

@@ -44,7 +44,8 @@ _MiB, _GiB = 2**20, 2**30
 CONSTANTS: dict[str, Constant] = {
     "most_memory": Constant(
         "bytes for intermediate arrays by default, at most",
-        # Larger chunks are not faster on a CPU, they only take more.
+        # Larger chunks are not faster on a CPU, they only take more; but for kernels of thousands of samples by large
+        # networks. One number all the same: what follows the free memory is cut otherwise at every call.
         *(_measured(512 * _MiB), _unknown(64 * _GiB), _unknown(64 * _GiB)),
     ),
     "free_share": Constant(

@@ -32,7 +32,7 @@ LAYOUTS = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "
 def test_gradient_of_a_convolution(name):
     """Unfolded inputs, and cotangents that slide: the chain rule of JAX, in the shape of the kernel."""
     case = CASES[name]
-    x, w = normal(0, *case["x"]), normal(1, *case["w"])
+    x, w = jnp.asarray(normal(0, *case["x"])), jnp.asarray(normal(1, *case["w"]))
     space = x.ndim - 2
 
     def f(w):
@@ -57,7 +57,7 @@ def test_gradient_of_a_convolution(name):
     slides = case.get("strides", (1,))[0] == 1
     slid = SlidConvolution.of(use)
     for one in (use, slid) if slides else (use,):
-        a, δ = one.input(jnp.asarray(x)), one.cotangent(d)
+        a, δ = one.input(x), one.cotangent(d)
         assert a.shape == (one.groups, one.positions, one.inputs)
         assert δ.shape == (one.groups, one.positions, one.outputs)
         gradient = one.gradient(jnp.einsum("gto,gti->goi", δ, a))
