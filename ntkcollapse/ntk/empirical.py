@@ -62,8 +62,8 @@ def empirical_ntk(
             samples of one array, not of a pytree.
         memory: bytes for intermediate arrays, on each device; what peaks is one chunk of samples in the engine.
             Default: a quarter of what is free, on a CPU at most 512 MiB; thousands of samples of a large network take
-            two thirds of the time in 2e9. The kernel itself comes on top, in the host's memory while it is made; one of more
-            bytes than these stays on the CPU device.
+            two thirds of the time in 2e9. The kernel itself comes on top, in the host's memory while it is made; one of
+            more bytes than these stays on the CPU device.
         checkpoint: a folder for the finished part of the kernel, written every minute: a stopped call goes on from
             there when made again with the same arguments. Not needed once the call returns, and not under `jit`.
         precision: digits of products of matrices and convolutions on accelerators, as JAX names them: "highest" (by
