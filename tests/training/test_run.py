@@ -39,6 +39,8 @@ from tests.training.settings import convolutional, small
 def measured(tmp_path_factory):
     """A run with everything measured, and its directory."""
     out = tmp_path_factory.mktemp("run") / "run"
+    # Calls of all functions are kept in one place: when it is full, each new one puts an old one out.
+    jax.clear_caches()
     compiled = _advance._cache_size()  # pyright: ignore
     run = train(small(measure=tuple(MEASUREMENTS), measure_log=4), out)
     return run, out, _advance._cache_size() - compiled  # pyright: ignore
@@ -251,6 +253,8 @@ def on_eight_devices(out: Path) -> None:
     kept = slice(0, 239)
     splits = from_arrays(train_part.inputs[kept], train_part.labels[kept], test_part.inputs, test_part.labels)
     found["of_one"] = train(small(batch_size=0, epochs=1), splits=splits).settings["devices"]
+    # Calls of all functions are kept in one place: when it is full, each new one puts an old one out.
+    jax.clear_caches()
     compiled = _advance._cache_size()  # pyright: ignore
     run = convolutional()
     found["compiled"] = _advance._cache_size() - compiled  # pyright: ignore

@@ -119,6 +119,8 @@ def test_lbfgs_finds_the_least_squares_fit(linear):
 
 def test_runs_that_differ_in_rate_and_initial_weights_share_one_compiled_step():
     data = digits(3)
+    # Calls of all functions are kept in one place: when it is full, each new one puts an old one out.
+    jax.clear_caches()
     before = _advance._cache_size()  # pyright: ignore
     for seed, rate in ((0, 0.1), (1, 0.7)):
         net = mlp((5,), 10)
@@ -186,6 +188,8 @@ def test_several_steps_are_one_program(linear):
     net, variables = linear
     stepper, x, labels = Stepper(net, optimizer("sgd")), jnp.asarray(X), jnp.asarray(LABELS)
     rows, rates = np.random.default_rng(2).integers(0, 8, (5, 4)).astype(np.int32), np.linspace(0.1, 0.5, 5)
+    # Calls of all functions are kept in one place: when it is full, each new one puts an old one out.
+    jax.clear_caches()
     compiled = _advance_several._cache_size()  # pyright: ignore
     for count in (5, 2):
         one, record = stepper.start(variables), None
