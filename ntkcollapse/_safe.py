@@ -19,10 +19,12 @@ def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def norm(A: Float[Array, "..."]) -> Float[Array, ""]:
     """Frobenius norm."""
-    # Scaled by the largest entry: squares of entries below 1e-160 (1e-20 in float32) would be lost.
-    size = jnp.max(jnp.abs(A))
-    scaled = A / jnp.where(size > 0, size, 1)
-    return size * root(jnp.sum(jnp.square(scaled)))
+    # Scaled by the largest entry: squares of entries below 1e-160 (1e-20 in float32) would be lost. That is held: the
+    # derivative is that of any scale, and the derivative of a largest entry asks which entry equals it: none does where
+    # a compiler forms A a second time with other roundings, and the derivative is 0/0.
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(A)))
+    size = jnp.where(size > 0, size, 1)
+    return size * root(jnp.sum(jnp.square(A / size)))
 
 
 def unit(A: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -41,7 +43,7 @@ def power_of_two(*arrays: Float[Array, "..."]) -> Float[Array, ""]:
 
     Dividing by it brings numbers to order 1 without changing a digit.
     """
-    size = jnp.max(jnp.stack([jax.lax.stop_gradient(jnp.max(jnp.abs(A))) for A in arrays]))
+    size = jnp.max(jnp.stack([jnp.max(jnp.abs(jax.lax.stop_gradient(A))) for A in arrays]))
     limits = jnp.finfo(size.dtype)
     exponent = jnp.clip(jnp.frexp(size)[1] - 1, int(limits.minexp), int(limits.maxexp) - 1)
     return jnp.where(size > 0, jnp.ldexp(jnp.ones((), size.dtype), exponent), 1)
