@@ -101,7 +101,7 @@ def kernel_nc1_papyan2020(statistics: KernelStatistics) -> Float[Array, ""]:
     """
     G = _contrasts(statistics.centred_mean_gram / statistics.unit)
     scatter = _contrasts(statistics.mean_scatter)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.linalg.eigvalsh(G))))
+    largest = jnp.max(jnp.abs(jnp.linalg.eigvalsh(jax.lax.stop_gradient(G))))
     inverse = jnp.linalg.pinv(G, rtol=_safe.divide(statistics.rounding / statistics.unit, largest, 0.0), hermitian=True)
     value = jnp.sum(inverse * jnp.matmul(inverse, scatter, precision="highest"))
     return jnp.where(largest <= 0, jnp.inf, value)
