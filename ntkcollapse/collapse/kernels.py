@@ -122,7 +122,7 @@ def _contrasts(A: Float[Array, "C C"]) -> Float[Array, "D D"]:
 @eqx.filter_jit
 def _from_gram(K, labels, num_classes: int) -> KernelStatistics:
     labels, valid = in_range(labels, num_classes, K.dtype)
-    rounding = float(jnp.finfo(K.dtype).eps) * jnp.max(jnp.abs(K))
+    rounding = float(jnp.finfo(K.dtype).eps) * jnp.max(jnp.abs(jax.lax.stop_gradient(K)))
     unit = unit_of_squares(K)
     K = K / unit
     K = (K - K[:, :1]) - (K[:1, :] - K[0, 0])
