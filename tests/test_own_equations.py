@@ -338,6 +338,6 @@ def test_derivatives_reach_what_functions_of_a_flow_hold():
             return jnp.sum(jnp.square(run.states.W[-1]))
 
         lower, middle, upper = (np.sum(by_scipy(*parts(a)) ** 2) for a in (1.1 - h, 1.1, 1.1 + h))
-        value, derivative = jax.value_and_grad(final)(1.1)
+        value, derivative = jax.jit(jax.value_and_grad(final))(1.1)
         np.testing.assert_allclose(value, middle, rtol=1e-9)
         np.testing.assert_allclose(derivative, (upper - lower) / (2 * h), rtol=1e-6)
