@@ -9,7 +9,7 @@ Steps, their columns and J are held as they were. The method keeps its order wha
 is the same method on the variational equations, with the error that the tolerance leaves: not the derivative of the
 computed numbers to rounding, but that of the flow to some ten rtol.
 
-Of the forward pass, the steps are kept and every `BLOCK`-th state; the others are made again, block by block.
+What is kept of the forward pass: see `adjoint`.
 """
 
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ import jax.numpy as jnp
 
 from ntkcollapse._precision import exact_products
 from ntkcollapse.compiled import compiled_quickly
+from ntkcollapse.theory.adjoint import Record
 from ntkcollapse.theory.extrapolation import (
     _TRACED,
     MOST,
     MOST_IN_SINGLE_PRECISION,
     _begin,
-    _Course,
     _integration,
     _Jacobian,
     _problem,
@@ -36,49 +36,12 @@ from ntkcollapse.theory.extrapolation import (
 )
 from ntkcollapse.theory.outcome import Integration
 
-# States that are kept at once, of all steps and of one block; their square is the number of steps that can be kept.
-BLOCK = 64
-
-
-class _Record(NamedTuple):
-    """Accepted steps: begin, length, columns, the saved time at which it ends (or −1); states where blocks begin."""
-
-    count: Any
-    t: Any
-    h: Any
-    columns: Any
-    arrives: Any
-    states: Any
-
-    @classmethod
-    def empty(cls, y) -> "_Record":
-        many = jnp.zeros(BLOCK**2, y.dtype)
-        whole = jnp.zeros(BLOCK**2, jnp.int32)
-        return cls(jnp.asarray(0), many, many, whole, whole, jnp.zeros((BLOCK, len(y)), y.dtype))
-
-    def with_step(self, before: _Course, after: _Course, goal, i) -> "_Record":
-        """The record with one more step, unless it was rejected."""
-        kept = after.t > before.t
-        # What lies beyond the arrays is not written.
-        at = jnp.where(kept, self.count, BLOCK**2)
-        block = jnp.where(kept & (self.count % BLOCK == 0), self.count // BLOCK, BLOCK)
-        arrives = jnp.where(after.t >= goal, i, -1).astype(jnp.int32)
-        return _Record(
-            count=self.count + jnp.where(kept, 1, 0),
-            t=self.t.at[at].set(before.t, mode="drop"),
-            h=self.h.at[at].set(after.t - before.t, mode="drop"),
-            columns=self.columns.at[at].set(after.made.astype(jnp.int32), mode="drop"),
-            arrives=self.arrives.at[at].set(arrives, mode="drop"),
-            states=self.states.at[block].set(before.y, mode="drop"),
-        )
-
-
 @eqx.filter_custom_vjp
 def integrate_differentiably(problem, options) -> Integration:
     """`integrate_reduced(*problem, **options)`, problem (flow, state, times), with derivatives in reverse mode.
 
     Of the states at all times, with respect to the arrays of the flow, to the state at the start and to the times.
-    Memory: 128 states. After more than 4,096 steps the derivative is NaN.
+    Memory: 192 states. After more than 32,768 steps the derivative is NaN.
     """
     return integrate_reduced(*problem, **options)
 
@@ -111,13 +74,17 @@ def _recorded(problem, options):
         def step(carry):
             course, record = carry
             after = _step(problem, course, goal, tolerance)
-            return after, record.with_step(course, after, goal, i)
+            # The saved time at which it ends, or −1.
+            arrives = jnp.where(after.t >= goal, i, -1)
+            numbers = {"t": course.t, "h": after.t - course.t, "columns": after.made, "arrives": arrives}
+            return after, record.with_step(after.t > course.t, course.y, **numbers)
 
         course, record = jax.lax.while_loop(lambda carry: carry[0].is_before(goal), step, carry)
         return (course, record), jnp.where(course.t >= goal, course.y, jnp.inf)
 
     goals = jnp.asarray(times, course.y.dtype), jnp.arange(len(times))
-    (course, record), states = jax.lax.scan(advance, (course, _Record.empty(course.y)), goals)
+    kinds = {"t": course.y.dtype, "h": course.y.dtype, "columns": jnp.int32, "arrives": jnp.int32}
+    (course, record), states = jax.lax.scan(advance, (course, Record.empty(course.y, **kinds)), goals)
     return _integration(problem, start, course, states), states, record
 
 
@@ -189,7 +156,7 @@ class _Adjoint(NamedTuple):
 
 
 @compiled_quickly(below=4e3)
-def _pulled_back(problem, states, record: _Record, grad_states):
+def _pulled_back(problem, states, record: Record, grad_states):
     """Cotangents of flow, start and times from those of the states, of which unused ones are None."""
     flow, start, times = problem
     arrays, static = eqx.partition(flow, eqx.is_inexact_array)
@@ -204,36 +171,24 @@ def _pulled_back(problem, states, record: _Record, grad_states):
     reached = jnp.isfinite(states).all(1)
     grad_states = jnp.where(reached[:, None], grad_states, 0.0)
 
-    def block(number, carry):
-        b = (record.count - 1) // BLOCK - number
-        first, size = b * BLOCK, jnp.minimum(BLOCK, record.count - b * BLOCK)
+    def step(of, y):
+        return adjoint.step(of["t"], y, of["h"], of["columns"])
 
-        def forward(i, at):
-            k = first + i
-            return at.at[i + 1].set(adjoint.step(record.t[k], at[i], record.h[k], record.columns[k]))
-
-        begins = jnp.zeros((BLOCK + 1, states.shape[1]), dtype).at[0].set(record.states[b])
-        begins = jax.lax.fori_loop(0, size - 1, forward, begins)
-
-        def backward(i, carry):
-            i = size - 1 - i
-            k = first + i
-            λ, of_arrays = carry
-            λ = λ + jnp.where(record.arrives[k] >= 0, grad_states[record.arrives[k]], 0.0)
-            return adjoint.step_pulled_back(record.t[k], begins[i], record.h[k], record.columns[k], λ, of_arrays)
-
-        return jax.lax.fori_loop(0, size, backward, carry)
+    def pull_back(of, y, carry):
+        λ, of_arrays = carry
+        λ = λ + jnp.where(of["arrives"] >= 0, grad_states[of["arrives"]], 0.0)
+        return adjoint.step_pulled_back(of["t"], y, of["h"], of["columns"], λ, of_arrays)
 
     nothing = jnp.zeros_like(states[0]), jax.tree.map(jnp.zeros_like, arrays)
-    λ, of_arrays = jax.lax.fori_loop(0, (record.count + BLOCK - 1) // BLOCK, block, nothing)
+    λ, of_arrays = record.backwards(step, pull_back, nothing)
     # d y(t_i)/d t_i = f, and an earlier begin is a longer way.
     safe = jnp.where(reached[:, None], states, 0.0)
     speeds = jax.vmap(lambda t, y: whole.speed(t, y))(jnp.asarray(times, dtype), safe)
     of_times = (grad_states * speeds).sum(1).at[0].set(-(λ * speeds[0]).sum())
     λ = λ + grad_states[0]
-    known = jnp.where(record.count > BLOCK**2, jnp.nan, 1.0).astype(dtype)
-    of_start = _state(whole, start, known * λ)
-    return jax.tree.map(lambda x: known * x, of_arrays), of_start, (known * of_times).astype(times.dtype)
+    of_start = _state(whole, start, record.known * λ)
+    of_arrays = jax.tree.map(lambda x: record.known * x, of_arrays)
+    return of_arrays, of_start, (record.known * of_times).astype(times.dtype)
 
 
 def _parts(state) -> list[Any]:
