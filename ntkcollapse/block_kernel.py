@@ -72,25 +72,26 @@ class BlockKernel(SampleKernel):
             return
         if C == 0:
             raise ValueError("diagonal, within, between: expected a value for each class, got none.")
-        lambda_single = np.asarray(self.diagonal) - np.asarray(self.within)
+        # As arrays of numpy: also known numbers are traced by what JAX's own arrays do in a function under `jit`.
+        within, B = np.asarray(self.within), np.asarray(self.between)
+        lambda_single = np.asarray(self.diagonal) - within
         if lambda_single.min() <= 0:
             raise ValueError(
                 f"diagonal, within: expected λ_single = diagonal − within above zero, got {lambda_single.min():.4g}; "
                 "a sample's kernel with itself exceeds its kernel with others of its class."
             )
-        B = np.asarray(self.between)
         off = B if B.ndim == 0 else B[~np.eye(len(B), dtype=bool)]
         if B.ndim and np.abs(B - B.T).max() > 1e-5 * np.abs(B).max():
             raise ValueError("between: expected a symmetric matrix of class-pair means, got one that is not.")
-        if np.min(self.within) < np.max(off):
+        if within.min() < off.max():
             warnings.warn(
-                f"kernel: within = {np.min(self.within):.4g} < between = {np.max(off):.4g}, so λ_class ≥ λ_single "
+                f"kernel: within = {within.min():.4g} < between = {off.max():.4g}, so λ_class ≥ λ_single "
                 "fails: the kernel is not aligned with the classes as the theorem assumes.",
                 stacklevel=3,
             )
-        if np.min(off) < 0:
+        if off.min() < 0:
             warnings.warn(
-                f"kernel: between = {np.min(off):.4g} < 0, so λ_global ≥ λ_class fails: "
+                f"kernel: between = {off.min():.4g} < 0, so λ_global ≥ λ_class fails: "
                 "the global mean is not the fastest part as the theorem assumes.",
                 stacklevel=3,
             )

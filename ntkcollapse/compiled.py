@@ -152,6 +152,44 @@ def compiled_quickly(below: float = math.inf) -> Callable[[Callable[_P, _T]], Ca
     return lambda function: _with_options(function, lambda given: "least" if _count(given) < below else "loops")
 
 
+@cache
+def pulled_back_quickly(function: Callable[..., _T]) -> Callable[..., _T]:
+    """The function, whose derivative in reverse mode is one more program of the least effort.
+
+    That calls the function again, and computes what the results that are differentiated need: of many perhaps one. What
+    the function closes over is a constant. Its arguments are positional.
+    """
+    import equinox as eqx
+    import jax
+
+    from ntkcollapse._precision import exact_products
+
+    @eqx.filter_custom_vjp
+    def call(args):
+        return function(*args)
+
+    @call.def_fwd
+    def _forward(perturbed, args):
+        del perturbed
+        return function(*args), None
+
+    @call.def_bwd
+    def _backward(residuals, cotangents, perturbed, args):
+        del residuals, perturbed
+        # Of a call that has returned, with the digits that it computed in.
+        with exact_products():
+            return pulled_back(args, cotangents)
+
+    @compiled_quickly()
+    def pulled_back(args, cotangents):
+        arrays, static = eqx.partition(args, eqx.is_inexact_array)
+        used = jax.tree.map(lambda x: x is not None, cotangents, is_leaf=lambda x: x is None)
+        _, pull = jax.vjp(lambda arrays: eqx.filter(function(*eqx.combine(arrays, static)), used), arrays)
+        return pull(cotangents)[0]
+
+    return wraps(function)(lambda *args: call(args))
+
+
 def compiled_for_products(function: Callable[_P, _T], *, steps: bool = False, donate: Any = "none") -> Callable[_P, _T]:
     """The function, compiled with the effort that suits products of matrices; else as `compiled_quickly`.
 

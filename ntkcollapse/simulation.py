@@ -21,7 +21,7 @@ from ntkcollapse._precision import Precision, exact_products
 from ntkcollapse._safe import norm
 from ntkcollapse.classes import Classes, as_classes
 from ntkcollapse.collapse import ClassStatistics
-from ntkcollapse.compiled import compiled_quickly
+from ntkcollapse.compiled import compiled_quickly, pulled_back_quickly
 from ntkcollapse.equation import Equation
 from ntkcollapse.kernel_path import KernelFunction, KernelPath
 from ntkcollapse.last_layer import LastLayer
@@ -360,13 +360,17 @@ def _full_run(
     if not isinstance(flow.constraint, Unconstrained):
         solver = Retracted(solver, flow.retract)
     tolerances = (method.rtol, method.atol)
-    solve = _solve_differentiably if hidden else _solve
+    # Adjoints of ours, here and below, would take what functions close over for constants.
+    solve = _solve_with_checkpoints if hidden else _solve
     out = solve(flow, start, times, solver, tolerances, method.max_steps, progress, key, steady, grid)
     layers = jax.vmap(flow.last_layer)(out.states)
     kernel = flow.kernel
     if isinstance(kernel, KernelFunction) or type(flow).kernel_at is not AbstractFlow.kernel_at:
         kernel = KernelPath.through(times, jax.vmap(flow.kernel_at)(times, out.states))
-    observables = _observe_full(flow, out.states, times, metrics(along_runs=True)) if observed else {}
+    observables: Observables = {}
+    if observed:
+        observe_all = _observe_full if hidden else pulled_back_quickly(_observe_full)
+        observables = observe_all(flow, out.states, times, metrics(along_runs=True))
     return _Parts(out, layers, observables, kernel, None, type(solver).__name__)
 
 
@@ -642,8 +646,23 @@ def _extrapolate(problem, method: Method, steady: float | None, progress: bool) 
 
 
 def _solve(*problem) -> Integration:
-    """By diffrax, from flow, start, times and how it is integrated; for reverse mode where anything is traced."""
+    """From flow, start, times and how it is integrated; for reverse mode where anything is traced."""
     return _solve_differentiably(*problem) if is_traced(problem) else _solve_alone(*problem)
+
+
+def _solve_differentiably(
+    flow, start, times, solver, tolerances, max_steps, progress, key, steady, grid
+) -> Integration:
+    """By the adjoint of explicit steps where these are all that is asked for, by checkpoints of diffrax's otherwise."""
+    from ntkcollapse.theory.runge_kutta import is_led_here
+    from ntkcollapse.theory.runge_kutta_adjoint import integrate_explicitly_differentiably
+
+    (rtol, atol), special = tolerances, progress or any(x is not None for x in (key, steady, grid))
+    if special or not is_led_here(solver, start):
+        how = (solver, tolerances, max_steps, progress, key, steady, grid)
+        return _solve_with_checkpoints(flow, start, times, *how)
+    options = {"solver": solver, "rtol": rtol, "atol": atol, "max_steps": max_steps}
+    return integrate_explicitly_differentiably((flow, start, times), options)
 
 
 # Steps number in the hundreds: from a few thousand numbers on they take longer than to be compiled.
@@ -653,7 +672,7 @@ def _solve_alone(*problem) -> Integration:
 
 
 @eqx.filter_jit
-def _solve_differentiably(*problem) -> Integration:
+def _solve_with_checkpoints(*problem) -> Integration:
     return _integrated(*problem, differentiable=True)
 
 
@@ -678,7 +697,7 @@ def _in_chunks(function, *parts):
 
     def observed(states, times):
         if is_traced(parts, states, times):
-            return function(*parts, states, times)
+            return pulled_back_quickly(function)(*parts, states, times)
         host = jax.tree.map(np.asarray, (states, times))
         chunks, length = [], _CHUNK
         if sum(x.size for x in jax.tree.leaves(host)) > _LARGE * len(times):

@@ -1,5 +1,6 @@
 """Kernels against dense linear algebra: the oracle writes the matrix entry by entry and uses numpy."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -46,6 +47,14 @@ def test_block_kernel_is_its_dense_matrix(case):
     np.testing.assert_allclose(kernel.solve(X, classes), X @ np.linalg.inv(K), rtol=1e-10, atol=1e-11)
     values, counts = kernel.eigenvalues(classes)
     np.testing.assert_allclose(np.repeat(values, counts.astype(int)), np.linalg.eigvalsh(K), rtol=1e-12, atol=1e-12)
+
+
+def test_known_kernels_are_made_and_checked_in_compiled_functions():
+    """What JAX's arrays do under `jit` is traced, though they are known."""
+    K = jax.jit(lambda x: x * BlockKernel(3.0, 2.0, 0.6).as_matrix(BALANCED))(2.0)
+    np.testing.assert_allclose(K, 2 * entries(*CASES["balanced"]), atol=1e-14)
+    with pytest.warns(UserWarning, match=r"within = 1 < between = 2, so λ_class ≥ λ_single fails"):
+        jax.jit(lambda x: x * BlockKernel(3.0, 1.0, 2.0).diagonal)(2.0)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -36,6 +36,7 @@ from ntkcollapse.theory.extrapolation import (
 )
 from ntkcollapse.theory.outcome import Integration
 
+
 @eqx.filter_custom_vjp
 def integrate_differentiably(problem, options) -> Integration:
     """`integrate_reduced(*problem, **options)`, problem (flow, state, times), with derivatives in reverse mode.

@@ -82,7 +82,7 @@ def integrate(
     retracted = isinstance(solver, Retracted)
     if not (differentiable or progress) and key is None and steady is None and grid is None:
         pair, retract = (solver.solver, solver.retract) if retracted else (solver, None)
-        if isinstance(pair, diffrax.AbstractERK) and is_led_here(pair, start):
+        if is_led_here(pair, start):
             options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "by_part": by_part}
             return integrate_explicitly(flow, start, times, solver=pair, retract=retract, **options)
     terms, step = diffrax.ODETerm(_call), None

@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from ntkcollapse.theory.adjoint import Record
 from ntkcollapse.theory.outcome import Integration, Outcome
 
 # Of the length that the error of a step asks for; how much shorter or longer than the last one a step may be.
@@ -25,7 +26,7 @@ SAFETY, SHORTER, LONGER = 0.9, 0.2, 10.0
 class _Course(NamedTuple):
     """Where an integration stands: time, state, slope, next step; states saved and how many; steps, rejected ones.
 
-    corrected: the largest correction of a step, relative to the state.
+    corrected: the largest correction of a step, relative to the state. record: of the steps, where one is kept.
     """
 
     t: Any
@@ -37,13 +38,15 @@ class _Course(NamedTuple):
     steps: Any
     rejected: Any
     corrected: Any
+    record: Any
 
 
-def is_led_here(solver: diffrax.AbstractERK, start: PyTree) -> bool:
+def is_led_here(solver: Any, start: PyTree) -> bool:
     """Whether the loop below takes this solver's steps: an explicit pair of diffrax's own, a state of one precision."""
     leaves = jax.tree.leaves(start)
     return (
-        type(solver).__module__.startswith("diffrax.")
+        isinstance(solver, diffrax.AbstractERK)
+        and type(solver).__module__.startswith("diffrax.")
         and isinstance(solver.tableau, diffrax.ButcherTableau)
         and solver.tableau.b_error is not None
         and len({jnp.result_type(x) for x in leaves}) == 1
@@ -51,7 +54,27 @@ def is_led_here(solver: diffrax.AbstractERK, start: PyTree) -> bool:
     )
 
 
-def integrate_explicitly(
+def coefficients(solver: diffrax.AbstractERK, dtype) -> tuple[Array, Array]:
+    """Weights of slopes where each stage is taken, the end of the step last; and the stages' times."""
+    table = solver.tableau
+    assert isinstance(table, diffrax.ButcherTableau)
+    s = table.num_stages
+    weights = np.zeros((s + 1, s))
+    for i, row in enumerate([*table.a_lower, table.b_sol], 1):
+        weights[i, : len(row)] = row
+    return jnp.asarray(weights, dtype), jnp.asarray([0.0, *table.c], dtype)
+
+
+def integrate_explicitly(flow, start: PyTree, times: Float[Array, " T"], **options: Any) -> Integration:
+    """Integrates d state/dt = `flow(t, state)` from times[0] to times[-1], saving at all of them; not differentiable.
+
+    Step sizes, errors, what failures leave, and what `retract` does to the end of a step and to what is saved: those of
+    `integrate`. Options: those of `explicit_steps`.
+    """
+    return explicit_steps(flow, start, times, **options)[0]
+
+
+def explicit_steps(
     flow,
     start: PyTree,
     times: Float[Array, " T"],
@@ -62,21 +85,13 @@ def integrate_explicitly(
     max_steps: int,
     by_part: bool = True,
     retract: Callable | None = None,
-) -> Integration:
-    """Integrates d state/dt = `flow(t, state)` from times[0] to times[-1], saving at all of them; not differentiable.
-
-    Step sizes, errors, what failures leave, and what `retract` does to the end of a step and to what is saved: those of
-    `integrate`.
-    """
+    recorded: bool = False,
+) -> tuple[Integration, Record | None]:
+    """The integration, and the record of its steps where one is kept: begin t, length h and `end` of each."""
     y, unravel = ravel_pytree(start)
     dtype, table = y.dtype, solver.tableau
     assert isinstance(table, diffrax.ButcherTableau)
-    s = table.num_stages
-    # Weights of slopes where each stage is taken, the end of the step last.
-    weights = np.zeros((s + 1, s))
-    for i, row in enumerate([*table.a_lower, table.b_sol], 1):
-        weights[i, : len(row)] = row
-    weights, nodes, error = (jnp.asarray(x, dtype) for x in (weights, [0.0, *table.c], table.b_error))
+    (weights, nodes), error, s = coefficients(solver, dtype), jnp.asarray(table.b_error, dtype), table.num_stages
     order = solver.order(diffrax.ODETerm(lambda t, y, args: y)) or 1
     ends = itertools.accumulate((x.size for x in jax.tree.leaves(start)), initial=0)
     parts = [slice(i, j) for i, j in itertools.pairwise(ends) if j > i]
@@ -146,6 +161,7 @@ def integrate_explicitly(
             steps=course.steps + 1,
             rejected=course.rejected + jnp.where(kept, 0, 1),
             corrected=jnp.where(kept, corrected, course.corrected),
+            record=course.record.with_step(kept, y, t=t, h=h, end=end) if recorded else None,
         )
 
     def goes_on(course: _Course):
@@ -155,7 +171,8 @@ def integrate_explicitly(
     states = jnp.full((len(times), y.size), jnp.inf, dtype).at[0].set(y)
     h = jnp.minimum(0.01 * ratios.min(), times[-1] - times[0])
     none = jnp.asarray(0)
-    course = _Course(times[0], y, begun, h, states, none + 1, none, none, jnp.zeros((), dtype))
+    record = Record.empty(y, t=times.dtype, h=h.dtype, end=times.dtype) if recorded else None
+    course = _Course(times[0], y, begun, h, states, none + 1, none, none, jnp.zeros((), dtype), record)
     course = jax.lax.while_loop(goes_on, step, course)
     stopped = jnp.where(course.steps < max_steps, Outcome.STEP_TOO_SMALL, Outcome.TOO_MANY_STEPS)
     states = jax.vmap(unravel)(course.states)
@@ -166,8 +183,5 @@ def integrate_explicitly(
     }
     if retract is not None:
         states, statistics = jax.vmap(retract)(states), statistics | {"largest_correction": course.corrected}
-    return Integration(
-        states=states,
-        statistics=statistics,
-        outcome=jnp.where(course.saved == len(times), Outcome.SUCCESSFUL, stopped),
-    )
+    outcome = jnp.where(course.saved == len(times), Outcome.SUCCESSFUL, stopped)
+    return Integration(states=states, statistics=statistics, outcome=outcome), course.record
