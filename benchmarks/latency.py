@@ -351,13 +351,13 @@ def full_run() -> Call:
     return call
 
 
-def derivative() -> Call:
-    """The derivative of the last loss of a reduced run with respect to κ_n."""
+def derivative(**options: Any) -> Call:
+    """The derivative of the last loss of a run, reduced or full, with respect to κ_n."""
 
     def call() -> Any:
         import jax
 
-        run = _flow_of_120()
+        run = _flow_of_120(**options)
         return jax.grad(lambda between: run(between)["loss"][-1])(0.6)
 
     return call
@@ -408,6 +408,7 @@ CASES |= {
 CASES |= {"import": imported, "ten lines": readme_lines, "ten lines, no figure": without_figure}
 CASES |= {"ten lines, another shape": another_shape}
 CASES |= {"ten lines, states by scipy": by_scipy, "full run": full_run, "derivative": derivative}
+CASES |= {"derivative of a full run": lambda: derivative(loss="cross-entropy")}
 CASES |= {f"block statistics, {name}": lambda job=job: statistics(job) for name, job in JOBS.items()}
 
 

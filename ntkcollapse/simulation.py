@@ -641,7 +641,7 @@ def _extrapolate(problem, method: Method, steady: float | None, progress: bool) 
     """Integrates a reduced flow by the default method."""
     options = {"rtol": method.rtol, "atol": method.atol, "max_steps": method.max_steps, "steady": steady}
     if is_traced(problem):
-        return integrate_differentiably(problem, options)
+        return integrate_differentiably(problem, _held(options))
     return integrate_reduced(*problem, **options, progress=progress)
 
 
@@ -662,7 +662,12 @@ def _solve_differentiably(
         how = (solver, tolerances, max_steps, progress, key, steady, grid)
         return _solve_with_checkpoints(flow, start, times, *how)
     options = {"solver": solver, "rtol": rtol, "atol": atol, "max_steps": max_steps}
-    return integrate_explicitly_differentiably((flow, start, times), options)
+    return integrate_explicitly_differentiably((flow, start, times), _held(options))
+
+
+def _held(options: dict[str, Any]) -> dict[str, Any]:
+    """How something is integrated is not differentiated."""
+    return {name: jax.lax.stop_gradient(x) if is_traced(x) else x for name, x in options.items()}
 
 
 # Steps number in the hundreds: from a few thousand numbers on they take longer than to be compiled.
