@@ -257,7 +257,7 @@ def _simulate(
         assert isinstance(flow, Flow)
         parts = _reduced_run(flow, start, options, columns=columns, observed=observed)
     else:
-        parts = _full_run(flow, start, options, key=key, observed=observed, hidden=hidden)
+        parts = _full_run(flow, start, options, key=key, observed=observed, own=own, hidden=hidden)
     run = Trajectory(
         times,
         parts.observables,
@@ -349,9 +349,12 @@ def _check_directions(X: Array | None, num_directions: int) -> None:
 
 
 def _full_run(
-    flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool, hidden: bool
+    flow: AbstractFlow, start: Any, options, *, key: Key[Array, ""] | None, observed: bool, own: bool, hidden: bool
 ) -> _Parts:
-    """Integrates the state of the flow as it is, and observes its last layer."""
+    """Integrates the state of the flow as it is, and observes its last layer.
+
+    own: whether functions of it are not this package's; hidden: whether its speed holds numbers that are traced.
+    """
     from ntkcollapse.theory.retraction import Retracted
 
     times, method, progress, steady, grid = options
@@ -369,7 +372,8 @@ def _full_run(
         kernel = KernelPath.through(times, jax.vmap(flow.kernel_at)(times, out.states))
     observables: Observables = {}
     if observed:
-        observe_all = _observe_full if hidden else pulled_back_quickly(_observe_full)
+        # Functions that its speed does not call, as the value of a loss, may hold such numbers too.
+        observe_all = _observe_full if own else pulled_back_quickly(_observe_full)
         observables = observe_all(flow, out.states, times, metrics(along_runs=True))
     return _Parts(out, layers, observables, kernel, None, type(solver).__name__)
 
@@ -650,17 +654,14 @@ def _solve(*problem) -> Integration:
     return _solve_differentiably(*problem) if is_traced(problem) else _solve_alone(*problem)
 
 
-def _solve_differentiably(
-    flow, start, times, solver, tolerances, max_steps, progress, key, steady, grid
-) -> Integration:
+def _solve_differentiably(*problem) -> Integration:
     """By the adjoint of explicit steps where these are all that is asked for, by checkpoints of diffrax's otherwise."""
     from ntkcollapse.theory.runge_kutta import is_led_here
     from ntkcollapse.theory.runge_kutta_adjoint import integrate_explicitly_differentiably
 
-    (rtol, atol), special = tolerances, progress or any(x is not None for x in (key, steady, grid))
-    if special or not is_led_here(solver, start):
-        how = (solver, tolerances, max_steps, progress, key, steady, grid)
-        return _solve_with_checkpoints(flow, start, times, *how)
+    flow, start, times, solver, (rtol, atol), max_steps, progress, *special = problem
+    if progress or any(x is not None for x in special) or not is_led_here(solver, start):
+        return _solve_with_checkpoints(*problem)
     options = {"solver": solver, "rtol": rtol, "atol": atol, "max_steps": max_steps}
     return integrate_explicitly_differentiably((flow, start, times), _held(options))
 

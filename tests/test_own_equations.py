@@ -338,6 +338,24 @@ def test_derivatives_reach_what_functions_of_a_flow_hold():
             return jnp.sum(jnp.square(run.states.W[-1]))
 
         lower, middle, upper = (np.sum(by_scipy(*parts(a)) ** 2) for a in (1.1 - h, 1.1, 1.1 + h))
-        value, derivative = jax.jit(jax.value_and_grad(final))(1.1)
+        value, derivative = jax.value_and_grad(final)(1.1)
         np.testing.assert_allclose(value, middle, rtol=1e-9)
         np.testing.assert_allclose(derivative, (upper - lower) / (2 * h), rtol=1e-6)
+
+
+def test_derivatives_reach_what_a_loss_holds_that_the_equation_does_not():
+    """A value that is a times another, with a gradient of its own: the derivative of what is observed is that other."""
+
+    def last(a):
+        class Valued(SquaredError):
+            def value(self, f, Y):
+                return a * super().value(f, Y)
+
+            def gradient(self, f, Y):
+                return f - Y
+
+        return simulate(START, Flow(KAPPA, CLASSES, loss=Valued()), times=TIMES)["loss"][-1]
+
+    # Not compiled as a whole, in which a number that is held goes another way.
+    value, derivative = jax.value_and_grad(last)(1.1)
+    np.testing.assert_allclose(1.1 * derivative, value, rtol=1e-12)
